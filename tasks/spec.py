@@ -1,0 +1,396 @@
+"""The wire vocabulary between orchestrator and worker: what to measure, and what came of it.
+
+Standard library only and free of behaviour, so every part of the project may import it. ``encode`` and ``decode`` turn any of
+these dataclasses into JSON-able data and back; ``decode`` raises ``SpecError`` for data that does not fit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cache
+from typing import Any, TypeVar
+
+Scalar = str | int | float | bool | None
+T = TypeVar("T")
+
+
+class SpecError(ValueError):
+    """Data that does not describe the dataclass it was decoded as."""
+
+
+class Status(StrEnum):
+    """How a task ended. The set is closed: every planned task ends in exactly one of these."""
+
+    PASS = "pass"  # noqa: S105 - a status, not a password
+    FAIL_ACCURACY = "fail_accuracy"
+    FAIL_EAGER = "fail_eager"
+    FAIL_COMPILE = "fail_compile"
+    FAIL_RUN = "fail_run"
+    OOM = "oom"
+    TIMEOUT = "timeout"
+    CRASH = "crash"
+    UNSUPPORTED = "unsupported"
+    SKIPPED = "skipped"
+    INFRA_ERROR = "infra_error"
+
+
+class Phase(StrEnum):
+    """Where a worker is, in the order in which it gets there; each has a deadline of its own."""
+
+    START = "start"
+    BUILD = "build"
+    EAGER = "eager"
+    COMPILE = "compile"
+    VERIFY = "verify"
+    TIME = "time"
+    WRITE = "write"
+
+
+class FailureClass(StrEnum):
+    """Why a task did not pass: the key of the retry policy."""
+
+    MODEL = "model"  # the model itself fails, in eager mode
+    COMPILER = "compiler"  # eager works, compiling or running the compiled step does not
+    ACCURACY = "accuracy"
+    DEVICE_OOM = "device_oom"
+    HOST_OOM = "host_oom"
+    DEADLINE = "deadline"  # a phase or the task ran out of time
+    CRASH = "crash"  # the worker died without a result
+    UNSUPPORTED = "unsupported"  # this machine or these library versions cannot run it
+    EXCLUDED = "excluded"  # the manifest says why
+    DEVICE = "device"  # the device is dirty, lost or not the one that was assigned
+    WORKER_LOST = "worker_lost"  # the process that supervised the task died
+    NODE_LOST = "node_lost"
+    UNSCHEDULED = "unscheduled"  # never started within its start deadline
+    INTERRUPTED = "interrupted"  # stopped by a user
+
+
+class Quality(StrEnum):
+    """How far a speedup can be trusted; section 2.9 of the measurement protocol in docs/method.md."""
+
+    OK = "ok"
+    WIDE = "wide"
+    NOISY = "noisy"
+    CONTAMINATED = "contaminated"
+    DRIFT = "drift"
+    WARMUP_UNCONVERGED = "warmup_unconverged"
+    RECOMPILED = "recompiled"
+
+
+class Accuracy(StrEnum):
+    """The verdict on the compiled step against the eager one."""
+
+    PASS = "pass"  # noqa: S105 - a verdict, not a password
+    FAIL = "fail"
+    SKIPPED = "skipped"
+
+
+class Arm(StrEnum):
+    """The two sides of a measurement."""
+
+    EAGER = "eager"
+    COMPILED = "compiled"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """Which model, at which size. ``options`` go to the suite's builder (``seq_len``, ``image_size`` and the like)."""
+
+    suite: str
+    name: str
+    batch_size: int | None = None  # None: the suite's own default for the model
+    factory: str | None = None  # "package.module:function", for models outside the suites
+    options: dict[str, Scalar] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CompileSpec:
+    """The arguments of ``torch.compile``, and whether a failed compile may fall back to eager."""
+
+    backend: str = "inductor"
+    mode: str | None = None
+    dynamic: bool | None = False
+    fullgraph: bool = False
+    options: dict[str, Scalar] = field(default_factory=dict)
+    suppress_errors: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PrecisionSpec:
+    """``float32`` with or without TF32, or ``amp``: autocast to ``autocast_dtype`` (None: float16 on CUDA, bfloat16 on CPU)."""
+
+    dtype: str
+    tf32: bool = True
+    autocast_dtype: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureSpec:
+    """Warm-up, pairs and the stopping rule of ``tasks.measure``."""
+
+    half_width: float = 0.01  # stop when the interval of ln(speedup) is at most this wide to either side
+    min_pairs: int = 8
+    max_pairs: int = 60
+    max_time_s: float = 60.0
+    block_iterations: int = 5
+    warmup_max_s: float = 30.0
+    processes: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class AccuracySpec:
+    """Tolerances of ``tasks.accuracy``; None: the default for the suite, mode and dtype."""
+
+    iterations: int = 2
+    tolerance: float | None = None
+    enabled: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class DeadlineSpec:
+    """Seconds after which a phase, or the task as a whole, is killed."""
+
+    start_s: float = 180.0
+    build_s: float = 300.0
+    eager_s: float = 300.0
+    compile_s: float = 1200.0
+    verify_s: float = 600.0
+    time_s: float = 600.0
+    write_s: float = 60.0
+    task_s: float = 2400.0
+
+    def of(self, phase: Phase) -> float:
+        """Seconds allowed in ``phase``."""
+        return float(getattr(self, f"{phase.value}_s"))
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceSpec:
+    """What a task asks of the cluster. ``device`` is ``cuda`` or ``cpu``; ``threads`` None means as many as ``num_cpus``."""
+
+    device: str = "cpu"
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+    accelerator: str | None = None
+    memory_mib: int | None = None
+    threads: int | None = None
+    compile_threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSpec:
+    """One benchmark, complete: a worker needs nothing else to run it."""
+
+    task_id: str
+    model: ModelSpec
+    mode: str  # "training" or "inference"
+    backend: str  # the manifest's name for ``compile``
+    precision: PrecisionSpec
+    compile: CompileSpec = field(default_factory=CompileSpec)
+    measure: MeasureSpec = field(default_factory=MeasureSpec)
+    accuracy: AccuracySpec = field(default_factory=AccuracySpec)
+    deadlines: DeadlineSpec = field(default_factory=DeadlineSpec)
+    resources: ResourceSpec = field(default_factory=ResourceSpec)
+    optimizer: str = "none"  # "none", "sgd" or "adam"
+    cache: str = "cold"  # "cold": an empty compile cache per attempt; "shared": one per node and run
+    seed: int = 1337
+    digest: str = ""
+    manifest_digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try at a task. ``spool`` is a directory where a finished outcome is left for a driver that has died meanwhile."""
+
+    run_id: str
+    number: int
+    spool: str | None = None
+    gpu_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What a worker found out; None is "not reached" or "not known here". Times in ms, memory in MiB, as named."""
+
+    speedup: float | None = None
+    speedup_low: float | None = None  # 95 % interval
+    speedup_high: float | None = None
+    speedup_of_medians: float | None = None  # median(eager) / median(compiled), upstream's statistic
+    quality: str | None = None  # Quality
+    pairs: int | None = None
+    eager_ms: float | None = None
+    compiled_ms: float | None = None
+    eager_device_ms: float | None = None  # time the device was busy with one iteration
+    compiled_device_ms: float | None = None
+    launch_bound: bool | None = None
+    compile_s: float | None = None  # wall seconds of the first compiled step less a steady one
+    compile_cpu_s: float | None = None
+    neighbours: int | None = None  # other workers on the device while this one compiled
+    eager_peak_mib: float | None = None
+    compiled_peak_mib: float | None = None
+    graphs: int | None = None
+    graph_breaks: int | None = None
+    graph_break_reasons: tuple[str, ...] = ()
+    recompiles: int | None = None
+    fell_back: bool | None = None  # suppress_errors let a frame run in eager mode
+    accuracy: str | None = None  # Accuracy
+    accuracy_reason: str | None = None
+    accuracy_tensor: str | None = None  # the worst tensor, by name
+    accuracy_margin: float | None = None  # >= 0 passes; how far the worst tensor is from its limit, relative to it
+    accuracy_tolerance: float | None = None
+    eager_rmse: float | None = None
+    compiled_rmse: float | None = None
+    deterministic: bool | None = None
+    reference: str | None = None  # what the verdict was made against, "float64" or why not
+    batch_size: int | None = None
+    parameters: int | None = None
+    input_shapes: str | None = None
+    model_source: str | None = None  # library, rebuilt, checkout, toy, factory
+    fidelity: str | None = None  # a remark on how the model differs from the historical one
+    device: str | None = None
+    gpu_uuid: str | None = None
+    autocast_dtype: str | None = None
+    threads: int | None = None
+    compile_threads: int | None = None
+    versions: dict[str, str | None] = field(default_factory=dict)  # python, torch, triton, transformers, timm, torchvision, driver, ...
+    machine: dict[str, Scalar] = field(default_factory=dict)  # CPU model, cores, memory, GPU limits, ...
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Every iteration a worker timed, as columns of one length."""
+
+    phase: tuple[str, ...] = ()  # warmup, timed, device, aa
+    arm: tuple[str, ...] = ()  # Arm
+    process: tuple[int, ...] = ()
+    pair: tuple[int, ...] = ()  # -1 outside pairs
+    block: tuple[int, ...] = ()
+    order: tuple[int, ...] = ()  # 0: the block that came first in its pair
+    iteration: tuple[int, ...] = ()
+    washout: tuple[bool, ...] = ()
+    host_ns: tuple[int, ...] = ()
+    device_ms: tuple[float | None, ...] = ()
+    started_ns: tuple[int, ...] = ()  # monotonic clock of the worker
+    valid: tuple[bool, ...] = ()
+    reason: tuple[str | None, ...] = ()  # why a sample is not valid
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerResult:
+    """The file a worker leaves by atomic rename."""
+
+    status: Status
+    phase: Phase
+    failure_class: FailureClass | None = None
+    error: str | None = None
+    measurement: Measurement = field(default_factory=Measurement)
+    samples: Samples = field(default_factory=Samples)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one attempt ended, as the supervisor or the driver saw it. Times are seconds since the epoch, UTC."""
+
+    task_id: str
+    attempt: int
+    status: Status
+    phase: Phase
+    failure_class: FailureClass | None = None
+    error: str | None = None
+    log_tail: str = ""
+    log: str = ""  # the whole log, capped; goes to a file and not into the row
+    phase_s: dict[str, float] = field(default_factory=dict)
+    started: float = 0.0
+    ended: float = 0.0
+    node: str = ""
+    environment: dict[str, str] = field(default_factory=dict)  # the variables set for the worker
+    measurement: Measurement = field(default_factory=Measurement)
+    samples: Samples = field(default_factory=Samples)
+
+
+def encode(value: Any) -> Any:
+    """A dataclass of this module as JSON-able data."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): encode(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [encode(item) for item in value]
+    return value.value if isinstance(value, StrEnum) else value
+
+
+def decode(kind: type[T], data: Any) -> T:
+    """Rebuild ``kind`` from what ``encode`` made.
+
+    Raises:
+        SpecError: a field is unknown, lacks, or holds a value of another type; the message names its path.
+    """
+    value: T = _decode(kind, data, kind.__name__)
+    return value
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _decode(kind: Any, data: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _decode_dataclass(typing.cast(type, kind), data, where)
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        return _decode_union(kind, data, where)
+    if origin is tuple:
+        item = typing.get_args(kind)[0]
+        _expect(isinstance(data, (list, tuple)), where, kind, data)
+        return tuple(_decode(item, entry, where) for entry in data)
+    if origin is dict:
+        item = typing.get_args(kind)[1]
+        _expect(isinstance(data, Mapping), where, kind, data)
+        return {str(key): _decode(item, entry, f"{where}.{key}") for key, entry in data.items()}
+    return _decode_scalar(kind, data, where)
+
+
+def _decode_scalar(kind: Any, data: Any, where: str) -> Any:
+    if issubclass(kind, StrEnum):
+        _expect(data in {member.value for member in kind}, where, kind, data)
+        return kind(data)
+    if kind is float and isinstance(data, int) and not isinstance(data, bool):
+        return float(data)
+    _expect(isinstance(data, kind) and (kind is bool or not isinstance(data, bool)), where, kind, data)
+    return data
+
+
+def _decode_dataclass(kind: type, data: Any, where: str) -> Any:
+    _expect(isinstance(data, Mapping), where, kind, data)
+    hints = _hints(kind)
+    unknown = sorted(set(data) - set(hints))
+    if unknown:
+        raise SpecError(f"{where}: unknown field {unknown[0]!r}")
+    try:
+        return kind(**{name: _decode(hints[name], value, f"{where}.{name}") for name, value in data.items()})
+    except TypeError as error:
+        raise SpecError(f"{where}: {error}") from error
+
+
+def _decode_union(kind: Any, data: Any, where: str) -> Any:
+    members = typing.get_args(kind)
+    if data is None and type(None) in members:
+        return None
+    for member in members:
+        if member is not type(None):
+            try:
+                return _decode(member, data, where)
+            except SpecError:
+                continue
+    raise SpecError(f"{where}: expected {kind}, got {data!r:.80}")
+
+
+def _expect(holds: bool, where: str, kind: Any, data: Any) -> None:
+    if not holds:
+        raise SpecError(f"{where}: expected {getattr(kind, '__name__', kind)}, got {data!r:.80}")

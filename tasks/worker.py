@@ -1,0 +1,48 @@
+"""``python -m tasks.worker SPEC OUT``: run one task and leave its result at OUT by atomic rename.
+
+SPEC is a JSON file with an encoded ``TaskSpec``; OUT receives an encoded ``WorkerResult``. Everything that goes wrong inside a phase
+becomes a result; only a crash of the process leaves none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from tasks.channel import Channel
+from tasks.spec import TaskSpec, WorkerResult, decode, encode
+
+
+def main(arguments: list[str] | None = None) -> int:
+    spec_path, out_path = (Path(argument) for argument in (arguments or sys.argv[1:]))
+    task = decode(TaskSpec, json.loads(spec_path.read_text(encoding="utf-8")))
+    channel = Channel.from_environment()
+    write_result(run(task, channel, out_path), out_path)
+    return 0
+
+
+def run(task: TaskSpec, channel: Channel, out_path: Path) -> WorkerResult:
+    """Run ``task``; toys need no torch and so pay for none."""
+    if task.model.suite == "toy":
+        from tasks.suites import toy
+
+        return toy.run(task, channel, out_path)
+    from tasks.execute import execute
+
+    return execute(task, channel)
+
+
+def write_result(result: WorkerResult, out_path: Path) -> None:
+    """Atomically: a reader finds the whole file or none."""
+    partial = out_path.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(encode(result), file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(out_path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
