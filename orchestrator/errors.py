@@ -1,13 +1,13 @@
 """Every error a user can cause, and the exit status of each. Nothing else decides an exit status.
 
-    SweepError
-    ├── UsageError            2   arguments that make no sense
-    │   └── ManifestError     2   a manifest, with every problem in it
-    ├── InfrastructureError   4   the cluster, the store or the machine
-    │   ├── PreflightError    4   the plan cannot run here
-    │   ├── StoreError        4   results cannot be written or read
-    │   └── RunLockedError    4   another driver holds the run
-    └── RegressionError       5   ``compare --gate`` found one
+SweepError
+├── UsageError            2   arguments that make no sense
+│   └── ManifestError     2   a manifest, with every problem in it
+├── InfrastructureError   4   the cluster, the store or the machine
+│   ├── PreflightError    4   the plan cannot run here
+│   ├── StoreError        4   results cannot be written or read
+│   └── RunLockedError    4   another driver holds the run
+└── RegressionError       5   ``compare --gate`` found one
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ these dataclasses into JSON-able data and back; ``decode`` raises ``SpecError`` 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -305,12 +307,20 @@ class Outcome:
     log_tail: str = ""
     log: str = ""  # the whole log, capped; goes to a file and not into the row
     phase_s: dict[str, float] = field(default_factory=dict)
+    paused_s: float = 0.0  # stopped so that a neighbour could time; not in phase_s
+    waited_s: float = 0.0  # waiting to own the device; not in phase_s
     started: float = 0.0
     ended: float = 0.0
     node: str = ""
     environment: dict[str, str] = field(default_factory=dict)  # the variables set for the worker
     measurement: Measurement = field(default_factory=Measurement)
     samples: Samples = field(default_factory=Samples)
+
+
+def slug(identifier: str) -> str:
+    """A file name for ``identifier``: readable, at most 91 ASCII characters, and different for every identifier."""
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", identifier).strip(".-")[:80]
+    return f"{readable}-{hashlib.sha256(identifier.encode()).hexdigest()[:10]}"
 
 
 def encode(value: Any) -> Any:
@@ -341,7 +351,7 @@ def _hints(kind: type) -> dict[str, Any]:
 
 def _decode(kind: Any, data: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
-        return _decode_dataclass(typing.cast(type, kind), data, where)
+        return _decode_dataclass(typing.cast("type", kind), data, where)
     origin = typing.get_origin(kind)
     if origin in (typing.Union, types.UnionType):
         return _decode_union(kind, data, where)

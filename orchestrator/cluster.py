@@ -1,0 +1,264 @@
+"""The only module that runs tasks on Ray: launch attempts, turn what comes back into events, cancel, and know the nodes.
+
+``Cluster`` is the seam; tests bring a fake. One Ray task is one attempt: a streaming generator that yields what its supervisor
+says, so phases and heartbeats reach the driver without an actor or a queue. Ray retries nothing (``max_retries=0``): policy does.
+``max_calls=0`` lets a Ray worker serve many attempts, which is safe because the model never runs in it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from orchestrator.errors import InfrastructureError
+from orchestrator.events import Ended, Event, Heartbeat, Lost, PhaseStarted, Started
+from tasks import supervisor
+from tasks.probe import NodeProbe, probe
+from tasks.spec import Attempt, FailureClass, Outcome, Phase, ResourceSpec, TaskSpec, decode, encode
+
+OBJECT_STORE_BYTES = 256 * 2**20
+"""Outcomes are small; Ray's default is a third of the machine's memory, which models need."""
+
+PROBE_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class NodeInfo:
+    """One live node. ``name`` is what rows and policies call it: host name and the first digits of Ray's id."""
+
+    name: str
+    node_id: str
+    num_cpus: float
+    num_gpus: float
+    memory_mib: float
+    accelerators: tuple[str, ...] = ()
+
+
+class Cluster(Protocol):
+    """What the driver needs of a cluster. Times of events are those of the clock given to the implementation."""
+
+    def nodes(self) -> tuple[NodeInfo, ...]:
+        """The nodes that are alive."""
+        ...
+
+    def probe(self) -> dict[str, NodeProbe | str]:
+        """Software and devices by node name; a text where a node cannot say, with the reason."""
+        ...
+
+    def launch(self, task: TaskSpec, attempt: Attempt, avoid: frozenset[str], alone: bool) -> None:
+        """Hand over one attempt; its events come from ``poll``."""
+        ...
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        """What happened, waiting up to ``timeout_s`` for something to happen."""
+        ...
+
+    def cancel(self, task_id: str, attempt: int) -> None:
+        """Take an attempt back; no event about it follows."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the cluster, and end it if it was started for this run."""
+        ...
+
+
+def node_name(host: str, node_id: str) -> str:
+    """What rows call a node."""
+    return f"{host}:{node_id[:8]}"
+
+
+class RayCluster:
+    """A local Ray started for the purpose, or the cluster at ``address``."""
+
+    def __init__(self, address: str | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        """Connect, or start.
+
+        Raises:
+            InfrastructureError: there is no cluster at ``address``, or Ray cannot start here.
+        """
+        self._clock = clock
+        self._running: dict[Any, tuple[str, int]] = {}
+        self._ray = _connect(address)
+        self._attempt = self._ray.remote(_run_attempt).options(max_retries=0, max_calls=0, scheduling_strategy="SPREAD")
+
+    def nodes(self) -> tuple[NodeInfo, ...]:
+        found = []
+        for node in self._ray.nodes():
+            if node["Alive"]:
+                resources = node["Resources"]
+                prefix = "accelerator_type:"
+                found.append(
+                    NodeInfo(
+                        name=node_name(node["NodeManagerHostname"], node["NodeID"]),
+                        node_id=node["NodeID"],
+                        num_cpus=resources.get("CPU", 0.0),
+                        num_gpus=resources.get("GPU", 0.0),
+                        memory_mib=resources.get("memory", 0.0) / 2**20,
+                        accelerators=tuple(sorted(key.removeprefix(prefix) for key in resources if key.startswith(prefix))),
+                    )
+                )
+        return tuple(sorted(found, key=lambda node: node.name))
+
+    def probe(self) -> dict[str, NodeProbe | str]:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        asked = {}
+        for node in self.nodes():
+            there = NodeAffinitySchedulingStrategy(node_id=node.node_id, soft=False)
+            asked[node.name] = self._ray.remote(_probe_node).options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote()
+        ready, _ = self._ray.wait(list(asked.values()), num_returns=len(asked), timeout=PROBE_TIMEOUT_S)
+        return {name: self._probe_answer(answer, answer in ready) for name, answer in asked.items()}
+
+    def _probe_answer(self, answer: Any, ready: bool) -> NodeProbe | str:
+        if not ready:
+            return f"no answer within {PROBE_TIMEOUT_S:.0f} s"
+        try:
+            return decode(NodeProbe, self._ray.get(answer))
+        except self._ray.exceptions.RayError as error:
+            return str(error).strip().splitlines()[-1]
+
+    def launch(self, task: TaskSpec, attempt: Attempt, avoid: frozenset[str], alone: bool) -> None:
+        options = _options(task.resources, alone)
+        if avoid:
+            ids = [node.node_id for node in self.nodes() if node.name in avoid]
+            options |= {"label_selector": {"ray.io/node-id": f"!in({','.join(ids)})"}} if ids else {}
+        stream = self._attempt.options(**options).remote(encode(task), encode(attempt))
+        self._running[stream] = (task.task_id, attempt.number)
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        if not self._running:
+            time.sleep(timeout_s)
+            return []
+        streams = list(self._running)
+        ready, _ = self._ray.wait(streams, num_returns=1, timeout=timeout_s)
+        if ready:  # whatever else is ready comes along, without waiting for it
+            ready, _ = self._ray.wait(streams, num_returns=len(streams), timeout=0)
+        events = [self._next(stream) for stream in ready]
+        return [event for event in events if event is not None]
+
+    def _next(self, stream: Any) -> Event | None:
+        task_id, attempt = self._running[stream]
+        try:
+            message = self._ray.get(next(stream))
+        except StopIteration:
+            del self._running[stream]
+            return None
+        except self._ray.exceptions.RayError as error:
+            del self._running[stream]
+            failure_class, text = _classify(error)
+            return Lost(self._clock(), task_id, attempt, failure_class, text)
+        return _event(self._clock(), task_id, attempt, message)
+
+    def cancel(self, task_id: str, attempt: int) -> None:
+        for stream, key in list(self._running.items()):
+            if key == (task_id, attempt):
+                del self._running[stream]
+                # Without force Ray interrupts Python code only; the supervisor's guardian sees its parent die and cleans up.
+                self._ray.cancel(stream, force=True)
+
+    def close(self) -> None:
+        for task_id, attempt in list(self._running.values()):
+            self.cancel(task_id, attempt)
+        self._ray.shutdown()
+
+
+def _connect(address: str | None) -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a sweep needs no network
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise InfrastructureError("Ray is not installed here: pip install 'compile-sweep[cluster]'") from error
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": False}
+    if address is None:
+        settings |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES, "address": "local"}
+    else:
+        settings |= {"address": address, "runtime_env": _code_for_nodes()}
+    try:
+        ray.init(**settings)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        where = f"no Ray cluster answers at {address}" if address else "Ray does not start on this machine"
+        raise InfrastructureError(f"{where}: {error}") from error
+    return ray
+
+
+def _code_for_nodes() -> dict[str, Any]:
+    """Send this project's own two packages along, so that every node runs the code that the driver has."""
+    if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):  # a submitted job has brought the project with it already
+        return {}
+    packages = Path(__file__).parent.parent
+    return {"py_modules": [str(packages / "orchestrator"), str(packages / "tasks")], "excludes": ["**/__pycache__/**"]}
+
+
+def _options(resources: ResourceSpec, alone: bool) -> dict[str, Any]:
+    options: dict[str, Any] = {"num_cpus": resources.num_cpus, "num_gpus": 0.0}
+    if resources.device == "cuda":
+        options["num_gpus"] = max(1.0, resources.num_gpus) if alone else resources.num_gpus
+        if resources.accelerator:
+            options["accelerator_type"] = resources.accelerator
+    if resources.memory_mib:
+        options["memory"] = resources.memory_mib * 2**20
+    return options
+
+
+def _classify(error: Exception) -> tuple[FailureClass, str]:
+    """Ray's exceptions in our words. A death of the worker and a death of its node are different causes with different cures."""
+    import ray.exceptions as raised
+
+    text = " ".join(str(error).split())[:2000]
+    if isinstance(error, raised.OutOfMemoryError):
+        return FailureClass.HOST_OOM, text
+    if isinstance(error, (raised.NodeDiedError, raised.ObjectLostError, raised.OwnerDiedError, raised.RaySystemError)):
+        return FailureClass.NODE_LOST, text
+    if isinstance(error, raised.RuntimeEnvSetupError):
+        return FailureClass.UNSCHEDULED, text
+    return FailureClass.WORKER_LOST, text
+
+
+def _event(at_s: float, task_id: str, attempt: int, message: dict[str, Any]) -> Event:
+    match message["event"]:
+        case "started":
+            return Started(at_s, task_id, attempt, message["node"])
+        case "phase":
+            return PhaseStarted(at_s, task_id, attempt, Phase(message["phase"]))
+        case "heartbeat":
+            return Heartbeat(at_s, task_id, attempt, message["paused_s"])
+        case _:
+            return Ended(at_s, task_id, attempt, decode(Outcome, message["outcome"]))
+
+
+# --- what runs on a node ----------------------------------------------------------------------------------------------------------
+
+
+def _run_attempt(task_data: dict[str, Any], attempt_data: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The Ray task: supervise one attempt and yield what its supervisor says, as plain data."""
+    import ray
+
+    context = ray.get_runtime_context()
+    gpu_ids = tuple(str(gpu) for gpu in context.get_accelerator_ids().get("GPU", ()))
+    task = decode(TaskSpec, task_data)
+    attempt = replace(decode(Attempt, attempt_data), gpu_ids=gpu_ids)
+    yield from _messages(task, attempt, node_name(socket.gethostname(), context.get_node_id()))
+
+
+def _messages(task: TaskSpec, attempt: Attempt, node: str) -> Iterator[dict[str, Any]]:
+    for event in supervisor.supervise(task, attempt):
+        match event:
+            case supervisor.Started():
+                yield {"event": "started", "node": node}
+            case supervisor.PhaseStarted():
+                yield {"event": "phase", "phase": event.phase.value}
+            case supervisor.Heartbeat():
+                yield {"event": "heartbeat", "paused_s": event.paused_s}
+            case supervisor.Finished():
+                yield {"event": "ended", "outcome": encode(replace(event.outcome, node=node))}
+
+
+def _probe_node() -> dict[str, Any]:
+    data: dict[str, Any] = encode(probe())
+    return data

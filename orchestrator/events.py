@@ -1,0 +1,158 @@
+"""What can happen to a run, and what a run can ask for: the vocabulary between the pure ``sweep`` and its driver.
+
+Every event carries its time, in seconds on a clock of the driver's choice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orchestrator.errors import ExitCode
+from tasks.spec import FailureClass, Outcome, Phase
+
+# --- events -----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Release the plan."""
+
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A node runs the attempt."""
+
+    at_s: float
+    task_id: str
+    attempt: int
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseStarted:
+    """The attempt's worker entered ``phase``."""
+
+    at_s: float
+    task_id: str
+    attempt: int
+    phase: Phase
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """The attempt's supervisor lives; ``paused_s`` is the time its worker did not run because a neighbour was timing."""
+
+    at_s: float
+    task_id: str
+    attempt: int
+    paused_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The attempt came to an end of its own, or its end was found in the spool."""
+
+    at_s: float
+    task_id: str
+    attempt: int
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Nothing more will come of the attempt: its supervisor or its node is gone."""
+
+    at_s: float
+    task_id: str
+    attempt: int
+    failure_class: FailureClass
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodesChanged:
+    """The nodes that are alive now."""
+
+    at_s: float
+    nodes: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class RowsWritten:
+    """These tasks' rows are durable."""
+
+    at_s: float
+    task_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFailed:
+    """Rows cannot be written: nothing more is launched."""
+
+    at_s: float
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Stop launching and let what runs come to its end."""
+
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Force:
+    """Stop now."""
+
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passed."""
+
+    at_s: float
+
+
+Event = Begin | Started | PhaseStarted | Heartbeat | Ended | Lost | NodesChanged | RowsWritten | StoreFailed | Drain | Force | Tick
+
+# --- actions ----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Hand the attempt to the cluster, on none of ``avoid`` and, if ``alone``, with the device to itself."""
+
+    task_id: str
+    attempt: int
+    avoid: frozenset[str] = frozenset()
+    alone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Take the attempt back from the cluster, dead or alive."""
+
+    task_id: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class WriteRow:
+    """Make this outcome the task's terminal row."""
+
+    task_id: str
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The run is over."""
+
+    exit_code: ExitCode
+    reason: str
+
+
+Action = Launch | Cancel | WriteRow | Finish

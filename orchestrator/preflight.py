@@ -1,0 +1,125 @@
+"""The plan against the cluster as it is, before anything is launched: what no node can ever run is refused here, in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from orchestrator.cluster import NodeInfo
+from orchestrator.errors import PreflightError
+from tasks.probe import NodeProbe
+from tasks.spec import ResourceSpec, TaskSpec
+
+MIN_CAPABILITY = 70
+"""Triton, which Inductor compiles to, needs compute capability 7.0 (Volta): https://github.com/triton-lang/triton#compatibility"""
+
+IN_FLIGHT_FACTOR = 1.25
+"""Attempts handed to Ray beyond what can run at once, so that a free slot never waits for the driver."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """How many tasks can run at once, and how many the driver keeps in flight."""
+
+    slots: int
+    max_in_flight: int
+
+
+def resolve_device(wanted: str, nodes: Sequence[NodeInfo]) -> str:
+    """``auto`` is ``cuda`` where the cluster has a GPU, else ``cpu``."""
+    if wanted != "auto":
+        return wanted
+    return "cuda" if any(node.num_gpus > 0 for node in nodes) else "cpu"
+
+
+def check(tasks: Sequence[TaskSpec], nodes: Sequence[NodeInfo], probes: Mapping[str, NodeProbe | str], code_version: str) -> None:
+    """Refuse a plan that this cluster cannot run as a whole.
+
+    Raises:
+        PreflightError: with every reason found, one a line.
+    """
+    problems: list[str] = []
+    if not nodes:
+        problems.append("the cluster has no live node")
+    requests: dict[ResourceSpec, list[TaskSpec]] = {}
+    for task in tasks:
+        requests.setdefault(task.resources, []).append(task)
+    for resources, askers in requests.items():
+        problems += _unschedulable(resources, askers, nodes)
+    for node in nodes:
+        needs_cuda = any(task.resources.device == "cuda" for task in tasks)
+        real = any(task.model.suite != "toy" for task in tasks)
+        problems += _node_problems(
+            node, probes.get(node.name, "was not asked"), needs_cuda=needs_cuda, real=real, code_version=code_version
+        )
+    if problems:
+        raise PreflightError("the cluster cannot run this plan:\n" + "\n".join(f"  - {problem}" for problem in problems))
+
+
+def capacity(tasks: Sequence[TaskSpec], nodes: Sequence[NodeInfo], max_in_flight: int | None) -> Capacity:
+    """Slots for the most modest request of the plan, and the bound on attempts in flight."""
+    slots = max((sum(_fits(task.resources, node) for node in nodes) for task in _distinct(tasks)), default=1)
+    slots = max(1, slots)
+    return Capacity(slots, max_in_flight or max(slots + 1, int(slots * IN_FLIGHT_FACTOR)))
+
+
+def _distinct(tasks: Sequence[TaskSpec]) -> list[TaskSpec]:
+    return list({task.resources: task for task in tasks}.values())
+
+
+def _fits(resources: ResourceSpec, node: NodeInfo) -> int:
+    """How many such tasks fit on an empty node."""
+    if resources.accelerator and resources.accelerator not in node.accelerators:
+        return 0
+    bounds = [node.num_cpus / resources.num_cpus] if resources.num_cpus else []
+    if resources.num_gpus:
+        bounds.append(node.num_gpus / resources.num_gpus)
+    if resources.memory_mib:
+        bounds.append(node.memory_mib / resources.memory_mib)
+    return int(min(bounds, default=1))
+
+
+def _unschedulable(resources: ResourceSpec, askers: Sequence[TaskSpec], nodes: Sequence[NodeInfo]) -> list[str]:
+    if not nodes or any(_fits(resources, node) for node in nodes):
+        return []
+    largest = {
+        "CPUs": (resources.num_cpus, max(node.num_cpus for node in nodes)),
+        "GPUs": (resources.num_gpus, max(node.num_gpus for node in nodes)),
+        "MiB of memory": (float(resources.memory_mib or 0), max(node.memory_mib for node in nodes)),
+    }
+    lacks = [f"{want:g} {what} where the largest node has {have:g}" for what, (want, have) in largest.items() if want > have]
+    if resources.accelerator and not any(resources.accelerator in node.accelerators for node in nodes):
+        there = ", ".join(sorted({kind for node in nodes for kind in node.accelerators})) or "none"
+        lacks.append(f"an accelerator of type {resources.accelerator}, and the cluster has {there}")
+    wish = "; ".join(lacks) or "a mix of resources that no single node has"
+    return [f"{len(askers)} task(s), {askers[0].task_id} for one, ask for {wish} (execution: in the manifest)"]
+
+
+def _node_problems(node: NodeInfo, found: NodeProbe | str, *, needs_cuda: bool, real: bool, code_version: str) -> list[str]:
+    if isinstance(found, str):
+        return [f"node {node.name} cannot run this project's code: {found}"]
+    problems = []
+    if found.code_version != code_version:
+        problems.append(
+            f"node {node.name} has another version of this project's code ({found.code_version}, the driver has {code_version}): "
+            "install the same"
+        )
+    if real and found.versions.get("torch") is None:
+        problems.append(f"node {node.name} has no torch: pip install 'compile-sweep[models]' there")
+    elif real and needs_cuda and node.num_gpus > 0:
+        problems += _cuda_problems(node, found)
+    elif real and not needs_cuda and found.compiler is None:
+        problems.append(f"node {node.name} has no C++ compiler, which Inductor needs for the CPU: install g++ there, or set CXX")
+    return problems
+
+
+def _cuda_problems(node: NodeInfo, found: NodeProbe) -> list[str]:
+    if found.torch_cuda is None:
+        build = f"torch {found.versions['torch']}, a build without CUDA"
+        return [f"node {node.name} has {build}, and the manifest wants CUDA: install a CUDA build, or set execution.device: cpu"]
+    return [
+        f"node {node.name}: Inductor does not support {gpu.name} (compute capability {gpu.capability // 10}.{gpu.capability % 10}; "
+        f"it needs {MIN_CAPABILITY // 10}.{MIN_CAPABILITY % 10} or later)"
+        for gpu in found.gpus
+        if gpu.capability < MIN_CAPABILITY
+    ]

@@ -1,0 +1,419 @@
+"""The pure state machine of a run: events in, actions out. It imports no ray, os or clock; every event carries its time.
+
+    planned -> queued -> launched -> running -> terminal
+                 ^          |           |
+                 +------ retrying <-----+
+
+Events may come twice, late, or not at all: one about an attempt that is over is noted in the task's story and changes nothing, and
+deadlines fire on ``Tick``. An event that cannot be (an unknown task, an attempt that was never launched) raises
+``IllegalTransition`` with the story so far.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from orchestrator.errors import ExitCode
+from orchestrator.events import (
+    Action,
+    Begin,
+    Cancel,
+    Drain,
+    Ended,
+    Event,
+    Finish,
+    Force,
+    Heartbeat,
+    Launch,
+    Lost,
+    NodesChanged,
+    PhaseStarted,
+    RowsWritten,
+    Started,
+    StoreFailed,
+    Tick,
+    WriteRow,
+)
+from orchestrator.policy import QUARANTINE_AFTER_TASKS, Policy
+from tasks.spec import DeadlineSpec, FailureClass, Outcome, Phase, Status
+
+SILENCE_S = 120.0
+"""A running attempt that sends no heartbeat for this long is lost, whatever Ray says of its node."""
+
+DEADLINE_MARGIN_S = 60.0
+"""What the driver grants beyond a task's own deadline before it stops trusting the task's supervisor to enforce it."""
+
+
+class State(StrEnum):
+    """Where a task is."""
+
+    PLANNED = "planned"
+    QUEUED = "queued"
+    LAUNCHED = "launched"
+    RUNNING = "running"
+    RETRYING = "retrying"
+    TERMINAL = "terminal"
+
+
+@dataclass(frozen=True, slots=True)
+class StoryEntry:
+    """One thing that happened to a task."""
+
+    at_s: float
+    state: State
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.at_s:.3f} {self.state.value}: {self.what}"
+
+
+class IllegalTransition(RuntimeError):  # noqa: N818 - it is a transition, and an error by what it derives from
+    """An event that cannot be; a bug in the driver. The message ends with the task's story."""
+
+    def __init__(self, what: str, story: Iterable[StoryEntry]) -> None:
+        super().__init__("\n  ".join([what, *(str(entry) for entry in story)]))
+
+
+@dataclass(frozen=True, slots=True)
+class SweepTask:
+    """What the machine needs to know of a task. ``done`` is the status of a terminal row that an earlier driver wrote."""
+
+    task_id: str
+    deadlines: DeadlineSpec = field(default_factory=DeadlineSpec)
+    skip: str | None = None
+    done: Status | None = None
+    first_attempt: int = 1
+
+
+@dataclass(slots=True)
+class _Record:
+    task: SweepTask
+    attempt: int
+    state: State = State.PLANNED
+    story: list[StoryEntry] = field(default_factory=list)
+    failures: tuple[FailureClass, ...] = ()
+    status: Status | None = None
+    written: bool = False
+    phase: Phase | None = None
+    node: str = ""
+    avoid: frozenset[str] = frozenset()
+    alone: bool = False
+    not_before_s: float = 0.0
+    launched_s: float = 0.0
+    started_s: float = 0.0
+    heard_s: float = 0.0
+    paused_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One line of a progress table."""
+
+    task_id: str
+    state: State
+    attempt: int
+    phase: Phase | None
+    node: str
+    status: Status | None
+    started_s: float
+
+
+class Sweep:
+    """The run. ``handle`` is the only method that changes anything."""
+
+    def __init__(self, tasks: Iterable[SweepTask], policy: Policy, max_in_flight: int, unscheduled_s: float = 900.0) -> None:
+        self._records = {task.task_id: _Record(task, task.first_attempt) for task in tasks}
+        self._policy = policy
+        self._max_in_flight = max_in_flight
+        self._unscheduled_s = unscheduled_s
+        self._queue: deque[str] = deque()
+        self._active: dict[str, _Record] = {}
+        self._counts: Counter[Status] = Counter()
+        self._retrying: dict[str, _Record] = {}
+        self._open = len(self._records)  # tasks without a durable row
+        self._nodes: frozenset[str] = frozenset()
+        self._suspects: dict[str, set[str]] = {}
+        self._quarantined: frozenset[str] = frozenset()
+        self._last_activity_s = 0.0
+        self._draining = ""
+        self._store_error = ""
+        self._finished = False
+
+    # What a driver may look at ------------------------------------------------------------------------------------------------
+
+    @property
+    def quarantined(self) -> frozenset[str]:
+        """Nodes that get no more tasks in this run."""
+        return self._quarantined
+
+    @property
+    def finished(self) -> bool:
+        return self._finished
+
+    def story(self, task_id: str) -> tuple[StoryEntry, ...]:
+        """All that happened to a task, in order."""
+        return tuple(self._records[task_id].story)
+
+    def state(self, task_id: str) -> State:
+        return self._records[task_id].state
+
+    def status_counts(self) -> Mapping[Status, int]:
+        """How many tasks have ended in each status."""
+        return dict(self._counts)
+
+    def active(self) -> tuple[Progress, ...]:
+        """The tasks that the cluster has now."""
+        return tuple(Progress(r.task.task_id, r.state, r.attempt, r.phase, r.node, r.status, r.started_s) for r in self._active.values())
+
+    # The one mutator ----------------------------------------------------------------------------------------------------------
+
+    def handle(self, event: Event) -> list[Action]:
+        """Take in one event; the actions are to be carried out in order.
+
+        Raises:
+            IllegalTransition: the event cannot be.
+        """
+        actions: list[Action] = []
+        match event:
+            case Begin():
+                self._begin(event, actions)
+            case Started() | PhaseStarted() | Heartbeat():
+                self._progress(event)
+            case Ended():
+                self._ended(event, actions)
+            case Lost():
+                self._lost(event, actions)
+            case NodesChanged():
+                self._nodes_changed(event, actions)
+            case RowsWritten():
+                self._rows_written(event)
+            case StoreFailed():
+                self._store_error = self._store_error or event.error
+                self._draining = self._draining or "the results store failed"
+            case Drain():
+                self._draining = self._draining or "interrupted"
+            case Force():
+                self._force(event, actions)
+            case Tick():
+                self._tick(event, actions)
+        self._launch(event.at_s, actions)
+        self._finish(actions)
+        return actions
+
+    def _begin(self, event: Begin, actions: list[Action]) -> None:
+        self._last_activity_s = event.at_s
+        for task_id, record in self._records.items():
+            if record.state is not State.PLANNED:
+                continue
+            if record.task.done is not None:
+                self._note(record, event.at_s, State.TERMINAL, f"kept from an earlier driver: {record.task.done.value}")
+                record.status, record.written = record.task.done, True
+                self._counts[record.task.done] += 1
+                self._open -= 1
+            elif record.task.skip is not None:
+                error = record.task.skip
+                self._decide(record, event.at_s, self._verdict(record, event.at_s, Status.SKIPPED, FailureClass.EXCLUDED, error), actions)
+            else:
+                self._note(record, event.at_s, State.QUEUED, "released")
+                self._queue.append(task_id)
+
+    def _progress(self, event: Started | PhaseStarted | Heartbeat) -> None:
+        record = self._current(event.task_id, event.attempt, type(event).__name__, event.at_s)
+        if record is None:
+            return
+        record.heard_s = self._last_activity_s = event.at_s
+        if record.state is State.LAUNCHED:
+            # A heartbeat or phase may overtake a lost ``Started``: what matters is that the attempt runs.
+            record.started_s = event.at_s
+            self._note(record, event.at_s, State.RUNNING, f"attempt {record.attempt} runs")
+        if isinstance(event, Started):
+            record.node = event.node
+            self._note(record, event.at_s, State.RUNNING, f"on node {event.node}")
+        elif isinstance(event, PhaseStarted):
+            record.phase = event.phase
+            self._note(record, event.at_s, State.RUNNING, f"phase {event.phase.value}")
+        else:
+            record.paused_s = event.paused_s
+
+    def _ended(self, event: Ended, actions: list[Action]) -> None:
+        record = self._current(event.task_id, event.attempt, f"ended {event.outcome.status.value}", event.at_s)
+        if record is not None:
+            self._settle(record, event.at_s, event.outcome, actions)
+
+    def _lost(self, event: Lost, actions: list[Action]) -> None:
+        record = self._current(event.task_id, event.attempt, f"lost: {event.error}", event.at_s)
+        if record is not None:
+            self._settle(
+                record, event.at_s, self._verdict(record, event.at_s, Status.INFRA_ERROR, event.failure_class, event.error), actions
+            )
+
+    def _nodes_changed(self, event: NodesChanged, actions: list[Action]) -> None:
+        gone = self._nodes - event.nodes
+        self._nodes = event.nodes
+        for record in list(self._active.values()):
+            if record.node and record.node in gone:
+                error = f"node {record.node} left the cluster"
+                actions.append(Cancel(record.task.task_id, record.attempt))
+                self._settle(
+                    record, event.at_s, self._verdict(record, event.at_s, Status.INFRA_ERROR, FailureClass.NODE_LOST, error), actions
+                )
+
+    def _rows_written(self, event: RowsWritten) -> None:
+        for task_id in event.task_ids:
+            record = self._find(task_id)
+            if record.state is not State.TERMINAL:
+                raise IllegalTransition(f"{task_id}: a row was written for a task that is {record.state.value}", record.story)
+            if not record.written:
+                record.written = True
+                self._open -= 1
+                self._note(record, event.at_s, State.TERMINAL, "row written")
+
+    def _force(self, event: Force, actions: list[Action]) -> None:
+        self._draining = self._draining or "interrupted"
+        for record in list(self._active.values()):
+            actions.append(Cancel(record.task.task_id, record.attempt))
+            self._note(record, event.at_s, State.QUEUED, "cancelled by the user; a resume runs it again")
+        self._active.clear()
+
+    def _tick(self, event: Tick, actions: list[Action]) -> None:
+        for task_id, record in list(self._retrying.items()):
+            if event.at_s >= record.not_before_s:
+                del self._retrying[task_id]
+                self._note(record, event.at_s, State.QUEUED, f"attempt {record.attempt} is due")
+                self._queue.appendleft(task_id)
+        if any(record.state is State.RUNNING for record in self._active.values()):
+            self._last_activity_s = event.at_s
+        for record in list(self._active.values()):
+            overdue = self._overdue(record, event.at_s)
+            if overdue is not None:
+                status, failure_class, error = overdue
+                actions.append(Cancel(record.task.task_id, record.attempt))
+                self._settle(record, event.at_s, self._verdict(record, event.at_s, status, failure_class, error), actions)
+
+    def _overdue(self, record: _Record, at_s: float) -> tuple[Status, FailureClass, str] | None:
+        if record.state is State.LAUNCHED:
+            # Waiting behind a running task is no fault; waiting while nothing runs is.
+            waited_s = at_s - max(record.launched_s, self._last_activity_s)
+            if waited_s > self._unscheduled_s:
+                error = f"the cluster did not start the task within {self._unscheduled_s:.0f} s although nothing else ran"
+                return Status.INFRA_ERROR, FailureClass.UNSCHEDULED, error
+            return None
+        if at_s - record.heard_s > SILENCE_S:
+            where = f"node {record.node}" if record.node else "its node"
+            return Status.INFRA_ERROR, FailureClass.NODE_LOST, f"no sign of life from {where} for {SILENCE_S:.0f} s"
+        limit_s = record.task.deadlines.task_s + DEADLINE_MARGIN_S
+        if at_s - record.started_s - record.paused_s > limit_s:
+            phase = record.phase.value if record.phase else Phase.START.value
+            error = f"the driver's deadline: {limit_s:.0f} s, in phase {phase}; the task's own supervisor did not enforce it"
+            return Status.TIMEOUT, FailureClass.DEADLINE, error
+        return None
+
+    # Transitions ----------------------------------------------------------------------------------------------------------------
+
+    def _settle(self, record: _Record, at_s: float, outcome: Outcome, actions: list[Action]) -> None:
+        """An attempt is over: try again or decide."""
+        self._active.pop(record.task.task_id, None)
+        self._last_activity_s = at_s
+        if outcome.failure_class is not None:
+            record.failures += (outcome.failure_class,)
+        self._suspect(record.task.task_id, outcome)
+        shared = not record.alone and bool(outcome.measurement.neighbours)
+        retry = self._policy.retry(outcome, shared, record.failures)
+        if retry is None:
+            self._decide(record, at_s, outcome, actions)
+            return
+        if self._draining:
+            self._note(record, at_s, State.QUEUED, f"{outcome.status.value}: {outcome.error}; left for a resume"[:500])
+            return
+        self._note(record, at_s, State.RETRYING, f"{outcome.status.value} ({outcome.failure_class}): {outcome.error}"[:500])
+        record.attempt += 1
+        record.not_before_s = at_s + retry.delay_s
+        record.alone = record.alone or retry.alone
+        record.avoid |= {retry.avoid_node} if retry.avoid_node else frozenset()
+        record.phase, record.node, record.paused_s = None, "", 0.0
+        self._retrying[record.task.task_id] = record
+
+    def _decide(self, record: _Record, at_s: float, outcome: Outcome, actions: list[Action]) -> None:
+        record.status = outcome.status
+        self._counts[outcome.status] += 1
+        self._note(record, at_s, State.TERMINAL, outcome.status.value)
+        actions.append(WriteRow(record.task.task_id, outcome))
+
+    def _suspect(self, task_id: str, outcome: Outcome) -> None:
+        if outcome.node and self._policy.suspects(outcome.failure_class):
+            failed = self._suspects.setdefault(outcome.node, set())
+            failed.add(task_id)
+            # The last node is never given up: a doubtful node with a bounded number of retries beats no run at all.
+            if len(failed) >= QUARANTINE_AFTER_TASKS and self._nodes - self._quarantined - {outcome.node}:
+                self._quarantined |= {outcome.node}
+
+    def _launch(self, at_s: float, actions: list[Action]) -> None:
+        while not self._draining and self._queue and len(self._active) < self._max_in_flight:
+            record = self._records[self._queue.popleft()]
+            record.launched_s = at_s
+            self._active[record.task.task_id] = record
+            self._note(record, at_s, State.LAUNCHED, f"attempt {record.attempt}")
+            avoid = (record.avoid | self._quarantined) & self._nodes
+            # "Elsewhere" is a wish: with no other node alive the same one is better than none.
+            avoid = avoid if self._nodes - avoid else self._quarantined & self._nodes
+            actions.append(Launch(record.task.task_id, record.attempt, avoid, record.alone))
+
+    def _finish(self, actions: list[Action]) -> None:
+        if self._finished or self._active:
+            return
+        waiting_for_rows = any(r.state is State.TERMINAL and not r.written for r in self._records.values()) if self._draining else False
+        if self._open == 0:
+            actions.append(Finish(self._exit_code(), "finished"))
+        elif self._store_error:
+            actions.append(Finish(ExitCode.INFRASTRUCTURE, self._store_error))
+        elif self._draining and not waiting_for_rows:
+            actions.append(Finish(ExitCode.INTERRUPTED, self._draining))
+        else:
+            return
+        self._finished = True
+
+    def _exit_code(self) -> ExitCode:
+        counts = self.status_counts()
+        if counts.get(Status.INFRA_ERROR):
+            return ExitCode.INFRASTRUCTURE
+        passed, skipped = counts.get(Status.PASS, 0), counts.get(Status.SKIPPED, 0)
+        # "Measured nothing" is never a success.
+        return ExitCode.PASSED if passed and passed + skipped == len(self._records) else ExitCode.SOME_FAILED
+
+    # Small print ----------------------------------------------------------------------------------------------------------------
+
+    def _find(self, task_id: str) -> _Record:
+        try:
+            return self._records[task_id]
+        except KeyError:
+            raise IllegalTransition(f"{task_id}: no such task in this run", ()) from None
+
+    def _current(self, task_id: str, attempt: int, what: str, at_s: float) -> _Record | None:
+        """The record if the event is about the attempt that is on; None if that attempt is over."""
+        record = self._find(task_id)
+        if attempt > record.attempt or (attempt == record.attempt and record.state is State.PLANNED):
+            raise IllegalTransition(f"{task_id}: {what} of attempt {attempt}, which was never launched", record.story)
+        if attempt < record.attempt or record.state not in (State.LAUNCHED, State.RUNNING):
+            self._note(record, at_s, record.state, f"ignored: {what} of attempt {attempt}")
+            return None
+        return record
+
+    def _note(self, record: _Record, at_s: float, state: State, what: str) -> None:
+        record.state = state
+        record.story.append(StoryEntry(at_s, state, what))
+
+    def _verdict(self, record: _Record, at_s: float, status: Status, failure_class: FailureClass, error: str) -> Outcome:
+        return Outcome(
+            task_id=record.task.task_id,
+            attempt=record.attempt,
+            status=status,
+            phase=record.phase or Phase.START,
+            failure_class=failure_class,
+            error=error,
+            started=record.started_s or at_s,
+            ended=at_s,
+            node=record.node,
+        )

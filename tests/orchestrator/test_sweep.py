@@ -1,0 +1,379 @@
+"""The state machine, alone: single rules by hand, and whole runs through random orders of events with duplicates, delays and losses."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import pytest
+
+from orchestrator.errors import ExitCode
+from orchestrator.events import (
+    Begin,
+    Cancel,
+    Drain,
+    Ended,
+    Finish,
+    Force,
+    Heartbeat,
+    Launch,
+    Lost,
+    NodesChanged,
+    PhaseStarted,
+    RowsWritten,
+    Started,
+    StoreFailed,
+    Tick,
+    WriteRow,
+)
+from orchestrator.policy import Policy
+from orchestrator.sweep import DEADLINE_MARGIN_S, SILENCE_S, IllegalTransition, State, Sweep, SweepTask
+from tasks.spec import DeadlineSpec, FailureClass, Measurement, Outcome, Phase, Status
+
+NODES = frozenset({"a", "b"})
+
+
+def outcome(task_id, attempt, status=Status.PASS, failure=None, node="a", neighbours=None):
+    return Outcome(task_id, attempt, status, Phase.WRITE, failure, node=node, measurement=Measurement(neighbours=neighbours))
+
+
+def started(tasks=("t",), max_in_flight=8, policy=None, nodes=NODES):
+    sweep = Sweep([task if isinstance(task, SweepTask) else SweepTask(task) for task in tasks], policy or Policy(), max_in_flight)
+    sweep.handle(NodesChanged(0.0, nodes))
+    return sweep, sweep.handle(Begin(0.0))
+
+
+def test_a_task_goes_from_plan_to_durable_row():
+    sweep, actions = started()
+    assert actions == [Launch("t", 1)]
+    assert sweep.handle(Started(1.0, "t", 1, "a")) == []
+    assert sweep.handle(PhaseStarted(2.0, "t", 1, Phase.COMPILE)) == []
+    assert sweep.active()[0].phase is Phase.COMPILE
+    assert sweep.handle(Ended(3.0, "t", 1, outcome("t", 1))) == [WriteRow("t", outcome("t", 1))]
+    assert not sweep.finished
+    assert sweep.handle(RowsWritten(4.0, ("t",))) == [Finish(ExitCode.PASSED, "finished")]
+    assert [entry.state for entry in sweep.story("t")][-1] is State.TERMINAL
+
+
+def test_no_more_in_flight_than_allowed_and_in_order():
+    sweep, actions = started(("a", "b", "c"), max_in_flight=2)
+    assert [action.task_id for action in actions] == ["a", "b"]
+    actions = sweep.handle(Ended(1.0, "a", 1, outcome("a", 1)))
+    assert [action.task_id for action in actions if isinstance(action, Launch)] == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("statuses", "code"),
+    [
+        ([Status.PASS, Status.PASS], ExitCode.PASSED),
+        ([Status.PASS, Status.FAIL_COMPILE], ExitCode.SOME_FAILED),
+        ([Status.PASS, Status.UNSUPPORTED], ExitCode.SOME_FAILED),
+        ([Status.FAIL_EAGER, Status.FAIL_EAGER], ExitCode.SOME_FAILED),
+        ([Status.PASS, Status.INFRA_ERROR], ExitCode.INFRASTRUCTURE),
+    ],
+)
+def test_the_exit_status_says_what_the_rows_say(statuses, code):
+    classes = {
+        Status.FAIL_COMPILE: FailureClass.COMPILER,
+        Status.UNSUPPORTED: FailureClass.UNSUPPORTED,
+        Status.FAIL_EAGER: FailureClass.MODEL,
+    }
+    sweep, _ = started([f"t{i}" for i in range(len(statuses))], policy=Policy(infrastructure_retries=0))
+    for i, status in enumerate(statuses):
+        failure = FailureClass.WORKER_LOST if status is Status.INFRA_ERROR else classes.get(status)
+        sweep.handle(Ended(1.0, f"t{i}", 1, outcome(f"t{i}", 1, status, failure)))
+    actions = sweep.handle(RowsWritten(2.0, tuple(f"t{i}" for i in range(len(statuses)))))
+    assert actions == [Finish(code, "finished")]
+
+
+def test_a_run_in_which_everything_is_excluded_has_measured_nothing():
+    sweep, actions = started([SweepTask("t", skip="known bad")])
+    assert isinstance(actions[0], WriteRow)
+    assert actions[0].outcome.status is Status.SKIPPED
+    assert actions[0].outcome.error == "known bad"
+    assert sweep.handle(RowsWritten(1.0, ("t",))) == [Finish(ExitCode.SOME_FAILED, "finished")]
+
+
+def test_excluded_tasks_do_not_spoil_a_run_that_passed():
+    sweep, _ = started(["t", SweepTask("u", skip="known bad")])
+    sweep.handle(Ended(1.0, "t", 1, outcome("t", 1)))
+    assert sweep.handle(RowsWritten(2.0, ("t", "u"))) == [Finish(ExitCode.PASSED, "finished")]
+
+
+def test_rows_of_an_earlier_driver_are_kept_and_not_run_again():
+    sweep, actions = started([SweepTask("old", done=Status.PASS), "new"])
+    assert actions == [Launch("new", 1)]
+    sweep.handle(Ended(1.0, "new", 1, outcome("new", 1)))
+    assert sweep.handle(RowsWritten(2.0, ("new",))) == [Finish(ExitCode.PASSED, "finished")]
+
+
+def test_a_model_failure_is_final_and_an_infrastructure_failure_is_tried_again_elsewhere():
+    sweep, _ = started(("m", "n"))
+    actions = sweep.handle(Ended(1.0, "m", 1, outcome("m", 1, Status.CRASH, FailureClass.CRASH)))
+    assert isinstance(actions[0], WriteRow)
+    sweep.handle(Started(1.0, "n", 1, "a"))
+    assert sweep.handle(Lost(2.0, "n", 1, FailureClass.NODE_LOST, "gone")) == []
+    assert sweep.state("n") is State.RETRYING
+    assert sweep.handle(Tick(100.0)) == [Launch("n", 2, frozenset({"a"}))]
+
+
+def test_retries_end():
+    sweep, _ = started(policy=Policy(infrastructure_retries=2))
+    for attempt in (1, 2, 3):
+        actions = sweep.handle(Lost(attempt * 100.0, "t", attempt, FailureClass.WORKER_LOST, "died"))
+        if attempt < 3:
+            assert actions == []
+            assert [type(action) for action in sweep.handle(Tick(attempt * 100.0 + 50))] == [Launch]
+    assert actions[0].outcome.status is Status.INFRA_ERROR
+    assert actions[0].outcome.attempt == 3
+
+
+def test_infrastructure_classes_share_one_budget():
+    sweep, _ = started(policy=Policy(infrastructure_retries=1))
+    sweep.handle(Lost(1.0, "t", 1, FailureClass.WORKER_LOST, "died"))
+    sweep.handle(Tick(50.0))
+    actions = sweep.handle(Lost(51.0, "t", 2, FailureClass.NODE_LOST, "gone"))
+    assert isinstance(actions[0], WriteRow)
+
+
+def test_out_of_memory_with_neighbours_means_once_more_alone():
+    sweep, _ = started()
+    oom = outcome("t", 1, Status.OOM, FailureClass.DEVICE_OOM, neighbours=3)
+    assert sweep.handle(Ended(1.0, "t", 1, oom)) == []
+    assert sweep.handle(Tick(2.0)) == [Launch("t", 2, alone=True)]
+    again = outcome("t", 2, Status.OOM, FailureClass.DEVICE_OOM, neighbours=0)
+    assert sweep.handle(Ended(3.0, "t", 2, again)) == [WriteRow("t", again)]
+
+
+def test_out_of_memory_alone_is_final():
+    sweep, _ = started()
+    oom = outcome("t", 1, Status.OOM, FailureClass.DEVICE_OOM, neighbours=0)
+    assert sweep.handle(Ended(1.0, "t", 1, oom)) == [WriteRow("t", oom)]
+
+
+def test_a_node_that_fails_two_tasks_gets_no_more_unless_it_is_the_last():
+    sweep, _ = started(("t", "u", "v"), max_in_flight=2)
+    for task_id in ("t", "u"):
+        sweep.handle(Ended(1.0, task_id, 1, outcome(task_id, 1, Status.INFRA_ERROR, FailureClass.DEVICE)))
+    assert sweep.quarantined == {"a"}
+    assert all("a" in action.avoid for action in sweep.handle(Tick(500.0)) if isinstance(action, Launch))
+    alone, _ = started(("t", "u"), nodes=frozenset({"a"}))
+    for task_id in ("t", "u"):
+        alone.handle(Ended(1.0, task_id, 1, outcome(task_id, 1, Status.INFRA_ERROR, FailureClass.DEVICE)))
+    assert alone.quarantined == frozenset()
+    assert [action.avoid for action in alone.handle(Tick(500.0))] == [frozenset(), frozenset()]
+
+
+def test_a_node_that_leaves_takes_its_tasks_with_it_whatever_ray_says():
+    sweep, _ = started()
+    sweep.handle(Started(1.0, "t", 1, "a"))
+    assert sweep.handle(NodesChanged(2.0, frozenset({"b"}))) == [Cancel("t", 1)]
+    assert sweep.handle(Tick(100.0)) == [Launch("t", 2)]  # and nobody avoids a node that is not there
+
+
+def test_silence_is_loss():
+    sweep, _ = started()
+    sweep.handle(Started(1.0, "t", 1, "a"))
+    sweep.handle(Heartbeat(50.0, "t", 1))
+    assert sweep.handle(Tick(50.0 + SILENCE_S)) == []
+    assert sweep.handle(Tick(50.1 + SILENCE_S)) == [Cancel("t", 1)]
+    assert sweep.state("t") is State.RETRYING
+
+
+def test_the_driver_has_a_deadline_of_its_own_that_leaves_out_paused_time():
+    sweep, _ = started([SweepTask("t", DeadlineSpec(task_s=100.0))])
+    sweep.handle(Started(0.0, "t", 1, "a"))
+    limit_s = 100.0 + DEADLINE_MARGIN_S
+    sweep.handle(Heartbeat(limit_s, "t", 1, paused_s=30.0))
+    assert sweep.handle(Tick(limit_s + 29.0)) == []
+    sweep.handle(Heartbeat(limit_s + 30.5, "t", 1, paused_s=30.0))
+    actions = sweep.handle(Tick(limit_s + 31.0))
+    assert actions[0] == Cancel("t", 1)
+    assert actions[1].outcome.status is Status.TIMEOUT
+
+
+def test_a_task_that_never_starts_although_nothing_else_runs_is_unscheduled():
+    sweep, _ = started(("t", "u"), policy=Policy(infrastructure_retries=0))
+    sweep.handle(Started(1.0, "u", 1, "a"))
+    for at_s in range(0, 2000, 100):
+        sweep.handle(Heartbeat(float(at_s), "u", 1))
+        assert sweep.handle(Tick(float(at_s))) == []
+    sweep.handle(Ended(2000.0, "u", 1, outcome("u", 1)))
+    actions = sweep.handle(Tick(3000.0))
+    assert actions[0] == Cancel("t", 1)
+    assert actions[1].outcome.failure_class is FailureClass.UNSCHEDULED
+
+
+def test_a_drain_launches_nothing_more_and_leaves_the_rest_for_a_resume():
+    sweep, _ = started(("t", "u", "v"), max_in_flight=1)
+    assert sweep.handle(Drain(1.0)) == []
+    assert [type(action) for action in sweep.handle(Ended(2.0, "t", 1, outcome("t", 1)))] == [WriteRow]
+    assert sweep.handle(RowsWritten(3.0, ("t",))) == [Finish(ExitCode.INTERRUPTED, "interrupted")]
+    assert sweep.state("u") is State.QUEUED
+
+
+def test_a_failure_that_would_be_tried_again_gets_no_row_while_draining():
+    sweep, _ = started()
+    sweep.handle(Drain(1.0))
+    actions = sweep.handle(Lost(2.0, "t", 1, FailureClass.NODE_LOST, "gone"))
+    assert actions == [Finish(ExitCode.INTERRUPTED, "interrupted")]
+
+
+def test_force_takes_everything_back():
+    sweep, _ = started(("t", "u"))
+    sweep.handle(Drain(1.0))
+    assert sweep.handle(Force(2.0)) == [Cancel("t", 1), Cancel("u", 1), Finish(ExitCode.INTERRUPTED, "interrupted")]
+
+
+def test_a_store_that_fails_stops_the_run_with_what_runs_drained():
+    sweep, _ = started(("t", "u"), max_in_flight=1)
+    assert sweep.handle(StoreFailed(1.0, "disk full")) == []
+    actions = sweep.handle(Ended(2.0, "t", 1, outcome("t", 1)))
+    assert actions[-1] == Finish(ExitCode.INFRASTRUCTURE, "disk full")
+
+
+def test_late_and_repeated_events_change_nothing():
+    sweep, _ = started()
+    sweep.handle(Lost(1.0, "t", 1, FailureClass.WORKER_LOST, "died"))
+    sweep.handle(Tick(100.0))
+    before = sweep.state("t")
+    assert sweep.handle(Ended(101.0, "t", 1, outcome("t", 1))) == []
+    assert sweep.state("t") is before
+    sweep.handle(Ended(102.0, "t", 2, outcome("t", 2)))
+    assert sweep.handle(Ended(103.0, "t", 2, outcome("t", 2))) == []
+    assert "ignored" in sweep.story("t")[-1].what
+
+
+def test_impossible_events_raise_with_the_story():
+    sweep, _ = started()
+    with pytest.raises(IllegalTransition, match="no such task"):
+        sweep.handle(Started(1.0, "nobody", 1, "a"))
+    with pytest.raises(IllegalTransition, match=r"(?s)never launched.*launched: attempt 1"):
+        sweep.handle(Started(1.0, "t", 7, "a"))
+    with pytest.raises(IllegalTransition, match="a row was written"):
+        sweep.handle(RowsWritten(1.0, ("t",)))
+
+
+# --- whole runs in random order ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class World:
+    """A cluster that loses, repeats and delays, and a store that may fail."""
+
+    rng: random.Random
+    sweep: Sweep
+    task_ids: list[str]
+    max_in_flight: int
+    now_s: float = 0.0
+    pending: list = field(default_factory=list)  # events under way, in no particular order
+    in_flight: set = field(default_factory=set)
+    rows: dict = field(default_factory=dict)
+    unwritten: list = field(default_factory=list)
+    finish: Finish | None = None
+    stopped: bool = False
+    passed_attempts: dict = field(default_factory=dict)
+
+    def carry_out(self, actions):
+        for action in actions:
+            assert self.finish is None, "an action after the end"
+            if isinstance(action, Launch):
+                assert not self.stopped, "launched while draining"
+                assert action.task_id not in self.rows, "a task with a row was launched again"
+                assert action.task_id not in {task_id for task_id, _ in self.in_flight}, "launched twice at once"
+                self.in_flight.add((action.task_id, action.attempt))
+                assert len(self.in_flight) <= self.max_in_flight
+                self.plan_attempt(action)
+            elif isinstance(action, Cancel):
+                self.in_flight.discard((action.task_id, action.attempt))
+            elif isinstance(action, WriteRow):
+                assert action.task_id not in self.rows, "two rows for one task"
+                self.rows[action.task_id] = action.outcome
+                self.unwritten.append(action.task_id)
+                self.in_flight = {key for key in self.in_flight if key[0] != action.task_id}
+            else:
+                self.finish = action
+
+    def plan_attempt(self, launch):
+        rng, key = self.rng, (launch.task_id, launch.attempt)
+        node = rng.choice(sorted(NODES - launch.avoid) or sorted(NODES))
+        events = [
+            lambda t: Started(t, *key, node),
+            lambda t: PhaseStarted(t, *key, rng.choice(list(Phase))),
+            lambda t: Heartbeat(t, *key, rng.random()),
+        ]
+        fate = rng.random()
+        if fate < 0.6:
+            status, failure = rng.choice(
+                [
+                    (Status.PASS, None),
+                    (Status.PASS, None),
+                    (Status.FAIL_RUN, FailureClass.COMPILER),
+                    (Status.OOM, FailureClass.DEVICE_OOM),
+                    (Status.INFRA_ERROR, FailureClass.DEVICE),
+                ]
+            )
+            result = outcome(*key, status, failure, node, rng.choice([None, 0, 2]))
+            events.append(lambda t: Ended(t, *key, result))
+        elif fate < 0.85:
+            failure = rng.choice([FailureClass.WORKER_LOST, FailureClass.NODE_LOST, FailureClass.HOST_OOM])
+            events.append(lambda t: Lost(t, *key, failure, "lost"))
+        # otherwise: silence, which only the driver's deadlines end
+        events = [event for event in events if rng.random() > 0.1]  # some get lost
+        events += [event for event in events if rng.random() < 0.2]  # some come twice
+        rng.shuffle(events)  # and in any order
+        self.pending += events
+
+    def step(self):
+        rng = self.rng
+        self.now_s += rng.random() * 5
+        choice = rng.random()
+        if self.pending and choice < 0.6:
+            event = self.pending.pop(rng.randrange(len(self.pending)))(self.now_s)
+        elif self.unwritten and choice < 0.75:
+            count = rng.randint(1, len(self.unwritten))
+            event, self.unwritten = RowsWritten(self.now_s, tuple(self.unwritten[:count])), self.unwritten[count:]
+        elif choice < 0.77:
+            event = NodesChanged(self.now_s, frozenset(rng.sample(sorted(NODES), rng.randint(1, 2))))
+        elif choice < 0.771:
+            self.stopped, event = True, rng.choice([Drain(self.now_s), Force(self.now_s), StoreFailed(self.now_s, "disk full")])
+        else:
+            self.now_s += rng.choice([0.0, 10.0, 200.0])
+            event = Tick(self.now_s)
+        if isinstance(event, (Ended, Lost)):
+            self.in_flight.discard((event.task_id, event.attempt))
+        self.carry_out(self.sweep.handle(event))
+
+
+def play(seed):
+    rng = random.Random(seed)
+    task_ids = [f"t{i}" for i in range(rng.randint(1, 4))]
+    tasks = [SweepTask(t, DeadlineSpec(task_s=100.0), skip="bad" if rng.random() < 0.1 else None) for t in task_ids]
+    max_in_flight = rng.randint(1, 3)
+    sweep = Sweep(tasks, Policy(infrastructure_retries=rng.randint(0, 2)), max_in_flight, unscheduled_s=300.0)
+    world = World(rng, sweep, task_ids, max_in_flight)
+    world.carry_out(sweep.handle(NodesChanged(0.0, NODES)))
+    world.carry_out(sweep.handle(Begin(0.0)))
+    for _ in range(3000):
+        if world.finish is not None:
+            break
+        world.step()
+    assert world.finish is not None, f"seed {seed} never ends"
+    if not world.stopped:
+        assert set(world.rows) == set(task_ids), f"seed {seed}: rows lack"
+        assert world.finish.exit_code in (ExitCode.PASSED, ExitCode.SOME_FAILED, ExitCode.INFRASTRUCTURE)
+    elif set(world.rows) != set(task_ids):
+        assert world.finish.exit_code in (ExitCode.INTERRUPTED, ExitCode.INFRASTRUCTURE)
+    late = [event(world.now_s) for event in world.pending]
+    assert all(sweep.handle(event) == [] for event in late), "an event after the end did something"
+
+
+def test_random_orders_end_with_one_row_per_task():
+    for seed in range(10_000):
+        play(seed)
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_random_orders_end_with_one_row_per_task():
+    for seed in range(100_000):
+        play(1_000_000 + seed)
