@@ -84,7 +84,7 @@ class RayCluster:
         self._clock = clock
         self._running: dict[Any, tuple[str, int]] = {}
         self._ray = _connect(address)
-        self._attempt = self._ray.remote(_run_attempt).options(max_retries=0, max_calls=0, scheduling_strategy="SPREAD")
+        self._attempt = self._ray.remote(max_retries=0, max_calls=0, scheduling_strategy="SPREAD")(_run_attempt)
 
     def nodes(self) -> tuple[NodeInfo, ...]:
         found = []
@@ -247,7 +247,10 @@ def _run_attempt(task_data: dict[str, Any], attempt_data: dict[str, Any]) -> Ite
 
 
 def _messages(task: TaskSpec, attempt: Attempt, node: str) -> Iterator[dict[str, Any]]:
-    for event in supervisor.supervise(task, attempt):
+    if task.resources.isolation == "inline":
+        yield {"event": "ended", "outcome": encode(supervisor.run_inline(task, attempt, node))}
+        return
+    for event in supervisor.supervise(task, attempt, node):
         match event:
             case supervisor.Started():
                 yield {"event": "started", "node": node}
@@ -256,7 +259,7 @@ def _messages(task: TaskSpec, attempt: Attempt, node: str) -> Iterator[dict[str,
             case supervisor.Heartbeat():
                 yield {"event": "heartbeat", "paused_s": event.paused_s}
             case supervisor.Finished():
-                yield {"event": "ended", "outcome": encode(replace(event.outcome, node=node))}
+                yield {"event": "ended", "outcome": encode(event.outcome)}
 
 
 def _probe_node() -> dict[str, Any]:

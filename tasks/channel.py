@@ -1,8 +1,14 @@
-"""The line between a worker and its supervisor: phases go up, permission to own the device comes down.
+"""The line between a worker and its guardian: phases go up, permission to own the device comes down.
 
 Both ends are one Unix socket pair, inherited by the worker as the file descriptor named in ``SWEEP_CONTROL_FD``; messages are JSON
-lines. A worker started by hand, without a supervisor, gets a channel that records nothing and grants everything at once.
+lines. A worker started by hand, without a guardian, gets a channel that records nothing and grants everything at once.
 Standard library only.
+
+    worker                          guardian
+    {"phase": "build"}
+    {"lease": "acquire"}            {"waited_s": 0.2, "neighbours": 3}
+    {"lease": "release"}
+    {"ask": "paused_s"}             {"paused_s": 1.5}
 """
 
 from __future__ import annotations
@@ -19,6 +25,9 @@ from tasks.spec import Phase
 
 CONTROL_FD = "SWEEP_CONTROL_FD"
 
+MESSAGE_LIMIT_BYTES = 4096
+"""A longer line is not ours; the guardian drops it rather than keep it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Grant:
@@ -29,7 +38,7 @@ class Grant:
 
 
 class Channel:
-    """The worker's end. Not thread-safe but for ``exclusive``, which is re-entrant on one thread."""
+    """The worker's end, for one thread; ``exclusive`` is re-entrant."""
 
     def __init__(self, connection: socket.socket | None) -> None:
         self._connection = connection
@@ -39,12 +48,16 @@ class Channel:
 
     @classmethod
     def from_environment(cls) -> Channel:
-        """The channel of the supervisor that started this process, or a mute one."""
+        """The channel of the guardian that started this process, or a mute one. Processes that this one starts do not inherit it."""
         number = os.environ.pop(CONTROL_FD, None)
-        return cls(socket.socket(fileno=int(number)) if number else None)
+        if number is None:
+            return cls(None)
+        connection = socket.socket(fileno=int(number))
+        connection.set_inheritable(False)
+        return cls(connection)
 
     def phase(self, phase: Phase) -> None:
-        """Tell the supervisor that ``phase`` begins, and with it that phase's deadline."""
+        """Tell the guardian that ``phase`` begins, and with it that phase's deadline."""
         self._send({"phase": phase.value})
 
     @contextlib.contextmanager
@@ -60,16 +73,70 @@ class Channel:
             if self._depth == 0:
                 self._send({"lease": "release"})
 
+    def paused_s(self) -> float:
+        """Seconds for which this worker has been paused so far; the difference of two answers is what to take off a duration."""
+        answer = self._ask({"ask": "paused_s"})
+        return float(answer["paused_s"]) if answer else 0.0
+
     def _acquire(self) -> Grant:
-        self._send({"lease": "acquire"})
+        answer = self._ask({"lease": "acquire"})
+        return Grant(waited_s=float(answer["waited_s"]), neighbours=int(answer["neighbours"])) if answer else Grant()
+
+    def _ask(self, message: dict[str, Any]) -> dict[str, Any] | None:
+        self._send(message)
         if self._lines is None:
-            return Grant()
+            return None
         line = self._lines.readline()
         if not line:
-            raise ConnectionError("the supervisor closed the control channel")
-        answer = json.loads(line)
-        return Grant(waited_s=float(answer["waited_s"]), neighbours=int(answer["neighbours"]))
+            raise ConnectionError("the guardian closed the control channel")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
     def _send(self, message: dict[str, Any]) -> None:
         if self._connection is not None:
             self._connection.sendall((json.dumps(message) + "\n").encode())
+
+
+class GuardianEnd:
+    """The guardian's end: never blocks, and takes anything that a worker may write."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self._connection = connection
+        self._buffer = b""
+
+    def fileno(self) -> int:
+        return self._connection.fileno()
+
+    def receive(self) -> list[dict[str, Any]] | None:
+        """Messages that have arrived; what is not a JSON object is dropped. None once the worker has closed its end."""
+        try:
+            data = self._connection.recv(65536)
+        except BlockingIOError:
+            return []
+        except ConnectionError:
+            return None
+        if not data:
+            return None
+        *lines, rest = (self._buffer + data).split(b"\n")
+        self._buffer = rest if len(rest) <= MESSAGE_LIMIT_BYTES else b""
+        return [message for line in lines if (message := _parse(line)) is not None]
+
+    def answer(self, message: dict[str, Any]) -> None:
+        """Send ``message``; a worker that is gone, or does not read, misses it."""
+        with contextlib.suppress(OSError):
+            self._connection.send((json.dumps(message) + "\n").encode())
+
+    def grant(self, grant: Grant) -> None:
+        self.answer({"waited_s": grant.waited_s, "neighbours": grant.neighbours})
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        message = json.loads(line)
+    except ValueError:  # RecursionError cannot happen at this length
+        return None
+    return message if isinstance(message, dict) else None

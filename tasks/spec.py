@@ -108,6 +108,7 @@ class ModelSpec:
     batch_size: int | None = None  # None: the suite's own default for the model
     factory: str | None = None  # "package.module:function", for models outside the suites
     options: dict[str, Scalar] = field(default_factory=dict)
+    source: str | None = None  # torchbench: "checkout" takes the model from a TorchBench checkout
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +183,7 @@ class ResourceSpec:
     memory_mib: int | None = None
     threads: int | None = None
     compile_threads: int | None = None
+    isolation: str = "process"  # "inline": in the supervisor's own process, for toys that finish at once
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,15 @@
 """``python -m tasks.worker SPEC OUT``: run one task and leave its result at OUT by atomic rename.
 
 SPEC is a JSON file with an encoded ``TaskSpec``; OUT receives an encoded ``WorkerResult``. Everything that goes wrong inside a phase
-becomes a result; only a crash of the process leaves none.
+becomes a result; only a crash of the process leaves none. SIGUSR1 makes it write the stacks of its threads to its output.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from tasks.spec import TaskSpec, WorkerResult, decode, encode
 
 
 def main(arguments: list[str] | None = None) -> int:
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     spec_path, out_path = (Path(argument) for argument in (arguments or sys.argv[1:]))
     task = decode(TaskSpec, json.loads(spec_path.read_text(encoding="utf-8")))
     channel = Channel.from_environment()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +34,22 @@ class BuildRequest:
     @property
     def training(self) -> bool:
         return self.mode == "training"
+
+    def check_options(self, known: Iterable[str]) -> None:
+        """``ValueError`` if the manifest gives an option that is not among ``known``; it names the nearest one."""
+        names = sorted(known)
+        for option in self.options:
+            if option not in names:
+                near = difflib.get_close_matches(option, names, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}"
+                raise ValueError(f"{self.name}: unknown option {option!r} ({hint})")
+
+    def integer_option(self, name: str, default: int) -> int:
+        """The option ``name``, else ``default``; ``ValueError`` if it is no positive integer."""
+        value = self.options.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{self.name}: option {name} must be a positive integer, not {value!r}")
+        return value
 
 
 @dataclass(slots=True)

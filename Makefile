@@ -1,0 +1,65 @@
+# Every target sets itself up: a virtual environment in .venv, with the versions of constraints.txt.
+
+PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 -c '' 2>/dev/null && echo python3.12 || echo python3)
+VENV ?= .venv
+MANIFEST ?= manifests/smoke.yaml
+RESULTS ?= results
+ADDRESS ?=
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SWEEP := $(BIN)/python -m orchestrator
+
+.DEFAULT_GOAL := help
+.PHONY: help sweep test test-slow test-models test-gpu check chaos bench report schema plan install clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  %-12s %s\n", $$1, $$2}'
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or later is needed: make PYTHON=python3.12"'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cluster,models,dev]'
+	touch $(READY)
+
+install: $(READY) ## create the virtual environment
+
+sweep: $(READY) ## run MANIFEST (default: the smoke sweep) into RESULTS, on a local Ray or on the cluster at ADDRESS
+	$(SWEEP) run $(MANIFEST) --results $(RESULTS) $(if $(ADDRESS),--address $(ADDRESS)) $(ARGS)
+
+plan: $(READY) ## show what MANIFEST would run
+	$(SWEEP) plan $(MANIFEST) $(ARGS)
+
+report: $(READY) ## the answers of the latest run in RESULTS
+	$(SWEEP) report latest --results $(RESULTS) $(ARGS)
+
+test: $(READY) ## the default tests: no GPU, a few minutes on two cores
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+test-slow: $(READY) ## what takes minutes: real compiles, long simulations
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-models: $(READY) ## build and step every model of the catalogue
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m models $(ARGS)
+
+test-gpu: $(READY) ## what must hold on CUDA
+	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+chaos: $(READY) ## kill workers, supervisors, nodes and drivers at random, and count what is lost
+	$(BIN)/python -m pytest -m chaos -s $(ARGS)
+
+bench: $(READY) ## measure the orchestrator itself
+	for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+check: $(READY) ## format, lint, types, import directions, freshness of generated files
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_imports.py
+	$(SWEEP) schema --check manifests/manifest.schema.json
+	$(SWEEP) validate manifests/*.yaml
+
+schema: $(READY) ## write the manifests' JSON Schema anew
+	$(SWEEP) schema --write manifests/manifest.schema.json
+
+clean: ## remove what the other targets made, but not the results
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

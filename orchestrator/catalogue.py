@@ -1,0 +1,117 @@
+"""Which suites and models exist, without importing torch or a model library.
+
+``torchbench`` and ``toy`` are closed: their tables hold every name. ``huggingface`` and ``timm`` are open: beside the table of historical
+names, any class of the installed transformers and any entry point of the installed timm will do, found by reading their source text.
+In ``timm`` a dot begins the tag of pretrained weights, in ``toy`` a label; neither is looked at.
+Where the library is not installed every name is accepted, because the workers' machines may have it. A package can bring a suite of its
+own through the entry point group ``compile_sweep.suites``; what its models are called is its business.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ENTRY_POINT_GROUP = "compile_sweep.suites"
+BUILT_IN = ("huggingface", "timm", "torchbench", "toy")
+
+_CLASS = re.compile(r"^class (\w+)\(", re.MULTILINE)
+_ENTRY_POINT = re.compile(r"^@register_model\s*\ndef (\w+)\(", re.MULTILINE)
+_RENAMED = re.compile(r"^register_model_deprecations\(__name__, \{(.*?)^\}", re.MULTILINE | re.DOTALL)
+_RENAMED_NAME = re.compile(r"^\s*['\"]([^'\"]+)['\"]\s*:", re.MULTILINE)
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """`` (did you mean 'x'?)`` for the closest of ``known``, or nothing."""
+    folded = {name.casefold(): name for name in sorted(known, reverse=True)}
+    close = difflib.get_close_matches(word.casefold(), list(folded), n=1, cutoff=0.5)
+    return f" (did you mean '{folded[close[0]]}'?)" if close else ""
+
+
+def suite_problem(suite: str) -> str | None:
+    """What is wrong with the name of a suite, or None."""
+    if suite in BUILT_IN or suite in _installed_suites():
+        return None
+    names = (*BUILT_IN, *sorted(_installed_suites()))
+    return f"unknown suite; there are {', '.join(names)}{suggest(suite, names)}"
+
+
+def model_problem(suite: str, name: str) -> str | None:
+    """What is wrong with the name of a model in a suite that exists, or None."""
+    if suite not in BUILT_IN or name in table(suite):
+        return None
+    if suite == "toy" and name.partition(".")[0] in table(suite):
+        return None
+    installed = _installed_models(suite)
+    if installed is None or name in installed or (suite == "timm" and name.partition(".")[0] in installed):
+        return None
+    return f"no model '{name}' in suite {suite}{suggest(name, installed.union(table(suite)))}"
+
+
+def runs_inline(suite: str, name: str) -> bool:
+    """Whether the model may run in the process of its supervisor: toys that finish at once, and nothing else."""
+    if suite != "toy":
+        return False
+    from tasks.suites import toy
+
+    return toy.finishes_at_once(name)
+
+
+def default_batch_size(suite: str, name: str, mode: str) -> int | None:
+    """The batch size that the suite's table gives the model, or None where it has none."""
+    entry = table(suite).get(name) if suite in BUILT_IN else None
+    default = getattr(entry, "default_batch_size", None)
+    return int(default(mode)) if default else None
+
+
+@cache
+def table(suite: str) -> Mapping[str, Any]:
+    """The names that a built-in suite lists itself, and what it knows of each."""
+    if suite == "torchbench":
+        from tasks.suites import torchbench
+
+        return {**torchbench.MODELS, **torchbench.EXTRA}
+    if suite == "toy":
+        from tasks.suites import toy
+
+        return toy.MODELS
+    from tasks.suites import reference
+
+    if suite == "huggingface":
+        return reference.HUGGINGFACE
+    return reference.TIMM
+
+
+@cache
+def _installed_suites() -> frozenset[str]:
+    from importlib.metadata import entry_points
+
+    return frozenset(point.name for point in entry_points(group=ENTRY_POINT_GROUP))
+
+
+@cache
+def _installed_models(suite: str) -> frozenset[str] | None:
+    """Names that the suite's library offers, empty for a closed suite, None where the library is not installed."""
+    if suite == "huggingface":
+        return _scan("transformers", "models/*/modeling_*.py", _CLASS.findall)
+    if suite == "timm":
+        return _scan("timm", "models/*.py", _timm_names)
+    return frozenset()
+
+
+def _scan(library: str, pattern: str, names: Callable[[str], list[str]]) -> frozenset[str] | None:
+    spec = importlib.util.find_spec(library)
+    if spec is None or spec.origin is None:
+        return None
+    sources = Path(spec.origin).parent.glob(pattern)
+    return frozenset(name for source in sources for name in names(source.read_text(encoding="utf-8")))
+
+
+def _timm_names(text: str) -> list[str]:
+    renamed = [name for block in _RENAMED.findall(text) for name in _RENAMED_NAME.findall(block)]
+    return [*_ENTRY_POINT.findall(text), *(name.partition(".")[0] for name in renamed)]

@@ -1,0 +1,84 @@
+"""The console script ``sweep``: one file per command. Data goes to stdout, progress and errors to stderr.
+
+A command returns its exit status, or raises ``SweepError`` for what a user can mend. Anything else is a bug and keeps its traceback and
+Python's exit status 1.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from orchestrator.errors import ExitCode, SweepError
+
+COMMANDS = {
+    "validate": "check manifests: every error at once, as file:line:col",
+    "plan": "what would run and why; nothing is started",
+    "run": "run a manifest, here or on the cluster at --address",
+    "status": "how a run stands, from its results alone",
+    "logs": "the log of one task",
+    "report": "the answers: score, suites, failures, table",
+    "compare": "two runs, matched",
+    "history": "many runs over time",
+    "export": "a run in other formats",
+    "verify": "the invariants of a stored run",
+    "models": "the catalogue of models",
+    "schema": "the JSON Schema of manifests",
+    "doctor": "what works on this machine",
+}
+"""Command -> one line for ``--help``. Each is the function of that name in the module of that name."""
+
+
+def app(only: str | None = None) -> typer.Typer:
+    """The command line. With ``only``, just that command is imported, which keeps the rest out of its start-up time."""
+    root = typer.Typer(
+        name="sweep",
+        help="What does torch.compile buy us, on our machines, today, and how sure are we?",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+
+    @root.callback()
+    def options() -> None:
+        """Options of every command; none so far. Makes typer expect a command even where only one is registered."""
+
+    for name, summary in COMMANDS.items():
+        if only is None or name == only:
+            module = importlib.import_module(f"orchestrator.cli.{name}")
+            root.command(name, short_help=summary)(_with_status(getattr(module, name)))
+    return root
+
+
+def main() -> None:
+    """Run the command that the arguments name, and exit with its status."""
+    arguments = sys.argv[1:]
+    only = next((argument for argument in arguments if not argument.startswith("-")), None)
+    app(only if only in COMMANDS else None)(arguments)
+
+
+def _with_status(command: Callable[..., ExitCode | None]) -> Callable[..., None]:
+    """``command`` as typer wants it: what it returns, or what it raises for the user, becomes the exit status."""
+
+    @functools.wraps(command)
+    def run(*arguments: Any, **options: Any) -> None:
+        try:
+            code = command(*arguments, **options)
+        except SweepError as error:
+            sys.stderr.write(f"{error}\n")
+            code = error.exit_code
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader, ``head`` say, has seen enough
+            code = ExitCode.PASSED
+        except KeyboardInterrupt:
+            code = ExitCode.INTERRUPTED
+        raise typer.Exit(int(code or ExitCode.PASSED))
+
+    return run

@@ -1,0 +1,37 @@
+"""``sweep report``: the answers of a stored run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.errors import ExitCode
+
+
+def report(
+    run: Annotated[str, typer.Argument(help="A run id, the beginning of one, or 'latest'.")] = "latest",
+    results: Annotated[str, typer.Option(help="The results store: a folder or an object-store URI.")] = "results",
+    json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON, at full precision.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print them as Markdown.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write them into one offline HTML file.")] = None,
+    tasks: Annotated[bool, typer.Option("--tasks", help="Add the table of every task to the text.")] = False,
+    allow_mixed: Annotated[bool, typer.Option("--allow-mixed", help="Average over different GPU models or library versions.")] = False,
+    process_sd: Annotated[
+        float, typer.Option(min=0, help="Standard deviation of ln(speedup) between fresh processes, added to every task's own error.")
+    ] = 0.0,
+) -> ExitCode:
+    """The score with its intervals, suites, failures and tasks of a run.
+
+    The exit status is 0 if every task passed (or was excluded by the manifest), 3 if some did not, 4 if rows are missing.
+    """
+    from orchestrator.report import build, present, rows
+    from orchestrator.store import Store
+
+    answers = build.build(rows.load(Store(results).resolve(run)), allow_mixed=allow_mixed, process_sd=process_sd)
+    if html:
+        present.write_html(answers, html)
+    sys.stdout.write(present.as_text(answers, "json" if json else "markdown" if markdown else "text", every_task=tasks))
+    return answers.exit_code

@@ -1,0 +1,63 @@
+"""``sweep run``: run a manifest."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.errors import ExitCode, UsageError
+from tasks.spec import Status
+
+EPILOG = "Examples: sweep run manifests/smoke.yaml | sweep run manifests/pt2.yaml --address ray://head:10001 --resume"
+
+
+def run(
+    manifest: Annotated[Path, typer.Argument(help="The manifest. " + EPILOG)],
+    results: Annotated[str, typer.Option(help="The results store: a folder or an object-store URI.")] = "results",
+    run_id: Annotated[str | None, typer.Option(help="Name of the run; made from the manifest's name and the time if not given.")] = None,
+    address: Annotated[str | None, typer.Option(help="A Ray cluster's address; without it a local Ray is started for the purpose.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with --run-id, or with the manifest's latest run; start if none.")
+    ] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="With --resume: run again whatever did not pass.")] = False,
+    rerun: Annotated[list[str] | None, typer.Option(help="With --resume: run again the tasks of this status; may be repeated.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON.")] = False,
+) -> ExitCode:
+    """Run every task of a manifest and store one row per task. Ctrl-C drains; a second one stops at once.
+
+    Exit status: 0 all passed, 3 some did not, 4 infrastructure or incomplete, 130 interrupted.
+    """
+    from rich.console import Console
+
+    from orchestrator import run as runs
+
+    if (retry_failed or rerun) and not resume:
+        raise UsageError("--retry-failed and --rerun choose among the tasks of an earlier run: add --resume")
+    console = Console(stderr=True)
+    again = frozenset(_status(name) for name in rerun or ())
+    failed = frozenset(Status) - {Status.PASS, Status.SKIPPED} if retry_failed else frozenset()
+    request = runs.RunRequest(manifest, results, run_id, address, resume, again | failed)
+    ended = runs.run(request, console)
+    _answers(results, ended.run_id, json)
+    console.print(f"rows: {results.rstrip('/')}/{ended.run_id}", soft_wrap=True, highlight=False)
+    if ended.ending.reason != "finished":
+        console.print(f"{ended.ending.reason}; to go on: {runs.resume_command(request, ended.run_id)}", soft_wrap=True, highlight=False)
+    return ended.ending.exit_code
+
+
+def _status(name: str) -> Status:
+    try:
+        return Status(name)
+    except ValueError as error:
+        raise UsageError(f"--rerun {name}: there is no such status; there are: {', '.join(sorted(Status))}") from error
+
+
+def _answers(results: str, run_id: str, json: bool) -> None:
+    from orchestrator.report import build, present, rows
+    from orchestrator.store import Store
+
+    run_rows = rows.load(Store(results).resolve(run_id))
+    sys.stdout.write(present.as_text(build.build(run_rows, allow_mixed=True), "json" if json else "text"))

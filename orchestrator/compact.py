@@ -1,0 +1,61 @@
+"""Compaction: one tasks part and one samples part instead of many, sorted so that one task's samples lie together.
+
+Crash-safe by the rule of ``orchestrator.parts``: the new tasks part is the commit, and what it supersedes is removed afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from orchestrator.errors import StoreError
+from orchestrator.parts import Part, Parts
+
+SAMPLES_AT_ONCE = 500_000
+"""How many samples are sorted in memory at a time: about 100 MB."""
+
+
+def compact(parts: Parts) -> bool:
+    """Merge all parts into one; False if there is nothing to merge. Rows that another attempt of their task beats are dropped.
+
+    Raises:
+        StoreError: a part is damaged, so that merging would lose it for good.
+    """
+    parts.remove_dead()
+    present = parts.parts()
+    if not present or (len(present) == 1 and present[0].compacted):
+        return False
+    part = Part.new(parts.next_number(), compacted=True)
+    rows = parts.rows()
+    parts.write_samples(part, _sorted_samples(parts))
+    if parts.damaged:
+        parts.remove_dead()
+        raise StoreError(f"not compacted, because these parts are damaged: {', '.join(sorted(parts.damaged))}; resume the run first")
+    parts.write_rows(part, rows)
+    parts.remove_dead()
+    return True
+
+
+def _sorted_samples(parts: Parts) -> Iterator[pa.Table]:
+    for task_ids in _buckets(parts):
+        table = parts.samples(task_ids).unify_dictionaries()
+        keys = pa.table({"task_id": table.column("task_id").cast(pa.string())})
+        yield table.take(pc.sort_indices(keys, [("task_id", "ascending")]))  # stable: the order within a task stays
+
+
+def _buckets(parts: Parts) -> Iterator[list[str]]:
+    """The tasks with samples, sorted and cut so that each piece has few enough samples to be sorted in memory."""
+    task_ids = parts.samples(columns=("task_id",)).column("task_id").cast(pa.string())
+    counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(task_ids).to_pylist()}
+    bucket: list[str] = []
+    size = 0
+    for task_id in sorted(counts):
+        if bucket and size + counts[task_id] > SAMPLES_AT_ONCE:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(task_id)
+        size += counts[task_id]
+    if bucket:
+        yield bucket

@@ -1,0 +1,220 @@
+"""The lock of a run: one driver at a time, and one that lost it can write no more.
+
+Two means together. Where the store is a local or shared folder, the kernel's ``flock`` on ``.lock`` frees the lock the moment its
+holder dies. ``lock.json`` says who holds it, on any store, and is the fencing token: before each commit the driver looks whether it
+still names its own token. A lock is stale when its process is gone from this machine, a reused process id being told apart by the
+start time of the process, or, for a holder elsewhere, when its heartbeat is old.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.errors import RunLockedError
+from orchestrator.files import Files, explain
+from tasks.spec import SpecError, decode, encode
+
+LOCK_FILE = "lock.json"
+FLOCK_FILE = ".lock"
+HEARTBEAT_S = 15.0
+"""How often a driver is to call ``refresh``."""
+STALE_AFTER_S = 120.0
+"""A holder on another machine that gave no sign of life for this long is taken to be dead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who holds a lock. ``machine`` tells apart machines, boots and process namespaces; times are seconds since the epoch."""
+
+    host: str
+    machine: str
+    pid: int
+    process_started: str  # as the kernel counts it; "" where it cannot be told
+    token: str
+    acquired: float
+    heartbeat: float
+
+    @classmethod
+    def current(cls, now: float) -> Owner:
+        """This process, with a token of its own."""
+        pid = os.getpid()
+        return cls(socket.gethostname(), machine_identity(), pid, process_start(pid), uuid.uuid4().hex, now, now)
+
+    def describe(self, now: float) -> str:
+        since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.acquired))
+        return f"process {self.pid} on {self.host} since {since} (last sign of life {max(0.0, now - self.heartbeat):.0f} s ago)"
+
+    def is_dead(self, now: float, stale_after_s: float = STALE_AFTER_S) -> bool:
+        """Whether the holder is gone: known for this machine, concluded from its silence for another."""
+        if self.machine == machine_identity():
+            return process_start(self.pid) != self.process_started or not _alive(self.pid)
+        return now - self.heartbeat > stale_after_s
+
+
+class RunLock:
+    """The lock on one run's folder, held from ``acquire`` to ``release``. A context manager."""
+
+    def __init__(self, files: Files, owner: Owner, flock: int | None, clock: Callable[[], float]) -> None:
+        self._files = files
+        self._flock = flock
+        self._clock = clock
+        self.owner = owner
+
+    @classmethod
+    def acquire(cls, files: Files, *, stale_after_s: float = STALE_AFTER_S, clock: Callable[[], float] = time.time) -> RunLock:
+        """Take the lock, or take over a stale one.
+
+        Raises:
+            RunLockedError: another driver holds it; the message names it and says what to do.
+        """
+        try:
+            flock = _take_flock(files)
+        except BlockingIOError:
+            raise _refused(files, read_owner(files), clock(), stale_after_s) from None
+        try:
+            holder = read_owner(files)
+            if holder is not None and not holder.is_dead(clock(), stale_after_s):
+                raise _refused(files, holder, clock(), stale_after_s)
+            lock = cls(files, Owner.current(clock()), flock, clock)
+            lock._write(lock.owner, durable=True)
+            lock.check()  # of two that came at once, the later write wins
+        except BaseException:
+            _close(flock)
+            raise
+        return lock
+
+    def check(self) -> None:
+        """The fence: to be called right before each commit.
+
+        Raises:
+            RunLockedError: the lock is no longer ours.
+        """
+        holder = read_owner(self._files)
+        if holder is None:
+            raise RunLockedError(f"the lock {self._files.at(LOCK_FILE)} was removed: this driver must not write to the run any more")
+        if holder.token != self.owner.token:
+            who = holder.describe(self._clock())
+            raise RunLockedError(f"the run {self._files.at('')} was taken over by {who}: this driver must not write to it any more")
+
+    def refresh(self) -> None:
+        """Give a sign of life.
+
+        Raises:
+            RunLockedError: the lock is no longer ours.
+        """
+        self.check()
+        self.owner = dataclasses.replace(self.owner, heartbeat=self._clock())
+        self._write(self.owner, durable=False)
+
+    def release(self) -> None:
+        """Give the lock back, if it is still ours."""
+        try:
+            with contextlib.suppress(RunLockedError):
+                self.check()
+                self._files.remove(LOCK_FILE)
+        finally:
+            _close(self._flock)
+            self._flock = None
+
+    def __enter__(self) -> RunLock:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()
+
+    def _write(self, owner: Owner, *, durable: bool) -> None:
+        self._files.write(LOCK_FILE, json.dumps(encode(owner), indent=1).encode(), durable=durable)
+
+
+def read_owner(files: Files) -> Owner | None:
+    """Who holds the lock on the run in ``files``; None if nobody does. A lock that cannot be read counts as none."""
+    try:
+        return decode(Owner, json.loads(files.read(LOCK_FILE)))
+    except (FileNotFoundError, ValueError, SpecError):
+        return None
+
+
+def machine_identity() -> str:
+    """Equal for two processes exactly if a process id means the same to both."""
+    return f"{socket.gethostname()}/{_boot_id()}/{_pid_namespace()}"
+
+
+def _boot_id() -> str:
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return ""
+
+
+def _pid_namespace() -> str:
+    with contextlib.suppress(OSError):
+        return str(Path("/proc/self/ns/pid").readlink())
+    return ""
+
+
+def process_start(pid: int) -> str:
+    """When the process started, in the kernel's ticks since boot; "" if that cannot be told."""
+    try:
+        # The command name, in parentheses, may itself hold spaces and parentheses: count from its end.
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in {"Z", "X"} else fields[19]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _take_flock(files: Files) -> int | None:
+    """An open descriptor that holds the kernel's lock; None where there is no such lock.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    path = files.local(FLOCK_FILE)
+    if path is None:
+        return None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise explain("lock", str(path.parent), error) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    except OSError:  # a filesystem without locks: lock.json alone has to do
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _close(flock: int | None) -> None:
+    if flock is not None:
+        os.close(flock)
+
+
+def _refused(files: Files, holder: Owner | None, now: float, stale_after_s: float) -> RunLockedError:
+    who = holder.describe(now) if holder else "a process that has not yet said its name"
+    return RunLockedError(
+        f"the run {files.at('').rstrip('/')} is held by {who}; stop that driver first. A dead one is taken over by itself:"
+        f" at once on its own machine, from another after {stale_after_s:.0f} s of silence; or remove {files.at(LOCK_FILE)}"
+        " if you know that it is gone"
+    )

@@ -1,0 +1,1 @@
+"""What a stored run answers, and how it is shown: rows -> ``build`` -> ``Answers`` -> text, JSON, Markdown or HTML."""

@@ -1,0 +1,178 @@
+"""The model of the report: what a run answers, as dataclasses. Built by ``build``; printed by ``text``, ``data``
+(JSON), ``markdown`` and ``html``.
+
+Every mean is over one dtype, mode and backend; ``Configuration`` holds one (mode, backend). Counts of passed against planned tasks stand
+beside every number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from orchestrator.errors import ExitCode
+from orchestrator.report.rows import Row
+from orchestrator.statistics.intervals import Interval
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean with its two intervals. ``value`` is None when it is not defined; ``why_not`` then says why."""
+
+    value: float | None = None
+    measurement: Interval | None = None  # these models, measured again
+    generalisation: Interval | None = None  # other models of the same kind
+    why_not: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """How many of the planned tasks passed, and where the others are. The interval is Wilson's, of passed against planned."""
+
+    passed: int
+    planned: int
+    failed: int
+    skipped: int
+    infra: int
+    missing: int
+    interval: Interval | None
+
+    @property
+    def value(self) -> float | None:
+        """Share of the planned tasks that passed."""
+        return self.passed / self.planned if self.planned else None
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Quantiles of the speedups that passed."""
+
+    p10: float
+    median: float
+    p90: float
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """The score by another definition; ``weighted`` is None where a dtype lacks."""
+
+    name: str
+    meaning: str
+    weighted: float | None
+    by_dtype: Mapping[str, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class DtypeAnswer:
+    """One dtype over all suites; ``weight`` is its share of the score."""
+
+    dtype: str
+    weight: float
+    geomean: Estimate
+    rate: Rate
+    spread: Spread | None
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteAnswer:
+    """One suite in one dtype. Compile seconds and memory ratio are over the tasks that passed and know them."""
+
+    suite: str
+    dtype: str
+    geomean: Estimate
+    rate: Rate
+    spread: Spread | None
+    median_compile_s: float | None
+    memory_ratio: float | None  # geometric mean of eager peak / compiled peak
+    graph_breaks: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """Everything about one mode and backend."""
+
+    mode: str
+    backend: str
+    weights: Mapping[str, float]
+    score: Estimate
+    rate: Rate
+    dtypes: tuple[DtypeAnswer, ...]
+    suites: tuple[SuiteAnswer, ...]
+    variants: tuple[Variant, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FailureGroup:
+    """Tasks that did not pass for what looks like one reason."""
+
+    signature: str
+    status: str
+    phase: str
+    failure_class: str
+    tasks: tuple[str, ...]
+    example: str  # task_id the error and the log tail are from
+    error: str
+    log_tail: str
+    log: str
+
+
+@dataclass(frozen=True, slots=True)
+class BreakReason:
+    """A reason for graph breaks and the tasks that gave it."""
+
+    reason: str
+    tasks: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One property of the environment, with the number of rows per value. More than one value is a mixed run."""
+
+    name: str
+    values: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """A whole report."""
+
+    run_id: str
+    rate: Rate
+    configurations: tuple[Configuration, ...]
+    rows: tuple[Row, ...]
+    missing: tuple[str, ...]
+    failures: tuple[FailureGroup, ...]
+    breaks: tuple[BreakReason, ...]
+    quality: Mapping[str, int]
+    environment: tuple[Fact, ...]
+    remarks: tuple[str, ...]
+    statuses: Mapping[str, int]
+    started: float | None = None
+    ended: float | None = None
+    manifest: str = ""
+    manifest_digest: str = ""
+    process_sd: float = 0.0
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """Incomplete or infrastructure failures: 4; anything else that neither passed nor was skipped, or nothing passed: 3."""
+        if self.rate.missing or self.rate.infra or not self.rate.planned:
+            return ExitCode.INFRASTRUCTURE
+        if not self.rate.passed or self.rate.failed:
+            return ExitCode.SOME_FAILED
+        return ExitCode.PASSED
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The figures of the PyTorch 2.0 announcement (2022-12-02): training, NVIDIA A100, 163 models. A reference, not a target."""
+
+    source: str = "PyTorch 2.0 announcement, December 2022, NVIDIA A100, training, 163 models"
+    weighted: float = 1.43
+    float32: float = 1.21
+    amp: float = 1.51
+    pass_rate: float = 0.93
+
+
+PUBLISHED = Published()

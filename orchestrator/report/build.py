@@ -1,0 +1,238 @@
+"""A run's rows to its ``Answers``: groups, means, intervals, counts and what to say about rows that cannot enter a mean. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import median
+
+import numpy as np
+
+from orchestrator.errors import UsageError
+from orchestrator.report.answers import Answers, BreakReason, Configuration, DtypeAnswer, Estimate, Rate, Spread, SuiteAnswer, Variant
+from orchestrator.report.environment import environment_of, mixed
+from orchestrator.report.failures import failure_groups
+from orchestrator.report.plain import one_line
+from orchestrator.report.rows import Planned, Row, Run
+from orchestrator.statistics.intervals import generalisation_interval, measurement_interval, standard_errors, wilson
+from orchestrator.statistics.means import (
+    FloatArray,
+    clipped,
+    geomean,
+    quantiles,
+    suite_balanced,
+    weighted_score,
+    weighted_score_in_logs,
+    with_failures_as_one,
+)
+from tasks.spec import Quality, Status
+
+Combine = Callable[[Mapping[str, float], Mapping[str, float]], float]
+MODES_FIRST = ("training", "inference")
+
+
+def build(run: Run, *, allow_mixed: bool = False, process_sd: float = 0.0) -> Answers:
+    """Answer every question of the report.
+
+    ``process_sd`` is the standard deviation of ``ln(speedup)`` between fresh processes, added to every task's own error.
+
+    Raises:
+        UsageError: rows of one mean come from different GPU models or library versions, and ``allow_mixed`` is off.
+    """
+    remarks = [*run.remarks, *_set_aside(run.rows), *_unplanned(run)]
+    for row_group in _by_configuration(run.rows).values():
+        found = mixed([row for row in row_group if row.passed])
+        if found and not allow_mixed:
+            raise UsageError(f"run {run.run_id} mixes what should not enter one mean: {found}. Use --allow-mixed to report it anyway")
+        if found:
+            remarks.append(f"Mixed environments in one mean, as allowed: {found}.")
+    return Answers(
+        run_id=run.run_id,
+        rate=_rate(run.planned, run.rows),
+        configurations=_configurations(run, process_sd),
+        rows=tuple(sorted(run.rows, key=lambda row: row.task_id)),
+        missing=tuple(task.task_id for task in run.missing),
+        failures=failure_groups(run.rows),
+        breaks=_break_reasons(run.rows),
+        quality=_quality(run.rows),
+        environment=environment_of(run.rows),
+        remarks=tuple(dict.fromkeys(remarks)),
+        statuses=dict(sorted(Counter(row.status for row in run.rows).items())),
+        started=run.started,
+        ended=run.ended,
+        manifest=run.manifest,
+        manifest_digest=run.manifest_digest,
+        process_sd=process_sd,
+        facts=run.facts,
+    )
+
+
+def _configurations(run: Run, process_sd: float) -> tuple[Configuration, ...]:
+    tasks: list[Planned | Row] = [*run.planned, *run.rows]
+    names = dict.fromkeys((task.mode, task.backend) for task in tasks)
+    order = sorted(names, key=lambda name: MODES_FIRST.index(name[0]) if name[0] in MODES_FIRST else len(MODES_FIRST))
+    return tuple(_configuration(run, mode, backend, process_sd) for mode, backend in order)
+
+
+def _configuration(run: Run, mode: str, backend: str, process_sd: float) -> Configuration:
+    planned = [task for task in run.planned if (task.mode, task.backend) == (mode, backend)]
+    rows = [row for row in run.rows if (row.mode, row.backend) == (mode, backend)]
+    tasks: list[Planned | Row] = [*planned, *rows]
+    groups = {(task.suite, task.dtype) for task in tasks}
+    dtypes = [name for name in run.weights if any(dtype == name for _, dtype in groups)]
+    dtypes += sorted({dtype for _, dtype in groups} - set(dtypes))
+    suites = sorted({suite for suite, _ in groups})
+    return Configuration(
+        mode=mode,
+        backend=backend,
+        weights=dict(run.weights),
+        score=_score(rows, run.weights, process_sd),
+        rate=_rate(planned, rows),
+        dtypes=tuple(_dtype(dtype, run.weights.get(dtype, 0.0), planned, rows, process_sd) for dtype in dtypes),
+        suites=tuple(_suite(suite, dtype, planned, rows, process_sd) for dtype in dtypes for suite in suites if (suite, dtype) in groups),
+        variants=_variants(planned, rows, dtypes, run.weights),
+    )
+
+
+def _dtype(dtype: str, weight: float, planned: Sequence[Planned], rows: Sequence[Row], process_sd: float) -> DtypeAnswer:
+    planned, rows = [task for task in planned if task.dtype == dtype], [row for row in rows if row.dtype == dtype]
+    return DtypeAnswer(dtype, weight, _score(rows, {dtype: 1.0}, process_sd), _rate(planned, rows), _spread(rows))
+
+
+def _suite(suite: str, dtype: str, planned: Sequence[Planned], rows: Sequence[Row], process_sd: float) -> SuiteAnswer:
+    planned = [task for task in planned if (task.suite, task.dtype) == (suite, dtype)]
+    rows = [row for row in rows if (row.suite, row.dtype) == (suite, dtype)]
+    passed = [row for row in rows if row.passed]
+    compile_s = [row.compile_s for row in passed if row.compile_s is not None]
+    ratios = [row.memory_ratio for row in passed if row.memory_ratio]
+    breaks = [row.graph_breaks for row in passed if row.graph_breaks is not None]
+    return SuiteAnswer(
+        suite=suite,
+        dtype=dtype,
+        geomean=_score(rows, {dtype: 1.0}, process_sd),
+        rate=_rate(planned, rows),
+        spread=_spread(rows),
+        median_compile_s=median(compile_s) if compile_s else None,
+        memory_ratio=geomean(ratios) if ratios else None,
+        graph_breaks=sum(breaks) if breaks else None,
+    )
+
+
+def _score(rows: Sequence[Row], weights: Mapping[str, float], process_sd: float) -> Estimate:
+    """The weighted score of the rows that passed, or why there is none."""
+    speedups = _speedups([row for row in rows if row.passed])
+    lacking = [dtype for dtype, weight in weights.items() if weight and not speedups.get(dtype)]
+    if lacking or not weights:
+        return Estimate(why_not=f"no task passed in {' or '.join(lacking)}" if lacking else "the run has no weights")
+    value = weighted_score({dtype: geomean(speedups[dtype]) for dtype in weights if weights[dtype]}, weights)
+    logs, errors = _aligned(rows, weights)
+    measurement = measurement_interval(logs, errors, weights, process_sd=process_sd)
+    without = sum(not math.isfinite(error) for dtype in logs for error in errors[dtype][np.isfinite(logs[dtype])])
+    why_not = f"{without} of the tasks that passed have no interval, so the mean has no measurement interval" if without else None
+    return Estimate(value, measurement, generalisation_interval(logs, weights), why_not)
+
+
+def _aligned(rows: Sequence[Row], weights: Mapping[str, float]) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
+    """Log speedups and their standard errors per weighted dtype, aligned over the models; NaN where a task did not pass."""
+    models = {name: place for place, name in enumerate(dict.fromkeys((row.suite, row.model) for row in rows if row.passed))}
+    logs, errors = ({dtype: np.full(len(models), math.nan) for dtype in weights} for _ in range(2))
+    passed = [row for row in rows if row.passed and row.dtype in weights]
+    row_errors = standard_errors([row.speedup_low for row in passed], [row.speedup_high for row in passed])
+    for row, error in zip(passed, row_errors, strict=True):
+        logs[row.dtype][models[row.suite, row.model]] = math.log(row.speedup or math.nan)
+        errors[row.dtype][models[row.suite, row.model]] = error
+    return logs, errors
+
+
+def _variants(planned: Sequence[Planned], rows: Sequence[Row], dtypes: Sequence[str], weights: Mapping[str, float]) -> tuple[Variant, ...]:
+    """The definitions in use, from the same rows, side by side."""
+    passed = [row for row in rows if row.passed]
+    counts = Counter(task.dtype for task in planned)
+    speedups = _speedups(passed)
+    by_suite = {dtype: _speedups([row for row in passed if row.dtype == dtype], by="suite") for dtype in speedups}
+    padded = {dtype: with_failures_as_one(speedups[dtype], max(counts[dtype], len(speedups[dtype]))) for dtype in {*counts, *speedups}}
+    passing = {dtype: geomean(values) for dtype, values in speedups.items()}
+    failing_as_one = {dtype: geomean(values) for dtype, values in padded.items()}
+    no_slowdown = {dtype: geomean(clipped(values)) for dtype, values in speedups.items()}
+    balanced = {dtype: suite_balanced(groups) for dtype, groups in by_suite.items()}
+
+    def of(name: str, meaning: str, means: Mapping[str, float], combine: Combine = weighted_score) -> Variant:
+        complete = bool(weights) and all(dtype in means for dtype, weight in weights.items() if weight)
+        return Variant(name, meaning, combine(means, weights) if complete else None, {dtype: means.get(dtype) for dtype in dtypes})
+
+    return (
+        of("passing only", "tasks that passed, slowdowns as they are; the score of this report", passing),
+        of("failures as 1.0", "every planned task; who has one that did not pass stays with eager", failing_as_one),
+        of("clipped at 1.0", "tasks that passed; a slowdown counts as 1.0, as in upstream's summary of 2022", no_slowdown),
+        of(
+            "weights in logs",
+            "tasks that passed; the dtypes' means to the power of their weights, multiplied",
+            passing,
+            weighted_score_in_logs,
+        ),
+        of("suite-balanced", "tasks that passed; each suite counts the same, however many models it has", balanced),
+    )
+
+
+def _speedups(rows: Iterable[Row], by: str = "dtype") -> dict[str, list[float]]:
+    groups: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        if row.speedup is not None:
+            groups[getattr(row, by)].append(row.speedup)
+    return groups
+
+
+def _spread(rows: Sequence[Row]) -> Spread | None:
+    speedups = [row.speedup for row in rows if row.passed and row.speedup is not None]
+    return Spread(*quantiles(speedups)) if speedups else None
+
+
+def _rate(planned: Sequence[Planned], rows: Sequence[Row]) -> Rate:
+    ended = {row.task_id for row in rows}
+    missing = sum(task.task_id not in ended for task in planned)
+    total = len(rows) + missing
+    passed = sum(row.passed for row in rows)
+    skipped = sum(row.status == Status.SKIPPED for row in rows)
+    infra = sum(row.status == Status.INFRA_ERROR for row in rows)
+    return Rate(passed, total, len(rows) - passed - skipped - infra, skipped, infra, missing, wilson(passed, total))
+
+
+def _by_configuration(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
+    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row.mode, row.backend].append(row)
+    return groups
+
+
+def _break_reasons(rows: Sequence[Row]) -> tuple[BreakReason, ...]:
+    tasks: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        for reason in dict.fromkeys(one_line(reason) for reason in row.graph_break_reasons):
+            tasks[reason].append(row.task_id)
+    return tuple(
+        BreakReason(reason, tuple(sorted(names))) for reason, names in sorted(tasks.items(), key=lambda item: (-len(item[1]), item[0]))
+    )
+
+
+def _quality(rows: Sequence[Row]) -> dict[str, int]:
+    """How many passing tasks are in each quality state; states nobody is in are left out."""
+    states = Counter(row.quality or "unknown" for row in rows if row.passed)
+    known = [quality.value for quality in Quality]
+    return {state: states[state] for state in [*known, *sorted(set(states) - set(known))] if states[state]}
+
+
+def _set_aside(rows: Sequence[Row]) -> list[str]:
+    """Remarks on rows that say pass and cannot enter a mean, and on compiled runs that were not."""
+    unusable = [row for row in rows if row.status == Status.PASS and not row.passed]
+    fell_back = [row.task_id for row in rows if row.passed and row.fell_back]
+    remarks = [f"{row.task_id} says pass with a speedup of {row.speedup}: counted as failed and in no mean." for row in unusable]
+    if fell_back:
+        remarks.append(f"Part of the compiled step fell back to eager in {len(fell_back)} tasks that passed: {', '.join(fell_back)}.")
+    return remarks
+
+
+def _unplanned(run: Run) -> list[str]:
+    planned = {task.task_id for task in run.planned}
+    extra = [row.task_id for row in run.rows if row.task_id not in planned]
+    return [f"{len(extra)} rows are of tasks that the plan does not name: {', '.join(extra[:5])}."] if extra else []

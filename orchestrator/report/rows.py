@@ -1,0 +1,204 @@
+"""The one place where Arrow tables become plain rows, and where a stored run becomes the ``Run`` that the analysis works on.
+
+Only the columns that are asked for are read; a field whose column was not is None.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.report.plain import plain
+from tasks.spec import Status
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from orchestrator.store import RunStore
+
+Key = tuple[str, str, str]  # dtype, mode, backend
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One terminal task, as far as the analysis uses it. Times in ms or s and memory in MiB, as named; None: not known."""
+
+    task_id: str
+    suite: str
+    model: str
+    dtype: str
+    mode: str
+    backend: str
+    status: str
+    phase: str | None = None
+    failure_class: str | None = None
+    error: str | None = None
+    log_tail: str | None = None
+    log: str | None = None
+    attempt: int | None = None
+    carried_from: str | None = None
+    speedup: float | None = None
+    speedup_low: float | None = None
+    speedup_high: float | None = None
+    speedup_of_medians: float | None = None
+    quality: str | None = None
+    pairs: int | None = None
+    eager_ms: float | None = None
+    compiled_ms: float | None = None
+    eager_device_ms: float | None = None
+    compiled_device_ms: float | None = None
+    launch_bound: bool | None = None
+    compile_s: float | None = None
+    eager_peak_mib: float | None = None
+    compiled_peak_mib: float | None = None
+    graphs: int | None = None
+    graph_breaks: int | None = None
+    graph_break_reasons: tuple[str, ...] = ()
+    recompiles: int | None = None
+    fell_back: bool | None = None
+    accuracy: str | None = None
+    accuracy_reason: str | None = None
+    accuracy_margin: float | None = None
+    batch_size: int | None = None
+    parameters: int | None = None
+    model_source: str | None = None
+    fidelity: str | None = None
+    node: str | None = None
+    device: str | None = None
+    gpu_uuid: str | None = None
+    threads: int | None = None
+    versions: Mapping[str, str | None] = field(default_factory=dict)
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    task_digest: str | None = None
+    manifest_digest: str | None = None
+    started: float | None = None
+    ended: float | None = None
+
+    @property
+    def key(self) -> Key:
+        """What must agree for two rows to enter one mean."""
+        return (self.dtype, self.mode, self.backend)
+
+    @property
+    def passed(self) -> bool:
+        """Passed, and with a speedup that has a logarithm."""
+        return self.status == Status.PASS and _usable(self.speedup)
+
+    @property
+    def memory_ratio(self) -> float | None:
+        """Eager peak over compiled peak: above 1 the compiled step needs less."""
+        if not self.eager_peak_mib or not self.compiled_peak_mib:
+            return None
+        return self.eager_peak_mib / self.compiled_peak_mib
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A task of the plan, by the parts of its identity that the analysis groups by."""
+
+    task_id: str
+    suite: str
+    model: str
+    dtype: str
+    mode: str
+    backend: str
+
+    @property
+    def key(self) -> Key:
+        """What must agree for two tasks to enter one mean."""
+        return (self.dtype, self.mode, self.backend)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A stored run: what was planned, how dtypes weigh, and a row for each task that ended."""
+
+    run_id: str
+    planned: tuple[Planned, ...]
+    weights: Mapping[str, float]
+    rows: tuple[Row, ...]
+    started: float | None = None
+    ended: float | None = None
+    manifest: str = ""
+    manifest_digest: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)  # anything else about the run worth printing
+    remarks: tuple[str, ...] = ()  # what a reader must know before believing the rows
+
+    @property
+    def missing(self) -> tuple[Planned, ...]:
+        """Planned tasks without a row, in the order of the plan."""
+        ended = {row.task_id for row in self.rows}
+        return tuple(task for task in self.planned if task.task_id not in ended)
+
+
+def _usable(speedup: float | None) -> bool:
+    return speedup is not None and math.isfinite(speedup) and speedup > 0
+
+
+FIELDS = tuple(item.name for item in dataclasses.fields(Row))
+VERSIONS = ("python", "torch", "triton", "transformers", "timm", "torchvision", "driver", "cuda")
+_JSON = ("other_versions", "machine")
+COLUMNS = (*(name for name in FIELDS if name != "versions"), *VERSIONS, "other_versions", "skip_reason")
+"""The stored columns that make a whole ``Row``."""
+
+
+def load(store: RunStore, columns: Sequence[str] = COLUMNS) -> Run:
+    """A stored run with those columns of its rows.
+
+    Raises:
+        StoreError: the record or the plan is damaged.
+    """
+    record = store.record
+    planned = [entry.task for entry in store.plan()]
+    rows = rows_of(store.rows(columns))
+    damaged = tuple(f"{plain(path)} is damaged and left out: {plain(reason)}" for path, reason in store.damaged().items())
+    return Run(
+        run_id=plain(record.run_id),
+        planned=tuple(
+            Planned(task.task_id, task.model.suite, task.model.name, task.precision.dtype, task.mode, task.backend) for task in planned
+        ),
+        weights=dict(record.weights),
+        rows=rows,
+        started=record.started,
+        ended=record.ended,
+        manifest="\n".join(f"# {plain(path)}\n{plain(text)}" for path, text in record.manifest_files.items()),
+        manifest_digest=record.manifest_digest,
+        facts={
+            "manifest": plain(record.manifest),
+            "state": record.state.value,
+            "command": plain(" ".join(record.argv)),
+            "orchestrator": record.orchestrator_version,
+            **{f"cluster {name}": plain(str(value)) for name, value in record.cluster.items()},
+        },
+        remarks=damaged,
+    )
+
+
+def rows_of(table: pa.Table) -> tuple[Row, ...]:
+    """``table`` of task rows as plain rows, terminal codes and control characters taken out of every text."""
+    return tuple(_row(columns) for columns in table.to_pylist())
+
+
+def _row(columns: dict[str, Any]) -> Row:
+    cells: dict[str, Any] = {
+        name: plain(value) if isinstance(value, str) and name not in _JSON else value for name, value in columns.items()
+    }
+    cells["versions"] = {name: cells[name] for name in VERSIONS if cells.get(name)} | _object(cells.get("other_versions"))
+    cells["machine"] = _object(cells.get("machine"))
+    cells["error"] = cells.get("error") or cells.get("skip_reason")
+    cells["graph_break_reasons"] = tuple(plain(reason) for reason in cells.get("graph_break_reasons") or ())
+    cells |= {name: cells[name].timestamp() for name in ("started", "ended") if cells.get(name)}
+    return Row(**{name: value for name, value in cells.items() if name in _KNOWN})
+
+
+def _object(text: str | None) -> dict[str, Any]:
+    """A cell that holds a JSON object."""
+    found = json.loads(text) if text else {}
+    return {plain(str(name)): plain(value) if isinstance(value, str) else value for name, value in found.items()}
+
+
+_KNOWN = frozenset(FIELDS)

@@ -1,0 +1,228 @@
+"""One run from manifest to exit status: load, connect, preflight, lock, drive, record.
+
+Nothing here decides what a task's fate is (``sweep``, ``policy``) or how rows are kept (``store``); this is the order in which they meet.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from orchestrator import __version__
+from orchestrator.cluster import Cluster, NodeInfo, RayCluster
+from orchestrator.driver import Driver, Ending, Sink
+from orchestrator.errors import ExitCode, UsageError
+from orchestrator.manifest import LoadedManifest, load_manifest
+from orchestrator.plan import plan_tasks
+from orchestrator.policy import Policy
+from orchestrator.preflight import capacity, check, resolve_device
+from orchestrator.progress import LiveProgress, PlainProgress
+from orchestrator.record import PlannedTask, RunRecord, RunState
+from orchestrator.store import RunStore, Store, recorded_durations
+from orchestrator.sweep import Sweep, SweepTask
+from tasks.probe import code_version
+from tasks.spec import Attempt, Outcome, Status, TaskSpec
+
+RERUN_ALWAYS = frozenset({Status.INFRA_ERROR})
+"""What a resume runs again without being asked: no verdict on the model, only on the machinery."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """What the user asked for. ``rerun``: statuses whose tasks a resume runs again, beside those of ``RERUN_ALWAYS``."""
+
+    manifest: Path
+    results: str = "results"
+    run_id: str | None = None
+    address: str | None = None
+    resume: bool = False
+    rerun: frozenset[Status] = field(default_factory=frozenset)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How the run ended, and where its rows are."""
+
+    run_id: str
+    ending: Ending
+
+
+def run(request: RunRequest, console: Console, connect: Callable[[str | None], Cluster] = RayCluster) -> Ended:
+    """Carry out ``request``; progress goes to ``console``.
+
+    Raises:
+        ManifestError, UsageError: nothing was started.
+        PreflightError: the cluster cannot run the plan; nothing was started.
+        RunLockedError: another driver runs this run.
+        StoreError: the store cannot be read or written.
+    """
+    loaded = load_manifest(request.manifest)
+    store = Store(request.results)
+    earlier = _earlier_run(store, request, loaded)
+    with closing(connect(request.address)) as cluster:
+        nodes = cluster.nodes()
+        device = resolve_device(loaded.manifest.execution.device, nodes)
+        plan = earlier.plan() if earlier else _plan(loaded, device, request.results)
+        specs = [planned.task for planned in plan if planned.skip_reason is None]
+        check(specs, nodes, cluster.probe(), code_version())
+        run_store = earlier or store.create(_record(request, loaded, nodes, device), plan)
+        with run_store:
+            if earlier:
+                _reopen(run_store, console)
+            ending = _drive(run_store, plan, loaded, cluster, nodes, request.rerun, console)
+            return Ended(run_store.run_id, _conclude(run_store, plan, ending))
+
+
+def resume_command(request: RunRequest, run_id: str) -> str:
+    """The exact command that goes on with a run."""
+    words = ["sweep", "run", str(request.manifest), "--results", request.results, "--run-id", run_id, "--resume"]
+    return shlex.join(words + (["--address", request.address] if request.address else []))
+
+
+# --- before ---------------------------------------------------------------------------------------------------------------------
+
+
+def _earlier_run(store: Store, request: RunRequest, loaded: LoadedManifest) -> RunStore | None:
+    """The run that ``--resume`` goes on with; None to start a new one, also where there is none yet to go on with."""
+    if not request.resume:
+        return None
+    wanted = [
+        record
+        for record in store.runs()
+        if record.run_id == request.run_id or (request.run_id is None and record.manifest == loaded.manifest.name)
+    ]
+    if not wanted:
+        return None
+    record = wanted[-1]
+    if record.manifest_digest != loaded.digest:
+        raise UsageError(
+            f"{request.manifest} has changed since run {record.run_id} was planned: its rows would not be comparable. "
+            "Start a new run without --resume, or undo the change"
+        )
+    return store.resolve(record.run_id)
+
+
+def _plan(loaded: LoadedManifest, device: str, results: str) -> tuple[PlannedTask, ...]:
+    planned = plan_tasks(loaded, device, recorded_durations(results)).tasks
+    return tuple(PlannedTask(entry.spec, entry.skip) for entry in planned)
+
+
+def _record(request: RunRequest, loaded: LoadedManifest, nodes: Sequence[NodeInfo], device: str) -> RunRecord:
+    started = time.time()
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(started))
+    return RunRecord(
+        run_id=request.run_id or f"{loaded.manifest.name}-{stamp}",
+        manifest=loaded.manifest.name,
+        manifest_digest=loaded.digest,
+        started=started,
+        manifest_files={file.path: file.text for file in loaded.files},
+        weights=dict(loaded.manifest.weights),
+        orchestrator_version=__version__,
+        argv=tuple(sys.argv),
+        cluster={
+            "address": request.address or "local",
+            "device": device,
+            "nodes": len(nodes),
+            "cpus": sum(node.num_cpus for node in nodes),
+            "gpus": sum(node.num_gpus for node in nodes),
+        },
+    )
+
+
+def _reopen(run_store: RunStore, console: Console) -> None:
+    """Take over a run: its lock, and what a dead driver left behind."""
+    run_store.acquire()
+    run_store.set_state(RunState.RUNNING)
+    console.print(f"going on with run {run_store.run_id}", highlight=False)
+
+
+# --- during ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _StoreSink:
+    """The run's store, and its spool kept to what is not stored."""
+
+    run_store: RunStore
+
+    def append(self, batch: Sequence[tuple[TaskSpec, Outcome]]) -> None:
+        self.run_store.append(batch)
+        self.run_store.clear_spool((outcome.task_id, outcome.attempt) for _, outcome in batch)
+
+    def refresh_lock(self) -> None:
+        self.run_store.refresh_lock()
+
+
+def _drive(
+    run_store: RunStore,
+    plan: Sequence[PlannedTask],
+    loaded: LoadedManifest,
+    cluster: Cluster,
+    nodes: Sequence[NodeInfo],
+    rerun: frozenset[Status],
+    console: Console,
+) -> Ending:
+    policy = Policy(infrastructure_retries=loaded.manifest.retries.infrastructure)
+    sink = _StoreSink(run_store)
+    _store_orphans(run_store, plan, policy, sink, console)
+    tasks = _sweep_tasks(run_store, plan, rerun | RERUN_ALWAYS)
+    specs = [planned.task for planned in plan]
+    slots = capacity([planned.task for planned in plan if planned.skip_reason is None], nodes, loaded.manifest.execution.max_in_flight)
+    sweep = Sweep(tasks, policy, slots.max_in_flight)
+    spool = str(run_store.spool_path) if run_store.spool_path else None
+    with _progress(console, len(plan), sum(task.done is not None for task in tasks)) as progress:
+        driver = Driver(specs, sweep, cluster, sink, progress, lambda number: Attempt(run_store.run_id, number, spool))
+        return driver.run()
+
+
+def _store_orphans(run_store: RunStore, plan: Sequence[PlannedTask], policy: Policy, sink: Sink, console: Console) -> None:
+    """Results that finished while no driver was there to store them. What policy would try again is left to be run again."""
+    specs = {planned.task.task_id: planned.task for planned in plan}
+    latest = {outcome.task_id: outcome for outcome in run_store.ingest_orphans()}
+    final = [
+        outcome
+        for outcome in latest.values()
+        if policy.retry(outcome, bool(outcome.measurement.neighbours), (outcome.failure_class,) if outcome.failure_class else ()) is None
+    ]
+    if final:
+        sink.append([(specs[outcome.task_id], outcome) for outcome in final])
+        console.print(f"stored {len(final)} result(s) that the last driver did not live to store", highlight=False)
+
+
+def _sweep_tasks(run_store: RunStore, plan: Sequence[PlannedTask], rerun: frozenset[Status]) -> list[SweepTask]:
+    stored = {row["task_id"]: row for row in run_store.rows(("task_id", "status", "attempt")).to_pylist()}
+    tasks = []
+    for planned in plan:
+        row = stored.get(planned.task.task_id)
+        status = Status(row["status"]) if row else None
+        keep = status is not None and status not in rerun
+        # A later attempt wins over the row that is there.
+        first = row["attempt"] + 1 if row and not keep else 1
+        tasks.append(SweepTask(planned.task.task_id, planned.task.deadlines, planned.skip_reason, status if keep else None, first))
+    return tasks
+
+
+def _progress(console: Console, planned: int, done: int) -> AbstractContextManager[PlainProgress]:
+    if console.is_terminal:
+        return LiveProgress(console, planned, done)
+    return nullcontext(PlainProgress(console, planned, done))
+
+
+# --- after ----------------------------------------------------------------------------------------------------------------------
+
+
+def _conclude(run_store: RunStore, plan: Sequence[PlannedTask], ending: Ending) -> Ending:
+    """Record how the run ended. The store has the last word on whether every planned task has its row."""
+    if ending.exit_code in (ExitCode.PASSED, ExitCode.SOME_FAILED) and len(run_store.terminal()) != len(plan):
+        ending = replace(ending, exit_code=ExitCode.INFRASTRUCTURE, reason="the store lacks rows of finished tasks")
+    states = {ExitCode.INTERRUPTED: RunState.INTERRUPTED, ExitCode.INFRASTRUCTURE: RunState.INCOMPLETE}
+    complete = ending.reason == "finished"
+    run_store.set_state(RunState.FINISHED if complete else states[ending.exit_code], int(ending.exit_code))
+    return ending

@@ -1,0 +1,396 @@
+"""The frozen Arrow schemas of the results store, and task rows as a dataclass.
+
+``ROWS`` has one row per terminal task, ``SAMPLES`` one per timed iteration. They change in one way only: nullable columns are added,
+and ``SCHEMA_VERSION`` grows. Readers read with these schemas, so a column that an older file lacks is null. Every file carries the
+version, its writer and the digest of its manifest in its metadata. Holds no I/O.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from orchestrator import __version__
+from tasks.probe import code_version
+from tasks.spec import Measurement, Outcome, Phase, Samples, Scalar, Status, TaskSpec
+
+SCHEMA_VERSION = 1
+VERSION_COLUMNS = ("python", "torch", "triton", "transformers", "timm", "torchvision", "driver", "cuda")
+"""The keys of ``Measurement.versions`` that have a column of their own."""
+PHASE_COLUMNS = {phase: "compile_phase_s" if phase is Phase.COMPILE else f"{phase.value}_s" for phase in Phase}
+"""Where the seconds spent in a phase go; ``compile_s`` is the measured cost of compiling and something else."""
+
+_TEXT = pa.string()
+_NAME = pa.dictionary(pa.int32(), pa.string())
+_TIME = pa.timestamp("us", tz="UTC")
+
+
+def _required(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=False)
+
+
+ROWS = pa.schema(
+    [
+        _required("run_id", _TEXT),
+        _required("task_id", _TEXT),
+        _required("suite", _TEXT),
+        _required("model", _TEXT),
+        _required("dtype", _TEXT),
+        _required("mode", _TEXT),
+        _required("backend", _TEXT),
+        _required("status", _TEXT),
+        _required("phase", _TEXT),
+        ("failure_class", _TEXT),
+        ("error", _TEXT),
+        ("skip_reason", _TEXT),
+        _required("attempt", pa.int64()),
+        _required("carried", pa.bool_()),
+        ("carried_from", _TEXT),
+        ("speedup", pa.float64()),
+        ("speedup_low", pa.float64()),
+        ("speedup_high", pa.float64()),
+        ("speedup_of_medians", pa.float64()),
+        ("quality", _TEXT),
+        ("pairs", pa.int64()),
+        ("eager_ms", pa.float64()),
+        ("compiled_ms", pa.float64()),
+        ("eager_device_ms", pa.float64()),
+        ("compiled_device_ms", pa.float64()),
+        ("launch_bound", pa.bool_()),
+        ("compile_s", pa.float64()),
+        ("compile_cpu_s", pa.float64()),
+        ("neighbours", pa.int64()),
+        ("eager_peak_mib", pa.float64()),
+        ("compiled_peak_mib", pa.float64()),
+        ("graphs", pa.int64()),
+        ("graph_breaks", pa.int64()),
+        ("graph_break_reasons", pa.list_(_TEXT)),
+        ("recompiles", pa.int64()),
+        ("fell_back", pa.bool_()),
+        ("accuracy", _TEXT),
+        ("accuracy_reason", _TEXT),
+        ("accuracy_tensor", _TEXT),
+        ("accuracy_margin", pa.float64()),
+        ("accuracy_tolerance", pa.float64()),
+        ("eager_rmse", pa.float64()),
+        ("compiled_rmse", pa.float64()),
+        ("deterministic", pa.bool_()),
+        ("reference", _TEXT),
+        ("batch_size", pa.int64()),
+        ("parameters", pa.int64()),
+        ("input_shapes", _TEXT),
+        ("model_source", _TEXT),
+        ("fidelity", _TEXT),
+        ("compile_backend", _TEXT),
+        ("compile_mode", _TEXT),
+        ("dynamic", pa.bool_()),
+        ("tf32", pa.bool_()),
+        ("autocast_dtype", _TEXT),
+        ("optimizer", _TEXT),
+        ("cache", _TEXT),
+        ("node", _TEXT),
+        ("device", _TEXT),
+        ("gpu_uuid", _TEXT),
+        ("threads", pa.int64()),
+        ("compile_threads", pa.int64()),
+        ("python", _TEXT),
+        ("torch", _TEXT),
+        ("triton", _TEXT),
+        ("transformers", _TEXT),
+        ("timm", _TEXT),
+        ("torchvision", _TEXT),
+        ("driver", _TEXT),
+        ("cuda", _TEXT),
+        ("other_versions", _TEXT),
+        ("machine", _TEXT),
+        ("environment", _TEXT),
+        ("manifest_digest", _TEXT),
+        _required("task_digest", _TEXT),
+        ("code_version", _TEXT),
+        ("start_s", pa.float64()),
+        ("build_s", pa.float64()),
+        ("eager_s", pa.float64()),
+        ("compile_phase_s", pa.float64()),
+        ("verify_s", pa.float64()),
+        ("time_s", pa.float64()),
+        ("write_s", pa.float64()),
+        ("started", _TIME),
+        ("ended", _TIME),
+        ("log", _TEXT),
+        ("log_tail", _TEXT),
+    ]
+)
+"""``log`` is relative to the run's folder, ``code_version`` is the digest of the measuring code, and ``other_versions``, ``machine`` and
+``environment`` are JSON objects."""
+
+SAMPLES = pa.schema(
+    [
+        _required("run_id", _NAME),
+        _required("task_id", _NAME),
+        _required("suite", _NAME),
+        _required("model", _NAME),
+        _required("dtype", _NAME),
+        _required("mode", _NAME),
+        _required("backend", _NAME),
+        _required("attempt", pa.int32()),
+        _required("phase", _NAME),
+        _required("arm", _NAME),
+        _required("process", pa.int32()),
+        _required("pair", pa.int32()),
+        _required("block", pa.int32()),
+        _required("order", pa.int32()),
+        _required("iteration", pa.int32()),
+        _required("washout", pa.bool_()),
+        _required("host_ns", pa.int64()),
+        ("device_ms", pa.float64()),
+        _required("started_ns", pa.int64()),
+        _required("valid", pa.bool_()),
+        ("reason", _NAME),
+    ]
+)
+"""The last thirteen columns are those of ``tasks.spec.Samples``, in the order in which the worker took them."""
+
+SAMPLE_COLUMNS = tuple(field.name for field in dataclasses.fields(Samples))
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRow:
+    """One row of ``ROWS``. None is "not reached" or "not known"; ``carried_from`` is the run that measured a carried row."""
+
+    run_id: str
+    task_id: str
+    suite: str
+    model: str
+    dtype: str
+    mode: str
+    backend: str
+    status: Status
+    phase: Phase
+    attempt: int
+    task_digest: str
+    failure_class: str | None = None
+    error: str | None = None
+    skip_reason: str | None = None
+    carried: bool = False
+    carried_from: str | None = None
+    speedup: float | None = None
+    speedup_low: float | None = None
+    speedup_high: float | None = None
+    speedup_of_medians: float | None = None
+    quality: str | None = None
+    pairs: int | None = None
+    eager_ms: float | None = None
+    compiled_ms: float | None = None
+    eager_device_ms: float | None = None
+    compiled_device_ms: float | None = None
+    launch_bound: bool | None = None
+    compile_s: float | None = None
+    compile_cpu_s: float | None = None
+    neighbours: int | None = None
+    eager_peak_mib: float | None = None
+    compiled_peak_mib: float | None = None
+    graphs: int | None = None
+    graph_breaks: int | None = None
+    graph_break_reasons: tuple[str, ...] = ()
+    recompiles: int | None = None
+    fell_back: bool | None = None
+    accuracy: str | None = None
+    accuracy_reason: str | None = None
+    accuracy_tensor: str | None = None
+    accuracy_margin: float | None = None
+    accuracy_tolerance: float | None = None
+    eager_rmse: float | None = None
+    compiled_rmse: float | None = None
+    deterministic: bool | None = None
+    reference: str | None = None
+    batch_size: int | None = None
+    parameters: int | None = None
+    input_shapes: str | None = None
+    model_source: str | None = None
+    fidelity: str | None = None
+    compile_backend: str | None = None
+    compile_mode: str | None = None
+    dynamic: bool | None = None
+    tf32: bool | None = None
+    autocast_dtype: str | None = None
+    optimizer: str | None = None
+    cache: str | None = None
+    node: str | None = None
+    device: str | None = None
+    gpu_uuid: str | None = None
+    threads: int | None = None
+    compile_threads: int | None = None
+    python: str | None = None
+    torch: str | None = None
+    triton: str | None = None
+    transformers: str | None = None
+    timm: str | None = None
+    torchvision: str | None = None
+    driver: str | None = None
+    cuda: str | None = None
+    other_versions: str | None = None
+    machine: str | None = None
+    environment: str | None = None
+    manifest_digest: str | None = None
+    code_version: str | None = None
+    start_s: float | None = None
+    build_s: float | None = None
+    eager_s: float | None = None
+    compile_phase_s: float | None = None
+    verify_s: float | None = None
+    time_s: float | None = None
+    write_s: float | None = None
+    started: datetime | None = None
+    ended: datetime | None = None
+    log: str | None = None
+    log_tail: str | None = None
+
+
+_MEASURED = tuple(
+    field.name
+    for field in dataclasses.fields(Measurement)
+    if field.name not in {"versions", "machine", "graph_break_reasons", "batch_size", "autocast_dtype"}
+)
+
+
+def row_of(run_id: str, task: TaskSpec, outcome: Outcome, log: str | None = None) -> TaskRow:
+    """The terminal row of ``task``; ``log`` is where the whole log lies, relative to the run's folder.
+
+    For a skipped task the outcome's error is the reason to skip and goes to ``skip_reason``.
+    """
+    measured = outcome.measurement
+    skipped = outcome.status is Status.SKIPPED
+    columns: dict[str, Any] = {
+        **{name: getattr(measured, name) for name in _MEASURED},
+        **{name: measured.versions.get(name) for name in VERSION_COLUMNS},
+        **{PHASE_COLUMNS[phase]: outcome.phase_s.get(phase.value) for phase in Phase},
+        **task_columns(task),
+        "run_id": run_id,
+        "status": outcome.status,
+        "phase": outcome.phase,
+        "failure_class": outcome.failure_class.value if outcome.failure_class else None,
+        "error": None if skipped else outcome.error,
+        "skip_reason": outcome.error if skipped else None,
+        "attempt": outcome.attempt,
+        "graph_break_reasons": tuple(clean(reason) for reason in measured.graph_break_reasons),
+        "batch_size": task.model.batch_size if measured.batch_size is None else measured.batch_size,
+        "autocast_dtype": measured.autocast_dtype or task.precision.autocast_dtype,
+        "other_versions": _json({name: text for name, text in measured.versions.items() if name not in VERSION_COLUMNS}),
+        "machine": _json(measured.machine),
+        "environment": _json(outcome.environment),
+        "code_version": code_version(),
+        "node": outcome.node or None,
+        "started": _moment(outcome.started),
+        "ended": _moment(outcome.ended),
+        "log": log,
+        "log_tail": outcome.log_tail or None,
+    }
+    cleaned: dict[str, Any] = {name: clean(value) if type(value) is str else value for name, value in columns.items()}
+    return TaskRow(**cleaned)
+
+
+def task_columns(task: TaskSpec) -> dict[str, Any]:
+    """What a row says of its task before anything is measured."""
+    return {
+        "task_id": task.task_id,
+        "suite": task.model.suite,
+        "model": task.model.name,
+        "dtype": task.precision.dtype,
+        "mode": task.mode,
+        "backend": task.backend,
+        "compile_backend": task.compile.backend,
+        "compile_mode": task.compile.mode,
+        "dynamic": task.compile.dynamic,
+        "tf32": task.precision.tf32,
+        "optimizer": task.optimizer,
+        "cache": task.cache,
+        "manifest_digest": task.manifest_digest or None,
+        "task_digest": task.digest,
+    }
+
+
+def clean(text: str) -> str:
+    """``text`` without lone surrogates, which a log may hold and UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _json(mapping: Mapping[str, Scalar]) -> str | None:
+    return json.dumps(mapping, sort_keys=True) if mapping else None
+
+
+def _moment(seconds: float) -> datetime | None:
+    return datetime.fromtimestamp(seconds, UTC) if seconds else None
+
+
+def rows_table(rows: Sequence[TaskRow]) -> pa.Table:
+    """Rows as a table of ``ROWS``."""
+    columns = {name: [getattr(row, name) for row in rows] for name in ROWS.names}
+    return pa.table(columns, schema=ROWS)
+
+
+def task_rows(table: pa.Table) -> list[TaskRow]:
+    """The rows of a table that has all columns of ``ROWS``."""
+    return [_task_row(columns) for columns in table.to_pylist()]
+
+
+def _task_row(columns: dict[str, Any]) -> TaskRow:
+    columns["status"], columns["phase"] = Status(columns["status"]), Phase(columns["phase"])
+    columns["graph_break_reasons"] = tuple(columns["graph_break_reasons"] or ())
+    return TaskRow(**columns)
+
+
+def samples_table(run_id: str, batch: Sequence[tuple[TaskSpec, Outcome]]) -> pa.Table:
+    """The samples of ``batch`` as a table of ``SAMPLES``, task after task.
+
+    Raises:
+        pa.ArrowInvalid: the columns of one outcome's samples differ in length.
+    """
+    owner = np.repeat(np.arange(len(batch)), [len(outcome.samples.phase) for _, outcome in batch])
+    tasks = [task_columns(task) for task, _ in batch]
+    columns: dict[str, pa.Array] = {name: _spread([task[name] for task in tasks], owner) for name in SAMPLES.names[1:7]}
+    columns["run_id"] = _spread([run_id] * len(batch), owner)
+    columns["attempt"] = pa.array([outcome.attempt for _, outcome in batch], pa.int32()).take(pa.array(owner))
+    for name in SAMPLE_COLUMNS:
+        columns[name] = pa.array([value for _, outcome in batch for value in getattr(outcome.samples, name)], SAMPLES.field(name).type)
+    return pa.table([columns[name] for name in SAMPLES.names], schema=SAMPLES)
+
+
+def _spread(values: list[str], owner: Any) -> pa.Array:
+    """``values[owner[i]]`` for every sample i, dictionary-encoded."""
+    return pa.array(values, pa.string()).dictionary_encode().take(pa.array(owner))
+
+
+def samples_of(table: pa.Table) -> Samples:
+    """One task's samples from a table that has the columns of ``tasks.spec.Samples``."""
+    return Samples(**{name: tuple(table.column(name).to_pylist()) for name in SAMPLE_COLUMNS})
+
+
+def conform(table: pa.Table, schema: pa.Schema, columns: Iterable[str] | None = None) -> pa.Table:
+    """``table`` with the columns of ``schema`` (or those named), in its order: absent ones are null, unknown ones left out.
+
+    Raises:
+        pa.ArrowInvalid: a column holds another type.
+    """
+    wanted = schema.names if columns is None else [name for name in schema.names if name in set(columns)]
+    present = set(table.column_names)
+    arrays = [
+        table.column(name).cast(schema.field(name).type) if name in present else pa.nulls(table.num_rows, schema.field(name).type)
+        for name in wanted
+    ]
+    return pa.table(arrays, schema=pa.schema([schema.field(name) for name in wanted]))
+
+
+def file_metadata(manifest_digest: str) -> dict[str, str]:
+    """What every Parquet file says of itself."""
+    return {
+        "sweep.schema_version": str(SCHEMA_VERSION),
+        "sweep.writer": f"compile-sweep {__version__}",
+        "sweep.manifest_digest": manifest_digest,
+    }

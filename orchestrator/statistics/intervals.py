@@ -1,0 +1,132 @@
+"""How sure a mean is. Two questions, two intervals, never mixed:
+
+* ``measurement_interval``: these models, measured again. The models are fixed; only the error of each task's own measurement counts.
+* ``generalisation_interval``: another set of models of the same kind. The models are a sample; their spread counts, and dwarfs the rest.
+
+Aligned arrays: ``logs[dtype][i]`` is ``ln(speedup)`` of model ``i`` in that dtype, NaN where the task did not pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from orchestrator.statistics.means import FloatArray, normalised
+
+LEVEL = 0.95
+RESAMPLES = 2000
+SEED = 20221202
+SMALL_SAMPLE = 12  # below this many models a replicate may draw too few different ones
+ROUNDING = 1e-12  # a standard error of a log this small is none
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Both ends at ``level`` confidence."""
+
+    low: float
+    high: float
+    level: float = LEVEL
+
+
+def wilson(passed: int, planned: int, level: float = LEVEL) -> Interval | None:
+    """Wilson's score interval of a rate: 151 of 163 give [0.876, 0.957]. None when nothing was planned."""
+    if planned == 0:
+        return None
+    found = stats.binomtest(passed, planned).proportion_ci(level, method="wilson")
+    return Interval(float(found.low), float(found.high), level)
+
+
+def standard_errors(low: Sequence[float | None], high: Sequence[float | None], level: float = LEVEL) -> FloatArray:
+    """Standard errors of ``ln(speedup)`` from the ends of its intervals; NaN where an end lacks, is not positive or is infinite."""
+    lows, highs = (np.array([math.nan if end is None else end for end in ends], dtype=np.float64) for ends in (low, high))
+    known = np.isfinite(lows) & np.isfinite(highs) & (lows > 0) & (highs >= lows)
+    errors = np.full(lows.shape, math.nan)
+    errors[known] = np.log(highs[known] / lows[known]) / (2 * _z(level))
+    return errors
+
+
+def measurement_interval(
+    logs: Mapping[str, FloatArray],
+    errors: Mapping[str, FloatArray],
+    weights: Mapping[str, float],
+    *,
+    process_sd: float = 0.0,
+    level: float = LEVEL,
+) -> Interval | None:
+    """Interval of ``sum(w * exp(mean(logs)))`` with the models fixed, by the delta method on the log of the score.
+
+    ``process_sd`` is the standard deviation of ``ln(speedup)`` between fresh processes, which intervals from inside one process cannot
+    see. None when a task that passed has no interval of its own, or a dtype has no task that passed.
+    """
+    score = variance = 0.0
+    for dtype, share in normalised(weights).items():
+        passed = np.isfinite(logs[dtype])
+        if not passed.any() or not np.isfinite(errors[dtype][passed]).all():
+            return None
+        mean = math.exp(logs[dtype][passed].mean())
+        score += share * mean
+        variance += (share * mean / passed.sum()) ** 2 * float(np.sum(errors[dtype][passed] ** 2 + process_sd**2))
+    return _around(score, math.sqrt(variance) / score, _z(level), level)
+
+
+def generalisation_interval(
+    logs: Mapping[str, FloatArray], weights: Mapping[str, float], *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = SEED
+) -> Interval | None:
+    """Interval of ``sum(w * exp(mean(logs)))`` with the models as a sample.
+
+    A drawn model brings all its dtypes along, since they are correlated. What a model brings already contains the errors of its processes
+    and pairs, so the lower levels are not drawn a second time (Davison & Hinkley, Bootstrap Methods and their Application, section 3.8).
+    From 12 models on the studentised bootstrap (section 5.2 there), below that Student's t. At 45 models with skewed logs, 95 % intervals
+    of the studentised bootstrap covered the truth 93.7 % of the time, those of the bias-corrected and accelerated one 91.8 %. None for
+    fewer than two models.
+    """
+    shares = normalised(weights)
+    matrix = np.stack([logs[dtype] for dtype in shares])
+    matrix = matrix[:, np.isfinite(matrix).any(axis=0)]
+    counts = np.isfinite(matrix).sum(axis=1)
+    if counts.min() < 2:
+        return None
+    models = matrix.shape[1]
+    weight = np.array(list(shares.values()))
+    centre, error = (float(part[0]) for part in _log_score_and_error(matrix, weight, np.ones((1, models))))
+    if counts.min() < SMALL_SAMPLE or error <= ROUNDING:
+        quantile = float(stats.t.ppf(0.5 + level / 2, counts.min() - 1))
+        return Interval(math.exp(centre - quantile * error), math.exp(centre + quantile * error), level)
+    drawn = np.random.default_rng(seed).integers(models, size=(resamples, models))
+    # How often each model was drawn turns all replicates into a few matrix products, whatever lacks in which dtype.
+    times = np.apply_along_axis(np.bincount, 1, drawn, minlength=models).astype(np.float64)
+    replicates, errors = _log_score_and_error(matrix, weight, times)
+    low, high = np.quantile((replicates - centre) / errors, [0.5 + level / 2, 0.5 - level / 2])
+    return Interval(math.exp(centre - low * error), math.exp(centre - high * error), level)
+
+
+def _log_score_and_error(matrix: FloatArray, weight: FloatArray, times: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Log of the weighted score, and its standard error over models, for each row of ``times``: how often each model counts.
+
+    Shapes: ``matrix`` (dtypes, models), ``times`` (replicates, models); two arrays (replicates,). The error adds up the squared influence
+    of each model, all its dtypes together.
+    """
+    passed = np.isfinite(matrix)
+    filled = np.where(passed, matrix, 0.0)
+    counts = times @ passed.T.astype(np.float64)
+    means = times @ filled.T / counts
+    parts = weight * np.exp(means)
+    scores = parts.sum(axis=1)
+    scales = parts / scores[:, None] / np.sqrt(counts * (counts - 1.0))
+    influence = np.zeros(times.shape)
+    for place, (values, present) in enumerate(zip(filled, passed, strict=True)):
+        influence += scales[:, place, None] * np.where(present, values - means[:, place, None], 0.0)
+    return np.log(scores), np.sqrt(np.sum(times * influence**2, axis=1))
+
+
+def _around(score: float, log_error: float, quantile: float, level: float) -> Interval:
+    return Interval(score * math.exp(-quantile * log_error), score * math.exp(quantile * log_error), level)
+
+
+def _z(level: float) -> float:
+    return float(stats.norm.ppf(0.5 + level / 2))

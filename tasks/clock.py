@@ -1,0 +1,73 @@
+"""Time that counts against a worker: by phase, and not while it is paused or waits to own the device. Pure; standard library only.
+
+Times are seconds on a monotonic clock, given by the caller.
+"""
+
+from __future__ import annotations
+
+from tasks.spec import DeadlineSpec, Phase
+
+PAUSED = "paused"
+WAITING = "waiting"
+
+
+class PhaseClock:
+    """Runs from its creation, in ``Phase.START``. ``halt`` and ``go_on`` take a reason; it runs while there is none."""
+
+    def __init__(self, deadlines: DeadlineSpec, now: float) -> None:
+        self.phase = Phase.START
+        self._deadlines = deadlines
+        self._phase_s: dict[Phase, float] = {}
+        self._halted_s: dict[str, float] = {}
+        self._reasons: set[str] = set()
+        self._last = now
+
+    def enter(self, phase: Phase, now: float) -> None:
+        """``phase`` begins; entered again, it goes on with the time that it has used."""
+        self._advance(now)
+        self.phase = phase
+
+    def halt(self, reason: str, now: float) -> None:
+        self._advance(now)
+        self._reasons.add(reason)
+
+    def go_on(self, reason: str, now: float) -> None:
+        self._advance(now)
+        self._reasons.discard(reason)
+
+    def remaining_s(self, now: float) -> float | None:
+        """Seconds until something expires; None while the clock is halted."""
+        self._advance(now)
+        return None if self._reasons else min(limit_s - used_s for _, limit_s, used_s in self._limits())
+
+    def expired(self, now: float) -> str | None:
+        """What has run out of time, in words; None if nothing has."""
+        self._advance(now)
+        for what, limit_s, used_s in self._limits():
+            if used_s >= limit_s:
+                return f"{what} took longer than its {limit_s:g} s"
+        return None
+
+    def phase_s(self, now: float) -> dict[str, float]:
+        """Seconds that counted, by phase."""
+        self._advance(now)
+        return {phase.value: round(seconds, 6) for phase, seconds in self._phase_s.items()}
+
+    def halted_s(self, reason: str, now: float) -> float:
+        """Seconds halted for ``reason``."""
+        self._advance(now)
+        return round(self._halted_s.get(reason, 0.0), 6)
+
+    def _limits(self) -> tuple[tuple[str, float, float], ...]:
+        return (
+            (f"phase {self.phase.value}", self._deadlines.of(self.phase), self._phase_s.get(self.phase, 0.0)),
+            ("the task", self._deadlines.task_s, sum(self._phase_s.values())),
+        )
+
+    def _advance(self, now: float) -> None:
+        passed = now - self._last
+        self._last = now
+        for reason in self._reasons:
+            self._halted_s[reason] = self._halted_s.get(reason, 0.0) + passed
+        if not self._reasons:
+            self._phase_s[self.phase] = self._phase_s.get(self.phase, 0.0) + passed

@@ -1,0 +1,210 @@
+"""Whether two results are the same, value by value: nested outputs by kind, tensors by tolerance and by their distance to a reference.
+
+A floating-point tensor passes if any of three holds, with e the eager result, c the compiled one, r the reference, and rms the root mean
+square over the elements:
+
+* close: |c - e| <= tolerance (|e| + rms(e) / 10) for every element. The second term is what makes small elements comparable; there is no
+  absolute term, because gradients have no natural size;
+* as good: rms(c - r) <= multiplier rms(e - r) + tolerance / 10 rms(r). Compiled code may round differently, but not worse. Tensors of
+  fewer than ``FEW`` elements are too small to know their own error and borrow the median one of their kind;
+* noise: only where eager's own error is half of the reference or more, so that the tensor holds no digits to compare (the gradient of a
+  bias in front of a normalisation, say): rms(c - r) <= 10 rms(e - r) + epsilon rms(kind), with the epsilon of the computing dtype.
+
+NaN and infinities: elements where both results hold the same non-finite value are equal and take no further part. A result that is finite
+where the other is not fails, unless eager is the one that is not finite and compiled agrees with a finite reference.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+FEW = 1000
+BORROWED_FROM = 3  # tensors of a kind, at least, for their median error to mean something
+NOISE_FACTOR = 10.0
+MAX_RATIO = 1e6  # how far beyond its limit a tensor can be said to be
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What results of one task are judged by. ``epsilon`` is that of the dtype in which most is computed."""
+
+    tolerance: float
+    multiplier: float
+    epsilon: float
+
+
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """How far eager is from the reference, for one tensor: root mean squares."""
+
+    error: float  # of eager - reference
+    size: float  # of the reference
+
+    @property
+    def relative(self) -> float:
+        return self.error / self.size if self.size > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The comparison of one value. ``ratio`` is how much of its limit it takes up: it passes up to 1."""
+
+    name: str
+    ratio: float
+    reason: str | None = None  # in words, if it fails for anything but its size
+    eager_rmse: float | None = None
+    compiled_rmse: float | None = None
+    finite: bool = True  # something finite was compared
+
+    @property
+    def passes(self) -> bool:
+        return self.ratio <= 1.0
+
+
+def leaves(value: Any, name: str, seen: frozenset[int] = frozenset()) -> Iterator[tuple[str, Any]]:
+    """The tensors and plain values inside ``value``, each with a path; objects of unknown kinds are opened by their attributes."""
+    if isinstance(value, torch.Tensor):
+        yield name, _plain(value)
+        return
+    parts = None if id(value) in seen else _parts(value)
+    if parts is None:
+        yield name, value if isinstance(value, (bool, int, float, complex, str, bytes, enum.Enum)) else type(value).__qualname__
+        return
+    yield f"{name}<kind>", f"{type(value).__qualname__} of {len(parts)}"
+    for part, item in parts:
+        yield from leaves(item, f"{name}{part}", seen | {id(value)})
+
+
+def _parts(value: Any) -> list[tuple[str, Any]] | None:
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, enum.Enum, type, torch.Size, torch.dtype, torch.device)):
+        return None
+    if isinstance(value, Mapping):
+        return [(f".{key}", item) for key, item in value.items()]
+    if isinstance(value, torch.distributions.Distribution):
+        return [(f".{key}", getattr(value, key)) for key in sorted(value.arg_constraints) if key in vars(value)]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [(f".{field.name}", getattr(value, field.name, None)) for field in dataclasses.fields(value)]
+    if isinstance(value, (Sequence, set, frozenset)):
+        return [(f"[{index}]", item) for index, item in enumerate(value)]
+    if hasattr(value, "__dict__") and not callable(value):
+        return [(f".{key}", item) for key, item in sorted(vars(value).items()) if not key.startswith("_")]
+    return None
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor.detach()
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def compare_plain(name: str, eager: Any, compiled: Any) -> Finding:
+    """Values that are no tensors: equal, or both NaN."""
+    same = eager == compiled or (eager != eager and compiled != compiled)
+    return _found(name) if same else _fails(name, f"eager gives {eager!r:.60}, compiled {compiled!r:.60}")
+
+
+def compare_tensors(
+    name: str,
+    eager: torch.Tensor,
+    compiled: torch.Tensor,
+    reference: torch.Tensor | None,
+    rule: Rule,
+    *,
+    errors: Errors,
+    kind_error: float = 0.0,
+    kind_size: float = 0.0,
+) -> Finding:
+    """Judge ``compiled``. ``errors`` are eager's; ``kind_error`` (relative) and ``kind_size`` are those of tensors of its kind.
+
+    Without a reference, eager is the reference and ``errors.error`` its distance from a second eager run.
+    """
+    if eager.dtype != compiled.dtype:
+        return _fails(name, f"eager gives {eager.dtype}, compiled {compiled.dtype}")
+    if eager.shape != compiled.shape:
+        return _fails(name, f"eager gives shape {tuple(eager.shape)}, compiled {tuple(compiled.shape)}")
+    if not eager.is_floating_point():
+        return _compare_exact(name, eager, compiled, rule)
+    target = eager if reference is None or reference.shape != eager.shape else reference
+    one, other, truth = (tensor.to(torch.float64) for tensor in (eager, compiled, target))
+    usable, mismatch = _comparable(one, other, truth, rule)
+    if mismatch is not None:
+        return _fails(name, mismatch)
+    if not bool(usable.any()):
+        return _found(name, finite=eager.numel() == 0)
+    return _judge(name, one[usable], other[usable], truth[usable], rule, errors, kind_error, kind_size)
+
+
+def _judge(
+    name: str, eager: torch.Tensor, compiled: torch.Tensor, reference: torch.Tensor, rule: Rule, errors: Errors, *kind: float
+) -> Finding:
+    kind_error, kind_size = kind
+    size, few = rms(eager), eager.numel() < FEW
+    close = float((torch.abs(compiled - eager) / (rule.tolerance * (torch.abs(eager) + size / 10)).clamp_min(1e-300)).max())
+    error, reference_size = rms(compiled - reference), rms(reference)
+    own = max(errors.error, kind_error * reference_size) if few else errors.error
+    good = _ratio(error, (max(rule.multiplier, 3.0) if few else rule.multiplier) * own + rule.tolerance / 10 * reference_size)
+    noise = MAX_RATIO
+    if reference_size <= 2 * errors.error or reference_size == 0.0:
+        noise = _ratio(error, NOISE_FACTOR * errors.error + rule.epsilon * kind_size)
+    return Finding(name, min(close, good, noise, MAX_RATIO), None, errors.error, error)
+
+
+def errors_of(eager: torch.Tensor, reference: torch.Tensor) -> Errors:
+    """Eager's distance from the reference, over the elements where both are finite."""
+    if not eager.is_floating_point() or eager.shape != reference.shape:
+        return Errors(0.0, 0.0)
+    one, other = eager.to(torch.float64), reference.to(torch.float64)
+    usable = torch.isfinite(one) & torch.isfinite(other)
+    return Errors(rms((one - other)[usable]), rms(other[usable]))
+
+
+def rms(tensor: torch.Tensor) -> float:
+    """Root mean square; 0 for no elements. Scaled first, so that squares neither overflow nor vanish."""
+    if tensor.numel() == 0:
+        return 0.0
+    largest = float(tensor.abs().max())
+    return largest * float(torch.sqrt(torch.mean((tensor / largest) ** 2))) if largest > 0 else 0.0
+
+
+def _compare_exact(name: str, eager: torch.Tensor, compiled: torch.Tensor, rule: Rule) -> Finding:
+    """Integers and booleans come from comparisons that rounding can tip: a share of ``tolerance`` of them may differ."""
+    different = int((eager != compiled).sum())
+    return Finding(name, _ratio(different, rule.tolerance * eager.numel()), f"{different} of {eager.numel()} differ" if different else None)
+
+
+def _comparable(
+    eager: torch.Tensor, compiled: torch.Tensor, reference: torch.Tensor, rule: Rule
+) -> tuple[torch.Tensor, str | None]:
+    """The elements to compare by size, and what is wrong with the others."""
+    eager_ok, compiled_ok = torch.isfinite(eager), torch.isfinite(compiled)
+    equal = (eager == compiled) | (torch.isnan(eager) & torch.isnan(compiled))
+    lost = int((~compiled_ok & ~equal).sum())
+    if lost:
+        return eager_ok, f"{lost} of {eager.numel()} elements are not finite where eager's are, or not in the same way"
+    gained = compiled_ok & ~eager_ok
+    right = torch.isfinite(reference) & (torch.abs(compiled - reference) <= 4 * rule.tolerance * (torch.abs(reference) + rms(reference[torch.isfinite(reference)])))
+    wrong = int((gained & ~right).sum())
+    if wrong:
+        return eager_ok, f"{wrong} of {eager.numel()} elements are finite where eager's are not, and no finite reference agrees"
+    return eager_ok & compiled_ok & torch.isfinite(reference), None
+
+
+def _found(name: str, *, finite: bool = True) -> Finding:
+    return Finding(name, 0.0, finite=finite)
+
+
+def _fails(name: str, reason: str) -> Finding:
+    return Finding(name, MAX_RATIO, reason)
+
+
+def _ratio(value: float, limit: float) -> float:
+    return 0.0 if value == 0 else min(value / limit, MAX_RATIO) if limit > 0 else MAX_RATIO

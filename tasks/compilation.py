@@ -1,0 +1,202 @@
+"""Compiling a step, and what the compiler said about it: graphs, breaks, recompiles, time."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+
+from tasks.spec import CompileSpec
+from tasks.stepper import RecompiledError
+
+MAX_REASONS, MAX_REASON_CHARACTERS = 20, 200
+MAX_FIRST_CALLS = 10
+_METRICS_LIMIT = 4096  # frames; torch remembers 64 unless told otherwise
+
+Exclusive = Callable[[], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class FirstCalls:
+    """What the first steps took: wall and CPU seconds in excess of steady steps, as far as the compiler was at work."""
+
+    compile_s: float
+    compile_cpu_s: float | None
+    steady_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What Dynamo counted. Reasons are one line each, without repetition."""
+
+    graphs: int
+    graph_breaks: int
+    graph_break_reasons: tuple[str, ...]
+    recompiles: int
+    fell_back: bool  # a frame that could not be compiled runs in eager mode
+
+
+def compile_step(step: Callable[[], Any], spec: CompileSpec, *, same_random_numbers: bool = False) -> Callable[[], Any]:
+    """``torch.compile`` as ``spec`` says; nothing is compiled before the first call.
+
+    With ``same_random_numbers``, Inductor draws from torch's own generators, so that a model that needs them can be checked.
+    """
+    from torch import _dynamo as dynamo
+    from torch._dynamo import utils
+
+    dynamo.reset()
+    utils.counters.clear()
+    if hasattr(utils, "set_compilation_metrics_limit"):
+        utils.set_compilation_metrics_limit(_METRICS_LIMIT)
+    utils.clear_compilation_metrics()
+    dynamo.config.suppress_errors = spec.suppress_errors
+    if spec.backend == "inductor":
+        from torch._inductor import config
+
+        config.fallback_random = same_random_numbers
+    compiled: Callable[[], Any] = torch.compile(
+        step,
+        backend=spec.backend,
+        mode=spec.mode,
+        dynamic=spec.dynamic,
+        fullgraph=spec.fullgraph,
+        options=cast("dict[str, Any]", spec.options) or None,
+    )
+    return compiled
+
+
+def first_calls(
+    compiled: Callable[[], Any],
+    synchronize: Callable[[], None],
+    cpu_s: Callable[[], float | None] = lambda: None,
+    paused_s: Callable[[], float] = lambda: 0.0,
+) -> FirstCalls:
+    """Step until the compiler has nothing more to do, for at most ``MAX_FIRST_CALLS``.
+
+    ``cpu_s`` is the CPU time of this process and its compile workers, ``paused_s`` the time this process has been stopped.
+    """
+    walls: list[float] = []
+    cpus: list[float | None] = []
+    while len(walls) < MAX_FIRST_CALLS:
+        before = (compiler_activity(), time.perf_counter(), cpu_s(), paused_s())
+        compiled()
+        synchronize()
+        walls.append(time.perf_counter() - before[1] - (paused_s() - before[3]))
+        cpus.append(_difference(cpu_s(), before[2]))
+        if len(walls) > 1 and compiler_activity() == before[0]:
+            break
+    steady_s, steady_cpu_s = walls[-1], cpus[-1]
+    active_cpus = [cpu for cpu in cpus[:-1] if cpu is not None]
+    compile_cpu_s = None if steady_cpu_s is None else max(0.0, sum(active_cpus) - len(active_cpus) * steady_cpu_s)
+    return FirstCalls(max(0.0, sum(walls[:-1]) - (len(walls) - 1) * steady_s), compile_cpu_s, steady_s)
+
+
+def compiler_activity() -> tuple[int, ...]:
+    """Changes whenever Dynamo, AOTAutograd or Inductor did any work in this process, or CUDA's allocator had to start over."""
+    from torch._dynamo.utils import counters
+
+    inductor = counters["inductor"]
+    retries = torch.cuda.memory_stats().get("num_alloc_retries", 0) if torch.cuda.is_available() else 0
+    return (
+        counters["frames"]["total"],
+        counters["stats"]["unique_graphs"],
+        counters["aot_autograd"]["total"],
+        sum(count for name, count in inductor.items() if name.startswith(("benchmarking.", "fxgraph_cache_"))),
+        int(retries),
+    )
+
+
+def report() -> Report:
+    """What Dynamo has counted since ``compile_step``."""
+    from torch._dynamo.utils import counters, get_compilation_metrics
+
+    metrics = get_compilation_metrics()
+    breaks: dict[str, int] = dict(counters["graph_break"])
+    reasons = dict.fromkeys(_first_line(reason) for reason in breaks)
+    return Report(
+        graphs=counters["stats"]["unique_graphs"],
+        graph_breaks=sum(breaks.values()),
+        graph_break_reasons=tuple(reasons)[:MAX_REASONS],
+        recompiles=len({str(one.compile_id).partition("_")[0] for one in metrics if _is_recompile(one.compile_id)}),
+        fell_back=any(one.fail_type is not None for one in metrics),
+    )
+
+
+def stop_compile_workers() -> None:
+    """End the pool that compiled kernels: its processes would wake up while others are timed."""
+    from torch._inductor import async_compile
+
+    if hasattr(async_compile, "shutdown_compile_workers"):
+        async_compile.shutdown_compile_workers()
+
+
+@contextlib.contextmanager
+def stance(name: str) -> Iterator[None]:
+    """``torch.compiler.set_stance``; under ``fail_on_recompile`` a recompile becomes a ``RecompiledError``."""
+    try:
+        with torch.compiler.set_stance(name):
+            yield
+    except RuntimeError as error:
+        if name == "fail_on_recompile" and "Detected recompile" in str(error):
+            raise RecompiledError(_recompile_reason(str(error))) from error
+        raise
+
+
+@contextlib.contextmanager
+def autotune_under(exclusive: Exclusive) -> Iterator[None]:
+    """Run the benchmarks of Inductor's autotuner on the GPU inside ``exclusive()``, so that no neighbour decides what wins."""
+    from torch._inductor.runtime import benchmarking
+
+    if hasattr(benchmarking, "set_gpu_benchmark_lock_context"):
+        previous = benchmarking.set_gpu_benchmark_lock_context(exclusive)
+        try:
+            yield
+        finally:
+            benchmarking.set_gpu_benchmark_lock_context(previous)
+        return
+    originals = [(kind, kind.__dict__["benchmark_gpu"]) for kind in vars(benchmarking).values() if _benchmarks_gpu(kind)]
+    for kind, original in originals:
+        kind.benchmark_gpu = _inside(exclusive, original)
+    try:
+        yield
+    finally:
+        for kind, original in originals:
+            kind.benchmark_gpu = original
+
+
+def _benchmarks_gpu(kind: object) -> bool:
+    return isinstance(kind, type) and "benchmark_gpu" in kind.__dict__
+
+
+def _inside(exclusive: Exclusive, method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        with exclusive():
+            return method(*args, **kwargs)
+
+    return wrapped
+
+
+def _is_recompile(compile_id: str | None) -> bool:
+    """Ids are ``frame/compile``, with ``_attempt`` behind it if Dynamo started over; the first compile of a frame is 0."""
+    return compile_id is not None and compile_id.rpartition("/")[2].partition("_")[0] not in ("", "0")
+
+
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0][:MAX_REASON_CHARACTERS]
+
+
+def _recompile_reason(message: str) -> str:
+    guards = [line.strip(" -") for line in message.splitlines() if line.strip().startswith("- ")]
+    where = _first_line(message.partition("filename: ")[2])
+    return f"{guards[0] if guards else 'no guard named'} ({where})"[: 2 * MAX_REASON_CHARACTERS]
+
+
+def _difference(after: float | None, before: float | None) -> float | None:
+    return None if after is None or before is None else after - before

@@ -1,0 +1,310 @@
+"""The process between a supervisor and its worker: starts the worker, times it, keeps its output, and ends with nothing of it left.
+
+Started by ``tasks.supervisor``; reads one ``Request`` from its input and writes events to its output. End of file on its input means
+that the supervisor is dead. It adopts every orphan below it, and the worker dies with it, so that no death of one process leaves
+another behind. Standard library only, and quick to start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import sys
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tasks.capture import CappedLog
+from tasks.channel import Grant, GuardianEnd
+from tasks.clock import PAUSED, WAITING, PhaseClock
+from tasks.launch import NoDeviceError, recorded, start_worker, worker_environment
+from tasks.processes import Identity, become_subreaper, end_descendants, identity, is_alive, reap
+from tasks.scratch import attempt_directory
+from tasks.spec import FailureClass, Outcome, Phase, Status, WorkerResult, decode, encode
+from tasks.spool import leave
+from tasks.supervisor import HEARTBEAT_S, Event, Finished, Heartbeat, PhaseStarted, Request, Started
+from tasks.verdict import Ending, has_risen, judge, oom_kills
+
+DUMP_S = 1.0
+"""How long a worker that has run out of time may take to write its stacks."""
+
+GRACE_S = 3.0
+"""How long it may take to end after SIGTERM."""
+
+BACKLOG_LIMIT_BYTES = 64 * 1024
+"""Events beyond this, for a supervisor that does not read, are dropped; the last one never is."""
+
+_READ_BYTES = 1 << 16
+_OVER = "over"  # why the clock stands still at the end
+_SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class SupervisorGoneError(Exception):
+    """Nobody waits for the outcome any more."""
+
+
+class ToldToEndError(Exception):
+    """Somebody sent the guardian SIGTERM."""
+
+
+def main() -> int:
+    """Do what the request on the input says."""
+    become_subreaper()
+    signals = _listen_to_signals()
+    line = _read_line(sys.stdin.fileno())
+    if line is None:
+        return 0
+    uplink = Uplink(sys.stdout.fileno())
+    uplink.introduce(identity(os.getpid()))
+    request = decode(Request, json.loads(line))
+    with contextlib.suppress(SupervisorGoneError):
+        outcome = Guardian(request, uplink, signals).run()
+        leave(outcome, request.attempt)
+        uplink.finish(outcome)
+    return 0
+
+
+class Uplink:
+    """Events to the supervisor, one JSON object per line; never blocks but for the last."""
+
+    def __init__(self, descriptor: int) -> None:
+        os.set_blocking(descriptor, False)
+        self._descriptor = descriptor
+        self._backlog = b""
+
+    def introduce(self, guardian: Identity | None) -> None:
+        """Say who is to be killed should the worst come to the worst."""
+        if guardian is not None:
+            self._write({"guardian": [guardian.pid, guardian.started]})
+
+    def tell(self, event: Event) -> None:
+        """Send ``event``, or drop it while the supervisor does not read; raises ``SupervisorGoneError`` if it never will."""
+        self._write({"event": type(event).__name__, **encode(event)})
+
+    def finish(self, outcome: Outcome) -> None:
+        os.set_blocking(self._descriptor, True)
+        self._write({"event": Finished.__name__, "outcome": encode(outcome)})
+
+    def _write(self, message: dict[str, Any]) -> None:
+        if len(self._backlog) < BACKLOG_LIMIT_BYTES:
+            self._backlog += json.dumps(message).encode() + b"\n"
+        try:
+            while self._backlog:
+                self._backlog = self._backlog[os.write(self._descriptor, self._backlog) :]
+        except BlockingIOError:
+            return
+        except BrokenPipeError as error:
+            raise SupervisorGoneError from error
+
+
+class Guardian:
+    """One attempt, from the start of its worker to its outcome."""
+
+    def __init__(self, request: Request, uplink: Uplink, signals: int) -> None:
+        self._request = request
+        self._uplink = uplink
+        self._log = CappedLog()
+        self._clock = PhaseClock(request.task.deadlines, time.monotonic())
+        self._began = time.time()
+        self._environment: dict[str, str] = {}
+        self._pid = 0
+        self._wait_status: int | None = None
+        self._expired: str | None = None
+        self._killed = False
+        self._steps: deque[tuple[float, Callable[[], None]]] = deque()  # what is still to be done to a worker that has run out of time
+        self._heartbeat_due = 0.0
+        self._signals = signals
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(signals, selectors.EVENT_READ, self._on_signal)
+        self._selector.register(sys.stdin.fileno(), selectors.EVENT_READ, self._on_supervisor)
+
+    def run(self) -> Outcome:
+        """Start the worker, see it to its end, and leave nothing of it.
+
+        Raises:
+            SupervisorGoneError: nobody waits for an outcome.
+        """
+        try:
+            with attempt_directory(Path(self._request.directory)) as scratch:
+                result = self._run_in(scratch)
+        except NoDeviceError as error:
+            result = self._infrastructure(FailureClass.DEVICE, str(error))
+        except (OSError, ToldToEndError) as error:
+            result = self._infrastructure(FailureClass.WORKER_LOST, f"the guardian of the worker could not go on: {error}")
+        except SupervisorGoneError:
+            raise
+        except Exception:  # noqa: BLE001 - a mistake in this module: an outcome of its own class, with all that helps to find it
+            result = self._infrastructure(FailureClass.WORKER_LOST, f"the guardian of the worker failed:\n{traceback.format_exc()}")
+        return self._outcome(result)
+
+    def _run_in(self, scratch: Path) -> WorkerResult:
+        before = oom_kills()
+        try:
+            self._start(scratch)
+            while self._wait_status is None and not self._killed:
+                for key, _ in self._selector.select(self._timeout_s()):
+                    key.data()
+                self._keep_time()
+        finally:
+            self._clock.halt(_OVER, time.monotonic())
+            ended, stuck = end_descendants()
+        status = self._wait_status if self._wait_status is not None else ended.get(self._pid)
+        self._drain()
+        risen = has_risen(before, oom_kills())
+        return judge(Ending(status, self._clock.phase, self._expired, self._killed, risen, stuck), scratch / "result.json")
+
+    def _start(self, scratch: Path) -> None:
+        task, attempt = self._request.task, self._request.attempt
+        environment = worker_environment(task, attempt, scratch, Path(self._request.directory), self._request.python_path, os.environ)
+        self._environment = recorded(environment)
+        (scratch / "spec.json").write_text(json.dumps(encode(task)), encoding="utf-8")
+        self._clock = PhaseClock(task.deadlines, time.monotonic())
+        self._pid, self._output, connection = start_worker(scratch, environment)
+        os.set_blocking(self._output, False)
+        self._channel = GuardianEnd(connection)
+        self._selector.register(self._output, selectors.EVENT_READ, self._on_output)
+        self._selector.register(self._channel, selectors.EVENT_READ, self._on_message)
+        self._uplink.tell(Started(self._request.node, self._pid, attempt.gpu_ids, time.time()))
+        self._heartbeat_due = time.monotonic() + HEARTBEAT_S
+
+    # --- what happens ---------------------------------------------------------------------------------------------------------------
+
+    def _on_signal(self) -> None:
+        if signal.SIGTERM in os.read(self._signals, _READ_BYTES):
+            raise ToldToEndError("it was sent SIGTERM")
+        self._wait_status = (reap() or {}).get(self._pid, self._wait_status)
+
+    def _on_supervisor(self) -> None:
+        if not os.read(sys.stdin.fileno(), _READ_BYTES):
+            raise SupervisorGoneError
+
+    def _on_output(self) -> None:
+        try:
+            data = os.read(self._output, _READ_BYTES)
+        except BlockingIOError:
+            return
+        self._log.feed(data)
+        if not data:
+            self._selector.unregister(self._output)
+
+    def _on_message(self) -> None:
+        messages = self._channel.receive()
+        if messages is None:
+            self._selector.unregister(self._channel)
+            return
+        for message in messages:
+            self._obey(message)
+
+    def _obey(self, message: dict[str, Any]) -> None:
+        match message:
+            case {"phase": str(name)} if name in set(Phase):
+                self._enter(Phase(name))
+            case {"lease": "acquire"}:
+                self._channel.grant(Grant())
+            case {"ask": "paused_s"}:
+                self._channel.answer({"paused_s": self._clock.halted_s(PAUSED, time.monotonic())})
+
+    def _enter(self, phase: Phase) -> None:
+        self._clock.enter(phase, time.monotonic())
+        self._uplink.tell(PhaseStarted(phase, time.time()))
+
+    # --- time -----------------------------------------------------------------------------------------------------------------------
+
+    def _timeout_s(self) -> float:
+        """Seconds until there is something to do even if nothing happens."""
+        now = time.monotonic()
+        due = [self._heartbeat_due - now]
+        if self._steps:
+            due.append(self._steps[0][0] - now)
+        elif (remaining_s := self._clock.remaining_s(now)) is not None:
+            due.append(remaining_s)
+        return max(0.0, min(due))
+
+    def _keep_time(self) -> None:
+        now = time.monotonic()
+        if now >= self._heartbeat_due:
+            self._beat(now)
+        if self._expired is None:
+            self._expired = self._clock.expired(now)
+            if self._expired is not None:
+                self._steps.extend([(now, self._dump), (now + DUMP_S, self._terminate), (now + DUMP_S + GRACE_S, self._kill)])
+        while self._steps and now >= self._steps[0][0]:
+            self._steps.popleft()[1]()
+
+    def _beat(self, now: float) -> None:
+        self._heartbeat_due = now + HEARTBEAT_S
+        supervisor = self._request.supervisor
+        if supervisor and not is_alive(Identity(*supervisor)):  # its end of the pipe may live on in a child that it forked
+            raise SupervisorGoneError
+        halted_s = self._clock.halted_s(PAUSED, now) + self._clock.halted_s(WAITING, now)
+        self._uplink.tell(Heartbeat(self._clock.phase, time.time(), halted_s))
+
+    def _dump(self) -> None:
+        os.kill(self._pid, signal.SIGUSR1)  # the worker has faulthandler write the stacks of its threads
+
+    def _terminate(self) -> None:
+        os.killpg(self._pid, signal.SIGTERM)
+
+    def _kill(self) -> None:
+        self._killed = True  # the loop ends here, and with it everything below this process
+
+    # --- what came of it ------------------------------------------------------------------------------------------------------------
+
+    def _drain(self) -> None:
+        """What is still in the pipe: its writers are gone."""
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self._output, _READ_BYTES):
+                self._log.feed(data)
+
+    def _infrastructure(self, failure_class: FailureClass, error: str) -> WorkerResult:
+        return WorkerResult(status=Status.INFRA_ERROR, phase=self._clock.phase, failure_class=failure_class, error=error)
+
+    def _outcome(self, result: WorkerResult) -> Outcome:
+        now = time.monotonic()
+        return Outcome(
+            task_id=self._request.task.task_id,
+            attempt=self._request.attempt.number,
+            status=result.status,
+            phase=result.phase,
+            failure_class=result.failure_class,
+            error=result.error,
+            log_tail=self._log.tail(),
+            log=self._log.text(),
+            phase_s=self._clock.phase_s(now),
+            paused_s=self._clock.halted_s(PAUSED, now),
+            waited_s=self._clock.halted_s(WAITING, now),
+            started=self._began,
+            ended=time.time(),
+            node=self._request.node,
+            environment=self._environment,
+            measurement=result.measurement,
+            samples=result.samples,
+        )
+
+
+def _listen_to_signals() -> int:
+    """A descriptor from which the numbers of signals can be read; handlers that do nothing, for the kernel resets them for the worker."""
+    read_end, write_end = os.pipe()
+    for end in (read_end, write_end):
+        os.set_blocking(end, False)
+    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    for number in _SIGNALS:
+        signal.signal(number, lambda *_: None)
+    return read_end
+
+
+def _read_line(descriptor: int) -> bytes | None:
+    """The one line that comes, without reading past it into a buffer; None if the input ends before."""
+    line = b""
+    while not line.endswith(b"\n"):
+        data = os.read(descriptor, _READ_BYTES)
+        if not data:
+            return None
+        line += data
+    return line

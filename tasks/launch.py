@@ -1,0 +1,132 @@
+"""How a worker is started: its environment, and the process itself. Standard library only.
+
+The environment is the inherited one without what schedulers leave in it, and with everything set that decides which devices, how many
+threads and which caches the worker uses. What decides is recorded, whether set here or inherited.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from tasks.channel import CONTROL_FD
+from tasks.processes import die_with_parent
+from tasks.scratch import MARK
+from tasks.spec import Attempt, ResourceSpec, TaskSpec, slug
+
+_REMOVED_PREFIXES = ("RAY_", "SWEEP_", "TORCHELASTIC_")
+_REMOVED = frozenset(
+    (
+        *("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+        *("PYTHONSTARTUP", "PYTHONINSPECT", "PYTHONPROFILEIMPORTTIME"),
+    )
+)
+_RECORDED_PREFIXES = (
+    *("TORCH", "PYTORCH", "TRITON", "CUDA", "CUBLAS", "CUDNN", "NVIDIA_TF32", "ATEN_", "HF_", "TRANSFORMERS_"),
+    *("OMP_", "MKL_", "KMP_", "GOMP_", "OPENBLAS", "MALLOC_", "LD_PRELOAD", "PYTHON", "TMPDIR"),
+)
+
+
+class NoDeviceError(Exception):
+    """The task wants a GPU and was given none."""
+
+
+def worker_environment(
+    task: TaskSpec, attempt: Attempt, scratch: Path, shared: Path, python_path: str, inherited: Mapping[str, str]
+) -> dict[str, str]:
+    """The worker's environment variables, all of them. ``shared`` outlives the attempt and holds the caches of whole runs.
+
+    Raises:
+        NoDeviceError: the task's device is ``cuda`` and the attempt has no GPU.
+    """
+    kept = {name: value for name, value in inherited.items() if name not in _REMOVED and not name.startswith(_REMOVED_PREFIXES)}
+    caches = shared / f"cache-{slug(attempt.run_id)}" if task.cache == "shared" else scratch / "cache"
+    return kept | {
+        "CUDA_VISIBLE_DEVICES": _visible_devices(task.resources, attempt),
+        **_thread_counts(task.resources),
+        "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
+        "TRITON_CACHE_DIR": str(caches / "triton"),
+        "TMPDIR": str(scratch / "tmp"),
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "PYTHONPATH": python_path,
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONFAULTHANDLER": "1",
+        MARK: str(scratch),
+    }
+
+
+def recorded(environment: Mapping[str, str]) -> dict[str, str]:
+    """Those variables that can change what is measured."""
+    return {name: value for name, value in sorted(environment.items()) if name.startswith(_RECORDED_PREFIXES)}
+
+
+def importable_paths(package_root: Path) -> str:
+    """PYTHONPATH with which a fresh interpreter imports what this one does, ``package_root`` first.
+
+    What belongs to the installation is left out: a fresh interpreter finds it without, and after the standard library.
+    """
+    prefixes = {sys.prefix, sys.base_prefix, sys.exec_prefix}
+    entries = [str(package_root), *(str(Path(entry or ".").resolve()) for entry in sys.path)]
+    own = [entry for entry in entries if Path(entry).is_dir() and not any(Path(entry).is_relative_to(prefix) for prefix in prefixes)]
+    return os.pathsep.join(dict.fromkeys(own))
+
+
+def start_worker(scratch: Path, environment: Mapping[str, str]) -> tuple[int, int, socket.socket]:
+    """Start ``python -m tasks.worker`` in a process group of its own; it dies with the process that calls this.
+
+    Returns:
+        Its process number, the descriptor to read its output from, and this end of its control channel.
+    """
+    for name in ("TMPDIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        Path(environment[name]).mkdir(parents=True, exist_ok=True)
+    ours, theirs = socket.socketpair()
+    read_end, write_end = os.pipe()
+    with theirs:
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tasks.worker", str(scratch / "spec.json"), str(scratch / "result.json")],
+                cwd=scratch,
+                env={**environment, CONTROL_FD: str(theirs.fileno())},
+                stdin=subprocess.DEVNULL,
+                stdout=write_end,
+                stderr=write_end,
+                pass_fds=(theirs.fileno(),),
+                process_group=0,
+                preexec_fn=_in_the_child(os.getpid()),  # noqa: PLW1509 - the guardian has one thread when it starts its worker
+            )
+        finally:
+            os.close(write_end)
+    process.returncode = 0  # the guardian collects its children itself; Popen is not to wait for this one
+    return process.pid, read_end, ours
+
+
+def _in_the_child(parent: int) -> Callable[[], None]:
+    def prepare() -> None:
+        die_with_parent(parent)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump of a CUDA process can fill the disk
+
+    return prepare
+
+
+def _visible_devices(resources: ResourceSpec, attempt: Attempt) -> str:
+    if resources.device != "cuda":
+        return ""
+    if not attempt.gpu_ids:
+        raise NoDeviceError("the task needs a GPU, and the cluster assigned none to it")
+    return ",".join(attempt.gpu_ids)
+
+
+def _thread_counts(resources: ResourceSpec) -> dict[str, str]:
+    cpus = max(1, int(resources.num_cpus))
+    threads = str(resources.threads or cpus)
+    return {
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "TORCHINDUCTOR_COMPILE_THREADS": str(resources.compile_threads or cpus),
+    }

@@ -1,0 +1,242 @@
+"""The measurement protocol: warm up, take pairs of blocks, stop when the interval is narrow. docs/method.md gives the reasons.
+
+The engine knows no torch. It is given two sides to step, a machine (clock, synchronisation, what went on meanwhile) and the rules; tests
+drive this same code with simulated clocks. It keeps every iteration, and it discards pairs for what the machine reports, never for how
+long they took.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tasks import estimator
+from tasks.spec import MeasureSpec, Quality, Samples
+from tasks.stepper import Machine, RecompiledError, Side, Stepper
+from tasks.warmup import warm_up
+
+LONG_ITERATION_NS = 300_000_000  # blocks of longer iterations are shortened to LONG_BLOCK
+LONG_BLOCK = 3
+SHORT_BLOCK_NS = 25_000_000  # blocks of short iterations are lengthened to this, or to MAX_BLOCK iterations
+MAX_BLOCK = 200
+DEADLINE_SHARE = 0.8  # of the phase's deadline; the rest is for the unforeseen
+MAX_FAULTS_IN_A_ROW = 3
+MAX_DISCARDED = 0.25  # of all pairs; with more the row is noisy
+DEVICE_ITERATIONS = 5
+BACKOFF_S, BACKOFF_FACTOR, BACKOFF_MAX_S = 0.05, 1.5, 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """What a measurement found. ``flags`` says in words what ``quality`` says in one."""
+
+    samples: Samples
+    summary: estimator.Summary
+    quality: Quality
+    flags: tuple[str, ...]
+    eager_device_ms: float | None
+    compiled_device_ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How pairs are taken: washout and timed iterations per block, the floor of pairs, and what one pair takes."""
+
+    washout: int
+    iterations: int
+    min_pairs: int
+    pair_s: float
+
+
+def measure(
+    sides: tuple[Side, Side],
+    machine: Machine,
+    spec: MeasureSpec,
+    *,
+    seed: int,
+    deadline_s: float,
+    warm_s: float = 0.0,
+    phase: str = "timed",
+    process: int = 0,
+) -> Timing:
+    """Warm both sides up and take pairs until the interval is narrow enough or a limit is reached.
+
+    The first side is written down as the eager arm and the second as the compiled one, whatever they run: equal sides make an A/A test.
+    ``deadline_s`` is when the phase would be killed; ``warm_s`` the least time to warm up for.
+
+    Raises:
+        RecompiledError: the compiled side compiled again even after a second warm-up.
+    """
+    end_ns = machine.now_ns() + int(DEADLINE_SHARE * deadline_s * 1e9)
+    run = _Run(Stepper(sides, machine, phase, process), spec, random.Random(seed), end_ns, warm_s)
+    with _quiet_collector():
+        run.warm()
+        run.take_pairs()
+        eager_ms, compiled_ms = (run.on_device(which) for which in (0, 1))
+    samples = run.stepper.samples()
+    summary = estimator.summarise(samples, phase)
+    quality, flags = run.judge(summary)
+    return Timing(samples, summary, quality, flags, eager_ms, compiled_ms)
+
+
+def plan_pairs(times_ns: tuple[float, float], spec: MeasureSpec, left_s: float) -> Plan:
+    """Blocks and floor of pairs for iterations of ``times_ns``, with ``left_s`` seconds until the deadline.
+
+    Blocks shrink, to one iteration and at last without washout, until ``spec.min_pairs`` fit into ``spec.max_time_s``. Only when not even
+    those fit before the deadline does the floor of pairs shrink.
+    """
+    washout, iterations = 1, spec.block_iterations
+    if max(times_ns) > LONG_ITERATION_NS:
+        iterations = min(iterations, LONG_BLOCK)
+    iterations = max(iterations, min(MAX_BLOCK, math.ceil(SHORT_BLOCK_NS / min(times_ns))))
+    iteration_s = sum(times_ns) / 1e9  # of both arms
+    affordable = int(min(spec.max_time_s, left_s) / (spec.min_pairs * iteration_s))  # iterations per block and arm
+    if affordable <= washout:
+        washout, iterations = 0, 1
+    iterations = min(iterations, max(1, affordable - washout))
+    pair_s = (washout + iterations) * iteration_s
+    return Plan(washout, iterations, max(1, min(spec.min_pairs, int(left_s / pair_s))), pair_s)
+
+
+def alternating_orders(chance: random.Random) -> Iterator[tuple[int, int]]:
+    """Which side comes first and second in each pair: ABBA, from a random start."""
+    first = chance.randrange(2)
+    while True:
+        yield first, 1 - first
+        first = 1 - first
+
+
+@dataclass(slots=True)
+class _Run:
+    """One measurement in progress."""
+
+    stepper: Stepper
+    spec: MeasureSpec
+    chance: random.Random
+    end_ns: int
+    warm_s: float
+    times_ns: tuple[float, float] = (1.0, 1.0)
+    ratios: list[float] = field(default_factory=list)
+    pairs: int = 0
+    faults: list[str] = field(default_factory=list)
+    gave_up: bool = False
+    unconverged: str | None = None
+    recompiled: str | None = None
+
+    @property
+    def machine(self) -> Machine:
+        return self.stepper.machine
+
+    def left_s(self) -> float:
+        return (self.end_ns - self.machine.now_ns()) / 1e9
+
+    def warm(self) -> None:
+        warmth = warm_up(self.stepper, least_s=self.warm_s, most_s=self.spec.warmup_max_s, left_s=self.left_s)
+        self.times_ns, self.unconverged = warmth.times_ns, warmth.unconverged
+
+    def take_pairs(self) -> None:
+        """Pairs until the interval is narrow, a cap is reached, the deadline is near or the machine is unfit."""
+        plan = plan_pairs(self.times_ns, self.spec, self.left_s())
+        began_ns, in_a_row = self.machine.now_ns(), 0
+        for order in alternating_orders(self.chance):
+            try:
+                fault = self._pair(plan, order)
+            except RecompiledError as error:
+                self._recover(error)
+                continue
+            in_a_row = in_a_row + 1 if fault else 0
+            self.gave_up = in_a_row > MAX_FAULTS_IN_A_ROW
+            if self.gave_up or self._enough(plan, (self.machine.now_ns() - began_ns) / 1e9):
+                return
+            if fault:
+                self.machine.sleep(min(BACKOFF_S * BACKOFF_FACTOR ** (in_a_row - 1), BACKOFF_MAX_S))
+
+    def on_device(self, which: int) -> float | None:
+        """Median device time of a few more iterations, in ms; None where it cannot be told or no time is left."""
+        found: list[float] = []
+        while len(found) < DEVICE_ITERATIONS and self.left_s() > 0:
+            device_ms = self.stepper.on_device(which)
+            if device_ms is None:
+                return None
+            found.append(device_ms)
+        return float(np.median(found)) if found else None
+
+    def judge(self, summary: estimator.Summary) -> tuple[Quality, tuple[str, ...]]:
+        """The quality of the row, most serious first, and all there is to say about it."""
+        wanted, half_width = self.spec.half_width, summary.half_width
+        drift = estimator.trend(self.ratios) or 0.0
+        width = "no interval" if half_width is None else f"half width {half_width:.4f}"
+        found = [
+            (Quality.CONTAMINATED, self.gave_up, f"{MAX_FAULTS_IN_A_ROW + 1} bad pairs in a row, the last: {', '.join(self.faults[-1:])}"),
+            (Quality.CONTAMINATED, *_reason(self.machine.contaminated())),
+            (Quality.RECOMPILED, *_reason(self.recompiled)),
+            (Quality.DRIFT, abs(drift) > wanted, f"ln(speedup) moved by {drift:+.3f}"),
+            (Quality.NOISY, half_width is None or half_width > 2 * wanted, f"{width} after {summary.pairs} pairs"),
+            (Quality.NOISY, len(self.faults) > MAX_DISCARDED * self.pairs, f"{len(self.faults)} of {self.pairs} pairs discarded"),
+            (Quality.WARMUP_UNCONVERGED, *_reason(self.unconverged)),
+            (Quality.WIDE, half_width is not None and wanted < half_width <= 2 * wanted, width),
+        ]
+        flags = [(quality, f"{quality}: {reason}") for quality, holds, reason in found if holds]
+        return (flags[0][0] if flags else Quality.OK), tuple(flag for _, flag in flags)
+
+    def _pair(self, plan: Plan, order: tuple[int, int]) -> str | None:
+        """Take one pair; the fault that makes it not count, if there was one."""
+        number, self.pairs = self.pairs, self.pairs + 1
+        times: dict[int, list[int]] = {}
+        self.machine.mark()
+        for position, which in enumerate(order):
+            times[which] = self.stepper.block(which, number, position, plan.washout, plan.iterations)
+        fault = self.machine.fault()
+        if fault:
+            self._discard(fault)
+        else:
+            self.ratios.append(estimator.log_ratio(times[0], times[1]))
+        return fault
+
+    def _recover(self, error: RecompiledError) -> None:
+        """Warm up again, once."""
+        if self.recompiled:
+            raise error
+        self.recompiled = str(error)
+        self._discard("recompiled")
+        self.warm()
+
+    def _discard(self, reason: str) -> None:
+        self.faults.append(reason)
+        self.stepper.invalidate(self.pairs - 1, reason)
+
+    def _enough(self, plan: Plan, elapsed_s: float) -> bool:
+        if self.pairs >= self.spec.max_pairs or self.left_s() < plan.pair_s:
+            return True
+        if len(self.ratios) < plan.min_pairs:
+            return False
+        if elapsed_s >= self.spec.max_time_s:
+            return True
+        pairs = estimator.Pairs(np.asarray(self.ratios), np.zeros(len(self.ratios), dtype=np.int64))
+        half_width = estimator.estimate_pairs(pairs).half_width
+        return half_width is not None and half_width <= self.spec.half_width
+
+
+def _reason(reason: str | None) -> tuple[bool, str]:
+    return reason is not None, reason or ""
+
+
+@contextlib.contextmanager
+def _quiet_collector() -> Iterator[None]:
+    """Collect garbage once, then keep the collector out of both arms."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if was_enabled:
+            gc.enable()

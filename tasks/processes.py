@@ -1,0 +1,188 @@
+"""Whole process trees on Linux: find them, stop them, let them go on, end them. Standard library only.
+
+A process that calls ``become_subreaper`` inherits every descendant whose own parent dies, whatever session or group it moved to. So its
+tree is complete, and it is empty exactly when ``wait`` finds no child.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+PR_SET_CHILD_SUBREAPER = 36
+
+KILL_LIMIT_S = 10.0
+"""A process that SIGKILL has not ended by then is stuck in the kernel, most likely in a driver."""
+
+STOP_LIMIT_S = 2.0
+"""A process that SIGSTOP has not stopped by then sleeps in the kernel; it stops before it runs again."""
+
+_POLL_S = 0.002
+_INACTIVE = frozenset("TtZX")
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A process for good: its number may be used again, its number and start time together not."""
+
+    pid: int
+    started: int  # clock ticks since boot
+
+
+@dataclass(frozen=True, slots=True)
+class _Stat:
+    """The fields of /proc/PID/stat that matter here."""
+
+    state: str
+    parent: int
+    started: int
+
+
+def become_subreaper() -> None:
+    """Adopt orphaned descendants from now on."""
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent(parent: int) -> None:
+    """Let the kernel kill this process as soon as the thread that forked it is gone; call it between fork and exec."""
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the kernel was asked
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def identity(pid: int) -> Identity | None:
+    """The process that has this number now; None if there is none, or only a zombie."""
+    stat = _stat(pid)
+    return None if stat is None or stat.state in "ZX" else Identity(pid, stat.started)
+
+
+def is_alive(process: Identity) -> bool:
+    return identity(process.pid) == process
+
+
+def kill(process: Identity) -> None:
+    """End ``process``, unless it has ended already and its number is another's."""
+    if is_alive(process):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(process.pid, signal.SIGKILL)
+
+
+def descendants(root: int) -> dict[int, str]:
+    """State letter of each process below ``root``, zombies included, by process number."""
+    stats = {pid: stat for pid in _process_numbers() if (stat := _stat(pid)) is not None}
+    children: dict[int, list[int]] = {}
+    for pid, stat in stats.items():
+        children.setdefault(stat.parent, []).append(pid)
+    found: dict[int, str] = {}
+    pending = list(children.get(root, ()))
+    while pending:
+        pid = pending.pop()
+        if pid not in found:
+            found[pid] = stats[pid].state
+            pending += children.get(pid, ())
+    return found
+
+
+def stop_descendants(root: int) -> None:
+    """SIGSTOP everything below ``root`` and return when nothing there runs, or after ``STOP_LIMIT_S``."""
+    give_up = time.monotonic() + STOP_LIMIT_S
+    while active := [pid for pid, state in descendants(root).items() if state not in _INACTIVE]:
+        _signal_all(active, signal.SIGSTOP)
+        if time.monotonic() > give_up:
+            return
+        time.sleep(_POLL_S)
+
+
+def continue_descendants(root: int) -> None:
+    """SIGCONT everything below ``root``."""
+    _signal_all(descendants(root), signal.SIGCONT)
+
+
+def reap() -> dict[int, int] | None:
+    """Collect ended children: wait status by process number. None when this process has no child left at all."""
+    ended: dict[int, int] = {}
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return ended or None
+        if pid == 0:
+            return ended
+        ended[pid] = status
+
+
+def end_descendants() -> tuple[dict[int, int], tuple[int, ...]]:
+    """SIGKILL and collect everything below this process, which must be a subreaper.
+
+    Returns:
+        Wait status of every child that was collected, and the numbers of processes that outlived ``KILL_LIMIT_S``.
+    """
+    ended: dict[int, int] = {}
+    give_up = time.monotonic() + KILL_LIMIT_S
+    while (collected := reap()) is not None:
+        ended |= collected
+        left = descendants(os.getpid())  # with zombies: threads may outlive the first thread of a process
+        if time.monotonic() > give_up:
+            return ended, tuple(sorted(left))
+        _signal_all(left, signal.SIGKILL)
+        time.sleep(_POLL_S)
+    return ended, ()
+
+
+def marked(variable: str, value: str) -> Iterator[Identity]:
+    """Processes of this user that were started with ``variable=value`` in their environment."""
+    wanted = f"{variable}={value}".encode()
+    for pid in _process_numbers():
+        process = identity(pid)
+        with contextlib.suppress(OSError):
+            if process is not None and wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                yield process
+
+
+def end_marked(variable: str, value: str) -> tuple[int, ...]:
+    """SIGKILL every process started with ``variable=value``; for trees that have lost their subreaper.
+
+    Returns:
+        The numbers of those that outlived ``KILL_LIMIT_S``.
+    """
+    give_up = time.monotonic() + KILL_LIMIT_S
+    while processes := [process for process in marked(variable, value) if process.pid != os.getpid()]:
+        if time.monotonic() > give_up:
+            return tuple(process.pid for process in processes)
+        for process in processes:
+            kill(process)
+        time.sleep(_POLL_S)
+    return ()
+
+
+def _process_numbers() -> Iterator[int]:
+    return (int(name) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208 - a scan of all processes, often
+
+
+def _stat(pid: int) -> _Stat | None:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 - as above
+            text = file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = text[text.rindex(b")") + 2 :].split()  # the name before it may hold spaces and parentheses
+    return _Stat(state=fields[0].decode(), parent=int(fields[1]), started=int(fields[19]))
+
+
+def _signal_all(pids: Iterable[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
+
+
+def _prctl(option: int, value: int) -> None:
+    if _libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

@@ -1,0 +1,220 @@
+"""What is stepped: one training or inference step of a model, and the state that a step starts from.
+
+A training step is: gradients to None, forward and loss under autocast, backward outside of it, then the optimizer if there is one. It
+returns the loss and nothing else, so that the compiler may discard outputs that nobody reads, as it may in a training loop. An inference
+step returns the outputs. There is no gradient scaler: it would be a constant factor here.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from tasks.spec import PrecisionSpec
+from tasks.suites.benchmark import Benchmark
+
+LEARNING_RATE = 0.01
+NEGLIGIBLE = 1e-30  # a dropout probability that drops nothing and yet keeps the kernel
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A model with all that its step needs. ``step`` takes nothing and is what is timed, as it is and compiled."""
+
+    module: torch.nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    loss: Callable[[Any], torch.Tensor]
+    training: bool
+    autocast_dtype: torch.dtype | None
+    optimizer: torch.optim.Optimizer | None
+    step: Callable[[], Any]
+
+
+def prepare(benchmark: Benchmark, mode: str, precision: PrecisionSpec, optimizer: str, device: torch.device) -> Workload:
+    """The step of ``benchmark`` in the precision and with the optimizer that the task asks for.
+
+    Raises:
+        ValueError: the precision or the optimizer has no such name.
+    """
+    set_tf32(precision.tf32, device)
+    neutralise_dropout(benchmark.module)
+    for parameter in benchmark.module.parameters():
+        parameter.requires_grad_(parameter.requires_grad and mode == "training")
+    parts = (benchmark.module, benchmark.args, benchmark.kwargs, benchmark.loss)
+    return _workload(*parts, mode == "training", autocast_dtype(precision, device), optimizer, device)
+
+
+def in_precision(workload: Workload, dtype: torch.dtype, device: torch.device) -> Workload:
+    """A copy of ``workload`` that computes in ``dtype`` throughout, without autocast: the reference of an accuracy check."""
+    module = copy.deepcopy(workload.module).to(dtype)
+    args, kwargs = pytree.tree_map_only(torch.Tensor, lambda tensor: _cast(tensor, dtype), (workload.args, workload.kwargs))
+    optimizer = {torch.optim.SGD: "sgd", torch.optim.Adam: "adam"}.get(type(workload.optimizer), "none")
+    return _workload(module, args, kwargs, workload.loss, workload.training, None, optimizer, device)
+
+
+def _workload(
+    module: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    loss: Callable[[Any], torch.Tensor],
+    training: bool,
+    dtype: torch.dtype | None,
+    optimizer_name: str,
+    device: torch.device,
+) -> Workload:
+    optimizer = make_optimizer(optimizer_name, module, device) if training else None
+    forward = _autocast_forward(module, args, kwargs, loss if training else None, dtype, device)
+    step = _training_step(module, forward, optimizer) if training else _inference_step(forward)
+    return Workload(module, args, kwargs, loss, training, dtype, optimizer, step)
+
+
+def _autocast_forward(
+    module: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    loss: Callable[[Any], torch.Tensor] | None,
+    dtype: torch.dtype | None,
+    device: torch.device,
+) -> Callable[[], Any]:
+    """The forward pass, and the loss if it is given, under autocast if ``dtype`` is given."""
+    device_type = device.type
+
+    def forward() -> Any:
+        outputs = module(*args, **kwargs)
+        return outputs if loss is None else loss(outputs)
+
+    def forward_under_autocast() -> Any:
+        with torch.autocast(device_type, dtype=dtype):
+            return forward()
+
+    return forward if dtype is None else forward_under_autocast
+
+
+def _training_step(
+    module: torch.nn.Module, forward: Callable[[], torch.Tensor], optimizer: torch.optim.Optimizer | None
+) -> Callable[[], torch.Tensor]:
+    def step() -> torch.Tensor:
+        module.zero_grad(set_to_none=True)
+        loss = forward()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if optimizer is not None:
+            optimizer.step()
+        return loss
+
+    return step
+
+
+def _inference_step(forward: Callable[[], Any]) -> Callable[[], Any]:
+    def step() -> Any:
+        with torch.no_grad():
+            return forward()
+
+    return step
+
+
+def make_optimizer(name: str, module: torch.nn.Module, device: torch.device) -> torch.optim.Optimizer | None:
+    """``none``, ``sgd`` or ``adam``; both work on all parameters at once, and Adam's state can stay on the GPU."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if name == "none" or not parameters:
+        return None
+    if name == "sgd":
+        return torch.optim.SGD(parameters, lr=LEARNING_RATE, foreach=True)
+    if name == "adam":
+        return torch.optim.Adam(parameters, lr=LEARNING_RATE, foreach=True, capturable=device.type == "cuda")
+    raise ValueError(f"unknown optimizer {name!r}: none, sgd or adam")
+
+
+def autocast_dtype(precision: PrecisionSpec, device: torch.device) -> torch.dtype | None:
+    """The dtype to autocast to; None for float32."""
+    if precision.dtype == "float32":
+        return None
+    if precision.dtype != "amp":
+        raise ValueError(f"unknown precision {precision.dtype!r}: float32 or amp")
+    name = precision.autocast_dtype or ("float16" if device.type == "cuda" else "bfloat16")
+    known = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+    if name not in known:
+        raise ValueError(f"unknown autocast dtype {name!r}: {' or '.join(known)}")
+    return known[name]
+
+
+def set_tf32(allowed: bool, device: torch.device) -> None:
+    """Let float32 matrix products and convolutions on CUDA use TF32, or not.
+
+    The older of torch's two interfaces on purpose: Inductor's autotuner still reads it (``torch.get_float32_matmul_precision``), and that
+    raises an error once the newer one was used.
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+        torch.backends.cudnn.allow_tf32 = allowed
+
+
+def neutralise_dropout(module: torch.nn.Module) -> int:
+    """Make every dropout probability of ``module`` negligible; how many there were. Eager and compiled draw different numbers."""
+    found = 0
+    for part in module.modules():
+        for name, value in vars(part).items():
+            is_rate = "drop" in name or (name == "p" and isinstance(part, torch.nn.modules.dropout._DropoutNd))  # noqa: SLF001
+            if is_rate and isinstance(value, float) and NEGLIGIBLE < value < 1.0:
+                setattr(part, name, NEGLIGIBLE)
+                found += 1
+    return found
+
+
+def seed_everything(seed: int) -> None:
+    """Every generator that a step may draw from."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed % 2**32)
+
+
+class State:
+    """What a step changes: parameters, buffers, inputs, the optimizer's state and the generators. Held as one copy on the device.
+
+    Restored in place: the tensors keep their identity, which compiled code relies on. Gradients are filled with NaN rather than removed,
+    because a step must replace them, and whether they exist is part of what the compiler specialises on.
+    """
+
+    def __init__(self, workload: Workload, seed: int) -> None:
+        self._workload = workload
+        self._seed = seed
+        self._tensors = list(_state_tensors(workload))
+        self._copies = [tensor.detach().clone() for tensor in self._tensors]
+        self.initial = {name: copy for (name, _), copy in zip(named_state(workload.module), self._copies, strict=False)}
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for tensor, copied in zip(self._tensors, self._copies, strict=True):
+            tensor.copy_(copied)
+        optimizer = self._workload.optimizer
+        for value in pytree.tree_leaves([] if optimizer is None else list(optimizer.state.values())):
+            if isinstance(value, torch.Tensor):
+                value.zero_()  # as it was before the first step
+        for parameter in self._workload.module.parameters():
+            if parameter.grad is not None:
+                parameter.grad.fill_(float("nan"))
+        seed_everything(self._seed)
+
+
+def named_state(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters, as ``parameter.NAME``, then buffers, persistent or not, as ``buffer.NAME``; shared ones once."""
+    yield from ((f"parameter.{name}", parameter) for name, parameter in module.named_parameters())
+    yield from ((f"buffer.{name}", buffer) for name, buffer in module.named_buffers())
+
+
+def _state_tensors(workload: Workload) -> Iterator[torch.Tensor]:
+    yield from (tensor for _, tensor in named_state(workload.module))
+    yield from (leaf for leaf in pytree.tree_leaves((workload.args, workload.kwargs)) if isinstance(leaf, torch.Tensor))
+
+
+def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    copied = tensor.detach().clone()
+    return copied.to(dtype) if copied.is_floating_point() else copied

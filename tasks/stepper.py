@@ -1,0 +1,132 @@
+"""Stepping the two sides of a measurement, and writing down every step.
+
+The pieces of ``tasks.measure`` that know nothing of rules: what a side and a machine are, and how one step, one window and one block
+are timed. A step is timed on the host's clock, between two synchronisations of the device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from tasks.spec import Arm, Samples
+
+
+class RecompiledError(RuntimeError):
+    """A compiled step compiled again while it was timed; the message holds the compiler's reason."""
+
+
+class Machine(Protocol):
+    """What a measurement needs of the machine that it runs on."""
+
+    def now_ns(self) -> int:
+        """The monotonic clock of the host."""
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all its work."""
+
+    def sleep(self, seconds: float) -> None:
+        """Do nothing, so that the device may cool down."""
+
+    def clock_mhz(self) -> float | None:
+        """The device's clock now; None where it cannot be read."""
+
+    def mark(self) -> None:
+        """A pair begins: remember the counters."""
+
+    def fault(self) -> str | None:
+        """What spoilt the pair since ``mark``, a throttled clock for example; None: nothing did."""
+
+    def contaminated(self) -> str | None:
+        """Who else used the device or its processors over the measurement as a whole; None: nobody."""
+
+    def device_ms(self, step: Callable[[], object]) -> float | None:
+        """Time the device is busy with one step; None where that cannot be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One arm: its step, and the contexts to run it in while warming up and while timing.
+
+    ``strict`` may turn an error of the step into ``RecompiledError``. ``activity`` changes whenever the compiler has done something.
+    """
+
+    step: Callable[[], object]
+    warm: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
+    strict: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
+    activity: Callable[[], object] = lambda: None
+
+
+@dataclass(slots=True)
+class Stepper:
+    """Both sides on one machine, and the samples so far: ``sides[0]`` is recorded as the eager arm, ``sides[1]`` as the compiled one."""
+
+    sides: tuple[Side, Side]
+    machine: Machine
+    phase: str = "timed"
+    process: int = 0
+    columns: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in Samples.__dataclass_fields__})
+    blocks: int = 0
+
+    def window(self, calls: int) -> tuple[float, float]:
+        """Step each side ``calls`` times to warm it up; the medians in ns, at least 1."""
+        first, second = (self._warm(which, calls) for which in (0, 1))
+        return first, second
+
+    def block(self, which: int, pair: int, order: int, washout: int, iterations: int) -> list[int]:
+        """One block of side ``which``: ``washout`` steps that do not count, then ``iterations`` whose times in ns are returned."""
+        side, times = self.sides[which], []
+        with side.strict():  # entered outside of what is timed; the washout absorbs what the switch costs
+            self.machine.synchronize()
+            for iteration in range(washout + iterations):
+                started_ns, host_ns = self._step(side)
+                where = {"pair": pair, "block": self.blocks, "order": order, "iteration": iteration, "washout": iteration < washout}
+                self._write(which, self.phase, started_ns, host_ns, **where)
+                times.append(host_ns)
+        self.blocks += 1
+        return times[washout:]
+
+    def on_device(self, which: int) -> float | None:
+        """Time the device is busy with one more step of side ``which``, in ms."""
+        with self.sides[which].strict():
+            started_ns = self.machine.now_ns()
+            device_ms = self.machine.device_ms(self.sides[which].step)
+        if device_ms is not None:
+            self._write(which, "device", started_ns, self.machine.now_ns() - started_ns, device_ms=device_ms)
+        return device_ms
+
+    def invalidate(self, pair: int, reason: str) -> None:
+        """Keep the samples of ``pair`` but let them count no more."""
+        for row, its_pair in enumerate(self.columns["pair"]):
+            if its_pair == pair:
+                self.columns["valid"][row], self.columns["reason"][row] = False, reason
+
+    def samples(self) -> Samples:
+        return Samples(**{name: tuple(column) for name, column in self.columns.items()})
+
+    def _warm(self, which: int, calls: int) -> float:
+        side = self.sides[which]
+        with side.warm():
+            self.machine.synchronize()
+            steps = [self._step(side) for _ in range(calls)]
+        for started_ns, host_ns in steps:
+            self._write(which, "warmup", started_ns, host_ns)
+        return max(float(np.median([host_ns for _, host_ns in steps])), 1.0)
+
+    def _step(self, side: Side) -> tuple[int, int]:
+        started_ns = self.machine.now_ns()
+        side.step()
+        self.machine.synchronize()
+        return started_ns, self.machine.now_ns() - started_ns
+
+    def _write(self, which: int, phase: str, started_ns: int, host_ns: int, **more: Any) -> None:
+        arm = (Arm.EAGER, Arm.COMPILED)[which]
+        row = {"phase": phase, "arm": arm.value, "process": self.process, "started_ns": started_ns, "host_ns": host_ns, "valid": True}
+        row |= {"pair": -1, "block": -1, "order": -1, "iteration": -1, "washout": False} | more
+        for name, column in self.columns.items():
+            column.append(row.get(name))

@@ -1,0 +1,322 @@
+"""The toy suite: models that finish at once with planted durations, and models that go wrong in every way a worker can.
+
+Tests, chaos runs and scheduling benchmarks use it, and so can anyone who wants to see what a sweep does about a failure. A toy goes
+through the phases of a real task; ``options`` of the manifest set what it does. Anything after a dot in a name is a label, so that a
+manifest can have many of a kind: ``pass.17``. No torch; standard library only until a toy passes, which takes the estimator.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import random
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+from tasks.channel import Channel
+from tasks.spec import Accuracy, Arm, FailureClass, Measurement, Phase, Quality, Samples, Scalar, Status, TaskSpec, WorkerResult
+
+PLANTED: dict[str, Scalar] = {"eager_ms": 2.0, "compiled_ms": 1.0, "noise": 0.002, "pairs": 12}
+"""Options of every toy that passes: milliseconds per iteration, the standard deviation of their logarithm, and how many pairs."""
+
+_FOREVER_S = 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """One toy at work. ``options`` are complete: the given ones over the defaults."""
+
+    task: TaskSpec
+    options: Mapping[str, Scalar]
+    channel: Channel
+    out_path: Path
+
+    def number(self, name: str) -> float:
+        return float(self.options[name] or 0)
+
+    def up_to(self, last: Phase) -> None:
+        """Go through the phases of a task, ``last`` included."""
+        for phase in Phase:
+            if phase is not Phase.START:
+                self.channel.phase(phase)
+            if phase is last:
+                return
+
+
+@dataclass(frozen=True, slots=True)
+class Toy:
+    """One kind of toy. Only those that finish ``at_once`` may run in the process of their supervisor."""
+
+    description: str
+    play: Callable[[Act], WorkerResult]
+    options: dict[str, Scalar] = field(default_factory=dict)
+    at_once: bool = False
+
+
+def run(task: TaskSpec, channel: Channel, out_path: Path) -> WorkerResult:
+    """Play the toy that ``task`` names. An unknown toy or option is a failed build, as for any other model."""
+    toy = MODELS.get(kind_of(task.model.name))
+    problem = f"there is no toy {task.model.name!r}" if toy is None else _problem(toy, task.model.options)
+    if toy is None or problem is not None:
+        channel.phase(Phase.BUILD)
+        return WorkerResult(Status.FAIL_EAGER, Phase.BUILD, FailureClass.MODEL, problem)
+    return toy.play(Act(task, toy.options | task.model.options, channel, out_path))
+
+
+def kind_of(name: str) -> str:
+    """The key in ``MODELS`` of a model's name."""
+    return name.partition(".")[0]
+
+
+def finishes_at_once(name: str) -> bool:
+    toy = MODELS.get(kind_of(name))
+    return toy is not None and toy.at_once
+
+
+def _problem(toy: Toy, given: Mapping[str, Scalar]) -> str | None:
+    for name, value in given.items():
+        if name not in toy.options:
+            return f"unknown option {name!r}; this toy has {', '.join(sorted(toy.options)) or 'none'}"
+        wanted = str if isinstance(toy.options[name], str) else (int, float)
+        if not isinstance(value, wanted) or isinstance(value, bool):
+            return f"option {name!r} must be {'text' if wanted is str else 'a number'}, not {value!r}"
+    if "phase" in given and given["phase"] not in set(Phase):
+        return f"option 'phase' must be one of {', '.join(Phase)}, not {given['phase']!r}"
+    return None
+
+
+# --- toys that pass -------------------------------------------------------------------------------------------------------------------
+
+
+def _pass(act: Act) -> WorkerResult:
+    began = time.monotonic()
+    act.up_to(Phase.COMPILE)
+    time.sleep(act.number("seconds") if "seconds" in act.options else 0.0)
+    compile_s = time.monotonic() - began
+    act.channel.phase(Phase.VERIFY)
+    act.channel.phase(Phase.TIME)
+    for _ in range(int(act.options.get("rounds") or 1)):
+        _time_exclusively(act)
+    samples = planted_samples(act)
+    act.channel.phase(Phase.WRITE)
+    return WorkerResult(Status.PASS, Phase.WRITE, measurement=_measurement(act, samples, compile_s), samples=samples)
+
+
+def _time_exclusively(act: Act) -> None:
+    with act.channel.exclusive():
+        began = time.monotonic()
+        if seconds := float(act.options.get("exclusive_seconds") or 0.0):
+            time.sleep(seconds)
+            print(f"exclusive {began!r} {time.monotonic()!r}", flush=True)  # noqa: T201 - a worker's output is its log
+
+
+def planted_samples(act: Act) -> Samples:
+    """Samples with the planted medians and noise, the same for the same seed and task; no time passes."""
+    source = random.Random(f"{act.task.seed}/{act.task.task_id}")
+    iterations = act.task.measure.block_iterations
+    rows: list[tuple[Arm, int, int, int, int, int]] = []
+    clock_ns = 0
+    for pair in range(int(act.number("pairs"))):
+        arms = source.sample(list(Arm), 2)
+        for order, arm in enumerate(arms):
+            for iteration in range(iterations):
+                host_ns = round(act.number(f"{arm.value}_ms") * 1e6 * math.exp(source.gauss(0.0, act.number("noise"))))
+                rows.append((arm, pair, order, iteration, host_ns, clock_ns))
+                clock_ns += host_ns
+    count = len(rows)
+    return Samples(
+        phase=("timed",) * count,
+        arm=tuple(arm.value for arm, *_ in rows),
+        process=(0,) * count,
+        pair=tuple(row[1] for row in rows),
+        block=tuple(2 * row[1] + row[2] for row in rows),
+        order=tuple(row[2] for row in rows),
+        iteration=tuple(row[3] for row in rows),
+        washout=(False,) * count,
+        host_ns=tuple(row[4] for row in rows),
+        device_ms=(None,) * count,
+        started_ns=tuple(row[5] for row in rows),
+        valid=(True,) * count,
+        reason=(None,) * count,
+    )
+
+
+def _measurement(act: Act, samples: Samples, compile_s: float) -> Measurement:
+    from tasks.estimator import summarise
+
+    summary = summarise(samples)
+    narrow = summary.half_width is not None and summary.half_width <= act.task.measure.half_width
+    return Measurement(
+        speedup=summary.speedup,
+        speedup_low=summary.speedup_low,
+        speedup_high=summary.speedup_high,
+        speedup_of_medians=summary.speedup_of_medians,
+        quality=(Quality.OK if narrow else Quality.WIDE).value,
+        pairs=summary.pairs,
+        eager_ms=summary.eager_ms,
+        compiled_ms=summary.compiled_ms,
+        compile_s=compile_s,
+        graphs=1,
+        graph_breaks=0,
+        recompiles=0,
+        fell_back=False,
+        accuracy=Accuracy.PASS.value,
+        batch_size=act.task.model.batch_size,
+        model_source="toy",
+    )
+
+
+def _garbage(act: Act) -> WorkerResult:
+    os.write(sys.stdout.fileno(), b"\x1b[2J\x1b]0;title\x07\x00\xff\xfe" + random.Random(act.task.seed).randbytes(4096) + b"\n")
+    return _pass(act)
+
+
+def _flood(act: Act) -> WorkerResult:
+    for number in range(int(act.number("mib"))):
+        _write_all(f"{number:07d} ".encode() + b"." * (2**20 - 9) + b"\n")
+    return _pass(act)
+
+
+def _write_all(data: bytes) -> None:
+    while data:
+        data = data[os.write(sys.stdout.fileno(), data) :]
+
+
+def _orphans(act: Act) -> WorkerResult:
+    """Children that leave the session and whose parent dies: the first keep the environment, the last has none."""
+    count = int(act.number("count"))
+    for number in range(count):
+        _abandon(dict(os.environ) if number < count - 1 else {})
+    return _pass(act)
+
+
+def _abandon(environment: dict[str, str]) -> None:
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        if os.fork() != 0:
+            os._exit(0)
+        os.write(sys.stdout.fileno(), f"orphan {os.getpid()}\n".encode())
+        os.execve(  # noqa: S606 - no shell is wanted
+            sys.executable, [sys.executable, "-ISc", f"import time; time.sleep({_FOREVER_S})"], environment
+        )
+    os.waitpid(child, 0)
+
+
+# --- toys that fail in an orderly way -------------------------------------------------------------------------------------------------
+
+
+def _failing(status: Status, phase: Phase, failure_class: FailureClass, error: str) -> Callable[[Act], WorkerResult]:
+    def play(act: Act) -> WorkerResult:
+        act.up_to(phase)
+        measurement = Measurement(accuracy=Accuracy.FAIL.value, accuracy_reason=error) if status is Status.FAIL_ACCURACY else Measurement()
+        return WorkerResult(status, phase, failure_class, error, measurement)
+
+    return play
+
+
+def _host_oom(act: Act) -> WorkerResult:
+    """Asks for more memory than its process may have, without endangering the machine."""
+    act.up_to(Phase.EAGER)
+    resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
+    try:
+        bytearray(2**40)
+    except MemoryError:
+        return WorkerResult(Status.OOM, Phase.EAGER, FailureClass.HOST_OOM, "MemoryError: the machine's memory is not enough")
+    raise AssertionError("the limit on memory does not hold")
+
+
+# --- toys that take their process with them -------------------------------------------------------------------------------------------
+
+
+def _crash(act: Act) -> NoReturn:
+    act.up_to(_phase_of(act))
+    ctypes.string_at(0)
+    raise AssertionError("reading address 0 did not crash")
+
+
+def _exit_zero(act: Act) -> NoReturn:
+    act.up_to(_phase_of(act))
+    os._exit(0)
+
+
+def _half_result(act: Act) -> NoReturn:
+    act.up_to(Phase.WRITE)
+    act.out_path.write_text('{"status": "pass", "phase": "wri', encoding="utf-8")
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("SIGKILL did not end this process")
+
+
+def _hang(act: Act) -> NoReturn:
+    """In C and with the interpreter's lock held, as a deadlocked extension would."""
+    for _ in range(int(act.number("orphans"))):
+        _abandon(dict(os.environ))
+    act.up_to(_phase_of(act))
+    libc = ctypes.PyDLL(None)
+    while True:
+        libc.sleep(_FOREVER_S)
+
+
+def _ignore_sigterm(act: Act) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _hang(act)
+
+
+def _phase_of(act: Act) -> Phase:
+    return Phase(str(act.options["phase"]))
+
+
+_LONGER: dict[str, Scalar] = {**PLANTED, "seconds": 1.0, "exclusive_seconds": 0.0, "rounds": 1}
+_IN_COMPILE: dict[str, Scalar] = {"phase": Phase.COMPILE.value}
+
+MODELS: dict[str, Toy] = {
+    "pass": Toy("passes at once", _pass, PLANTED, at_once=True),
+    "slow_pass": Toy("compiles for some seconds, times for some more while it owns the device, then passes", _pass, _LONGER),
+    "noisy": Toy("passes with a wide interval", _pass, {**PLANTED, "noise": 0.3}, at_once=True),
+    "garbage": Toy("prints binary junk, then passes", _garbage, PLANTED),
+    "flood": Toy("prints many MiB, then passes", _flood, {**PLANTED, "mib": 64}),
+    "orphans": Toy("leaves children behind in sessions of their own, then passes", _orphans, {**PLANTED, "count": 3}),
+    "fail_eager": Toy(
+        "fails in eager mode",
+        _failing(Status.FAIL_EAGER, Phase.EAGER, FailureClass.MODEL, "RuntimeError: planted failure of the eager step"),
+        at_once=True,
+    ),
+    "fail_compile": Toy(
+        "fails to compile",
+        _failing(Status.FAIL_COMPILE, Phase.COMPILE, FailureClass.COMPILER, "RuntimeError: planted failure of the compiler"),
+        at_once=True,
+    ),
+    "fail_accuracy": Toy(
+        "compiles to something that computes another result",
+        _failing(Status.FAIL_ACCURACY, Phase.VERIFY, FailureClass.ACCURACY, "planted: the compiled step computes another result"),
+        at_once=True,
+    ),
+    "fail_run": Toy(
+        "fails while it is timed",
+        _failing(Status.FAIL_RUN, Phase.TIME, FailureClass.COMPILER, "RuntimeError: planted failure of the compiled step"),
+        at_once=True,
+    ),
+    "oom": Toy(
+        "runs out of device memory",
+        _failing(Status.OOM, Phase.EAGER, FailureClass.DEVICE_OOM, "OutOfMemoryError: planted: device memory is not enough"),
+        at_once=True,
+    ),
+    "unsupported": Toy(
+        "needs what this machine lacks",
+        _failing(Status.UNSUPPORTED, Phase.BUILD, FailureClass.UNSUPPORTED, "planted: this machine cannot run the model"),
+        at_once=True,
+    ),
+    "host_oom": Toy("runs out of the machine's memory", _host_oom),
+    "crash": Toy("ends with a segmentation fault", _crash, _IN_COMPILE),
+    "exit_zero": Toy("exits with status 0 and no result", _exit_zero, _IN_COMPILE),
+    "half_result": Toy("is killed half way through writing its result", _half_result),
+    "hang": Toy("never ends", _hang, _IN_COMPILE | {"orphans": 0}),
+    "ignore_sigterm": Toy("never ends, and SIGTERM does not end it", _ignore_sigterm, _IN_COMPILE | {"orphans": 0}),
+}

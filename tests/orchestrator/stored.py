@@ -1,0 +1,94 @@
+"""Tasks, outcomes and runs as a sweep would store them, for tests of what stores and reads them."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+from orchestrator.record import PlannedTask, RunRecord
+from tasks.estimator import summarise
+from tasks.spec import (
+    FailureClass,
+    Measurement,
+    ModelSpec,
+    Outcome,
+    Phase,
+    PrecisionSpec,
+    Samples,
+    Status,
+    TaskSpec,
+)
+
+MANIFEST_DIGEST = "m" * 64
+STARTED = 1_800_000_000.0
+
+
+def a_task(number, dtype="amp", suite="toy"):
+    model = f"model_{number:04d}"
+    return TaskSpec(
+        f"{suite}/{model}/{dtype}/training/inductor",
+        ModelSpec(suite, model, batch_size=4),
+        "training",
+        "inductor",
+        PrecisionSpec(dtype),
+        digest=f"digest-{suite}-{number}-{dtype}",
+        manifest_digest=MANIFEST_DIGEST,
+    )
+
+
+def some_samples(seed=0, pairs=12, ratio=1.5, block=2):
+    """Pairs of one eager and one compiled block of ``block`` iterations, with noise."""
+    noise = random.Random(seed)
+    columns = {field.name: [] for field in dataclasses.fields(Samples)}
+    for pair in range(pairs):
+        for order, arm in enumerate(("eager", "compiled") if pair % 2 else ("compiled", "eager")):
+            for iteration in range(block):
+                took = int(1e6 * noise.lognormvariate(0, 0.02) * (ratio if arm == "eager" else 1.0))
+                values = ("timed", arm, 0, pair, 2 * pair + order, order, iteration, False, took, None, 10**9 * pair + took, True, None)
+                for column, value in zip(columns.values(), values, strict=True):
+                    column.append(value)
+    return Samples(**{name: tuple(values) for name, values in columns.items()})
+
+
+def passed(task, attempt=1, seed=0, log="built\ntimed\n", **fields):
+    """An outcome whose numbers are those of its samples."""
+    samples = some_samples(seed, **fields)
+    summary = summarise(samples)
+    measured = {field.name: getattr(summary, field.name) for field in dataclasses.fields(summary)}
+    names = {field.name for field in dataclasses.fields(Measurement)}
+    return Outcome(
+        task.task_id,
+        attempt,
+        Status.PASS,
+        Phase.WRITE,
+        log_tail=log[-20:],
+        log=log,
+        phase_s={"build": 0.25, "compile": 3.5, "time": 1.0},
+        started=STARTED + seed,
+        ended=STARTED + seed + 5.5,
+        node="node-1",
+        environment={"OMP_NUM_THREADS": "2"},
+        measurement=Measurement(
+            **{name: value for name, value in measured.items() if name in names},
+            versions={"python": "3.11.7", "torch": "2.13.0", "numpy": "2.4"},
+            machine={"cores": 2},
+        ),
+        samples=samples,
+    )
+
+
+def failed(task, attempt=1, status=Status.CRASH, failure_class=FailureClass.CRASH, error="the worker died"):
+    return Outcome(task.task_id, attempt, status, Phase.COMPILE, failure_class, error, log_tail="boom", log="boom\n", started=STARTED)
+
+
+def a_record(run_id="run-1", manifest="toy", started=STARTED):
+    return RunRecord(run_id, manifest, MANIFEST_DIGEST, started, {"toy.yaml": "name: toy\n"}, {"amp": 0.75, "float32": 0.25})
+
+
+def a_plan(tasks):
+    return [PlannedTask(task) for task in tasks]
+
+
+def a_run(store, tasks, run_id="run-1", **fields):
+    """A new run of ``tasks``, with no rows yet, locked."""
+    return store.create(a_record(run_id, **fields), a_plan(tasks))

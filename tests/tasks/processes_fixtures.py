@@ -1,0 +1,85 @@
+"""What tests of real processes share: a node directory of their own, in which nothing may be left at the end."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from tasks.scratch import MARK
+from tasks.spec import Attempt, DeadlineSpec, ModelSpec, PrecisionSpec, ResourceSpec, TaskSpec
+
+WAIT_S = 60.0
+
+
+def toy(kind, *, task_id=None, deadlines=None, resources=None, cache="cold", **options):
+    return TaskSpec(
+        task_id=task_id or f"toy/{kind}/amp/training/inductor",
+        model=ModelSpec("toy", kind, options=options),
+        mode="training",
+        backend="inductor",
+        precision=PrecisionSpec("amp"),
+        deadlines=deadlines or DeadlineSpec(),
+        resources=resources or ResourceSpec(),
+        cache=cache,
+    )
+
+
+def attempt(number=1, **fields):
+    return Attempt("run", number, **fields)
+
+
+def states_below(base):
+    """State letter of every process started in an attempt's directory under ``base``, by number."""
+    found = {}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            if any(variable.startswith(f"{MARK}={base}".encode()) for variable in variables):
+                found[int(pid)] = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+    return found
+
+
+def guardians_of(base):
+    """Numbers of the guardians that have a lock file open under ``base``."""
+    found = set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            descriptors = list(Path(f"/proc/{pid}/fd").iterdir())
+        except OSError:
+            continue
+        for descriptor in descriptors:
+            try:
+                target = os.readlink(descriptor)
+            except OSError:
+                continue
+            if target.startswith(str(base)) and target.endswith(".lock") and int(pid) != os.getpid():
+                found.add(int(pid))
+    return found
+
+
+def attempts_in(base):
+    return [path for path in base.rglob("*") if path.name.endswith(".lock") or (path.is_dir() and path.parent.name.startswith("sweep-"))]
+
+
+def wait_until(condition, what):
+    give_up = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < give_up, f"not within {WAIT_S} s: {what}"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def base(tmp_path, monkeypatch):
+    """The node's temporary directory for the supervisors of one test."""
+    directory = tmp_path / "node"
+    directory.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(directory))
+    yield directory
+    wait_until(lambda: not states_below(directory), f"the end of {states_below(directory)}")
+    wait_until(lambda: not guardians_of(directory), "the end of the guardians")

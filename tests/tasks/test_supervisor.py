@@ -1,0 +1,316 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from tasks import supervisor
+from tasks.processes import identity
+from tasks.scratch import MARK
+from tasks.spec import Attempt, DeadlineSpec, FailureClass, ModelSpec, Outcome, Phase, ResourceSpec, Status, decode, encode
+from tasks.spool import spool_name
+from tasks.supervisor import Finished, Heartbeat, PhaseStarted, Started, run_inline, supervise
+from tests.tasks.processes_fixtures import attempt, attempts_in, base, guardians_of, states_below, toy, wait_until  # noqa: F401
+
+ROOT = Path(__file__).parent.parent.parent
+SHORT = DeadlineSpec(compile_s=0.5)
+
+ENDS = {
+    "pass": (Status.PASS, None, Phase.WRITE),
+    "noisy": (Status.PASS, None, Phase.WRITE),
+    "garbage": (Status.PASS, None, Phase.WRITE),
+    "orphans": (Status.PASS, None, Phase.WRITE),
+    "fail_eager": (Status.FAIL_EAGER, FailureClass.MODEL, Phase.EAGER),
+    "fail_compile": (Status.FAIL_COMPILE, FailureClass.COMPILER, Phase.COMPILE),
+    "fail_accuracy": (Status.FAIL_ACCURACY, FailureClass.ACCURACY, Phase.VERIFY),
+    "fail_run": (Status.FAIL_RUN, FailureClass.COMPILER, Phase.TIME),
+    "oom": (Status.OOM, FailureClass.DEVICE_OOM, Phase.EAGER),
+    "host_oom": (Status.OOM, FailureClass.HOST_OOM, Phase.EAGER),
+    "unsupported": (Status.UNSUPPORTED, FailureClass.UNSUPPORTED, Phase.BUILD),
+    "crash": (Status.CRASH, FailureClass.CRASH, Phase.COMPILE),
+    "exit_zero": (Status.CRASH, FailureClass.CRASH, Phase.COMPILE),
+    "half_result": (Status.CRASH, FailureClass.CRASH, Phase.WRITE),
+    "no_such_toy": (Status.FAIL_EAGER, FailureClass.MODEL, Phase.BUILD),
+}
+
+
+def finish(task, its_attempt=None):
+    *_, last = supervise(task, its_attempt or attempt())
+    assert isinstance(last, Finished)
+    return last.outcome
+
+
+def start(events):
+    """Go on until the worker is in its compile phase; its number."""
+    pid = None
+    for event in events:
+        pid = event.pid if isinstance(event, Started) else pid
+        if isinstance(event, PhaseStarted) and event.phase is Phase.COMPILE:
+            return pid
+    raise AssertionError("the worker never compiled")
+
+
+@pytest.mark.parametrize("kind", ENDS)
+def test_every_kind_of_end_is_told_apart_and_leaves_nothing(kind, base):
+    outcome = finish(toy(kind))
+    assert (outcome.status, outcome.failure_class, outcome.phase) == ENDS[kind], outcome
+    assert states_below(base) == {}
+    assert attempts_in(base) == []
+    assert (outcome.task_id, outcome.attempt) == (f"toy/{kind}/amp/training/inductor", 1)
+    assert outcome.started < outcome.ended
+
+
+def test_events_come_in_order_and_end_with_one_outcome(base):
+    events = list(supervise(toy("pass"), attempt(), node="here"))
+    assert isinstance(events[0], Started)
+    assert events[0].node == "here"
+    assert [event.phase for event in events if isinstance(event, PhaseStarted)] == [phase for phase in Phase if phase is not Phase.START]
+    assert [isinstance(event, Finished) for event in events] == [False] * (len(events) - 1) + [True]
+    outcome = events[-1].outcome
+    assert set(outcome.phase_s) == {phase.value for phase in Phase}
+    assert outcome.node == "here"
+    assert outcome.measurement.speedup == pytest.approx(2.0, rel=0.02)
+    assert outcome.measurement.speedup_low < outcome.measurement.speedup < outcome.measurement.speedup_high
+
+
+def test_a_long_phase_sends_heartbeats(base, monkeypatch):
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    events = list(supervise(toy("slow_pass", seconds=supervisor.HEARTBEAT_S + 1), attempt()))
+    beats = [event for event in events if isinstance(event, Heartbeat)]
+    assert [beat.phase for beat in beats][:1] == [Phase.COMPILE]
+    assert events[-1].outcome.status is Status.PASS
+
+
+def test_a_crash_names_the_signal_and_shows_where(base):
+    outcome = finish(toy("crash"))
+    assert "SIGSEGV in phase compile" in outcome.error
+    assert "Segmentation fault" in outcome.log_tail
+    assert "toy.py" in outcome.log_tail
+    assert "exited with status 0" in finish(toy("exit_zero")).error
+
+
+@pytest.mark.parametrize("kind", ["hang", "ignore_sigterm"])
+def test_a_phase_that_takes_too_long_is_ended_with_its_stacks_in_the_log(kind, base):
+    outcome = finish(toy(kind, deadlines=SHORT))
+    assert (outcome.status, outcome.failure_class, outcome.phase) == (Status.TIMEOUT, FailureClass.DEADLINE, Phase.COMPILE)
+    assert outcome.error == "phase compile took longer than its 0.5 s"
+    assert "most recent call first" in outcome.log_tail
+    assert "in _hang" in outcome.log_tail
+    assert outcome.phase_s["compile"] < 60
+
+
+def test_a_task_that_takes_too_long_is_ended_whatever_its_phase(base):
+    outcome = finish(toy("hang", deadlines=DeadlineSpec(task_s=2.0)))
+    assert (outcome.status, outcome.error) == (Status.TIMEOUT, "the task took longer than its 2 s")
+
+
+def test_a_worker_that_never_gets_to_its_code_is_ended(base):
+    outcome = finish(toy("pass", deadlines=DeadlineSpec(start_s=0.001)))
+    assert (outcome.status, outcome.phase) == (Status.TIMEOUT, Phase.START)
+
+
+def test_children_that_left_session_and_environment_are_ended(base):
+    outcome = finish(toy("orphans", count=3))
+    orphans = [int(pid) for pid in re.findall(r"orphan (\d+)", outcome.log)]
+    assert len(orphans) == 3
+    assert [identity(pid) for pid in orphans] == [None] * 3
+
+
+def test_output_is_printable_and_the_last_of_it_in_the_tail(base):
+    outcome = finish(toy("garbage"))
+    assert "\N{REPLACEMENT CHARACTER}" in outcome.log_tail
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", outcome.log)
+    assert "title" not in outcome.log
+
+
+def test_a_flood_costs_neither_memory_nor_disk(base):
+    peaks_kib, sizes, done = [0], [0], threading.Event()
+
+    def watch():
+        while not done.wait(0.02):
+            for pid in guardians_of(base):
+                try:
+                    peaks_kib.append(int(re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]))
+                except (OSError, TypeError):
+                    continue
+            for path in base.rglob("*"):
+                try:
+                    sizes.append(path.stat().st_size)
+                except OSError:
+                    continue
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        outcome = finish(toy("flood", mib=200))
+    finally:
+        done.set()
+        watcher.join()
+    assert outcome.status is Status.PASS
+    assert 0 < max(peaks_kib) < 64 * 1024
+    assert max(sizes) < 2**20
+    assert len(outcome.log) < 257 * 1024
+    assert f"[... {200 * 2**20 - 256 * 1024} bytes cut ...]" in outcome.log
+    assert outcome.log.startswith("0000000 ...")
+    assert outcome.log_tail.endswith("....\n")
+
+
+def test_the_outcome_is_left_in_the_spool(base, tmp_path):
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    outcome = finish(toy("pass"), attempt(3, spool=str(spool)))
+    (path,) = spool.iterdir()
+    assert path.name == spool_name(outcome.task_id, 3)
+    assert decode(Outcome, json.loads(path.read_text())) == outcome
+
+
+def test_a_spool_that_is_not_there_is_no_failure(base, tmp_path):
+    assert finish(toy("pass"), attempt(spool=str(tmp_path / "nowhere"))).status is Status.PASS
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_what_the_worker_got_is_recorded_and_nothing_of_ray(base, monkeypatch):
+    monkeypatch.setenv("RAY_JOB_ID", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "77")
+    monkeypatch.setenv("TORCH_LOGS", "graph_breaks")
+    outcome = finish(toy("pass", resources=ResourceSpec(num_cpus=3, compile_threads=2)))
+    assert outcome.environment["OMP_NUM_THREADS"] == "3"
+    assert outcome.environment["TORCHINDUCTOR_COMPILE_THREADS"] == "2"
+    assert outcome.environment["CUDA_VISIBLE_DEVICES"] == ""
+    assert outcome.environment["TORCH_LOGS"] == "graph_breaks"
+    assert outcome.environment["TMPDIR"].startswith(str(base))
+    assert not any(name.startswith("RAY_") for name in outcome.environment)
+
+
+def test_a_cold_cache_is_an_attempts_own_and_a_shared_one_the_runs(base):
+    cold = {finish(toy("fail_eager")).environment["TORCHINDUCTOR_CACHE_DIR"] for _ in range(2)}
+    shared = {finish(toy("fail_eager", cache="shared")).environment["TORCHINDUCTOR_CACHE_DIR"] for _ in range(2)}
+    other = finish(toy("fail_eager", cache="shared"), Attempt("other run", 1)).environment["TORCHINDUCTOR_CACHE_DIR"]
+    assert len(cold) == 2
+    assert len(shared) == 1
+    assert other not in shared
+    assert not any(Path(path).exists() for path in cold)
+    assert all(Path(path).is_dir() for path in (*shared, other))
+
+
+def test_a_gpu_task_without_a_gpu_is_refused(base):
+    outcome = finish(toy("pass", resources=ResourceSpec(device="cuda", num_gpus=1)))
+    assert (outcome.status, outcome.failure_class) == (Status.INFRA_ERROR, FailureClass.DEVICE)
+    assert "assigned none" in outcome.error
+
+
+def test_closing_the_iterator_ends_everything(base):
+    events = supervise(toy("ignore_sigterm", orphans=2), attempt())
+    start(events)
+    assert len(states_below(base)) == 3
+    events.close()
+    assert states_below(base) == {}
+    assert attempts_in(base) == []
+
+
+def test_a_guardian_that_is_killed_loses_the_attempt_and_leaves_nothing(base):
+    events = supervise(toy("hang", orphans=2), attempt())
+    start(events)
+    (guardian,) = guardians_of(base)
+    os.kill(guardian, signal.SIGKILL)
+    *_, last = events
+    assert (last.outcome.status, last.outcome.failure_class) == (Status.INFRA_ERROR, FailureClass.WORKER_LOST)
+    assert last.outcome.phase is Phase.COMPILE
+    assert states_below(base) == {}
+    assert attempts_in(base) == []
+
+
+def test_a_guardian_that_is_told_to_end_says_so(base):
+    events = supervise(toy("hang"), attempt())
+    start(events)
+    (guardian,) = guardians_of(base)
+    os.kill(guardian, signal.SIGTERM)
+    *_, last = events
+    assert (last.outcome.status, last.outcome.failure_class) == (Status.INFRA_ERROR, FailureClass.WORKER_LOST)
+    assert "SIGTERM" in last.outcome.error
+    assert attempts_in(base) == []
+
+
+CALLER = """
+import json, sys, tempfile
+tempfile.tempdir = sys.argv[1]
+from tasks.spec import *
+from tasks.supervisor import supervise
+for event in supervise(decode(TaskSpec, json.loads(sys.argv[2])), Attempt("run", 1)):
+    print(type(event).__name__, getattr(event, "phase", ""), flush=True)
+"""
+
+
+def calling_process(base, task):
+    """Another process that supervises ``task``, once its worker compiles."""
+    command = [sys.executable, "-c", CALLER, str(base), json.dumps(encode(task))]
+    caller = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    for line in caller.stdout:
+        if line == "PhaseStarted compile\n":
+            return caller
+    raise AssertionError("the worker never compiled")
+
+
+def test_a_supervisor_that_is_killed_takes_the_whole_tree_with_it(base):
+    caller = calling_process(base, toy("ignore_sigterm", orphans=2))
+    assert len(states_below(base)) == 3
+    caller.kill()
+    caller.communicate()
+    wait_until(lambda: not states_below(base), "the end of the worker")
+    wait_until(lambda: attempts_in(base) == [], "the end of its directory")
+
+
+def test_the_guardian_is_no_child_of_its_supervisor(base):
+    """Ray kills the children of its workers; a guardian among them could not clean up."""
+    caller = calling_process(base, toy("hang"))
+    (guardian,) = guardians_of(base)
+    parent, group, session = Path(f"/proc/{guardian}/stat").read_text().rpartition(")")[2].split()[1:4]
+    assert int(parent) != caller.pid
+    assert os.getpgid(caller.pid) != int(group)
+    assert int(session) == int(group)  # of a session of its own, which is named after the process that left
+    caller.kill()
+    caller.communicate()
+
+
+def test_what_a_supervisor_and_guardian_killed_together_leave_is_ended_by_the_next(base):
+    caller = calling_process(base, toy("hang", orphans=2))
+    for pid in (*guardians_of(base), caller.pid):
+        os.kill(pid, signal.SIGSTOP)  # so that neither sees the other die
+    for pid in (*guardians_of(base), caller.pid):
+        os.kill(pid, signal.SIGKILL)
+    caller.communicate()
+    assert finish(toy("pass")).status is Status.PASS
+    assert states_below(base) == {}
+    assert attempts_in(base) == []
+
+
+def test_an_attempt_does_not_touch_its_neighbours(base):
+    events = supervise(toy("slow_pass", seconds=1.5), attempt())
+    start(events)
+    assert finish(toy("pass")).status is Status.PASS
+    *_, last = events
+    assert last.outcome.status is Status.PASS
+
+
+def test_inline_runs_a_toy_here_and_now(tmp_path):
+    outcome = run_inline(toy("pass"), attempt(spool=str(tmp_path)), node="here")
+    assert (outcome.status, outcome.node) == (Status.PASS, "here")
+    assert outcome.measurement.speedup == pytest.approx(2.0, rel=0.02)
+    assert MARK not in os.environ
+    assert len(list(tmp_path.iterdir())) == 1
+    failed = run_inline(toy("fail_compile"), attempt())
+    assert (failed.status, failed.failure_class) == (Status.FAIL_COMPILE, FailureClass.COMPILER)
+
+
+@pytest.mark.parametrize("model", [ModelSpec("toy", "crash"), ModelSpec("timm", "lcnet_050")])
+def test_inline_refuses_what_needs_the_protection_of_a_process(model):
+    task = toy("pass")
+    outcome = run_inline(decode(type(task), {**encode(task), "model": encode(model)}), attempt())
+    assert outcome.status is Status.UNSUPPORTED
