@@ -19,6 +19,7 @@ from typing import Any
 
 ENTRY_POINT_GROUP = "compile_sweep.suites"
 BUILT_IN = ("huggingface", "timm", "torchbench", "toy")
+OPEN = ("huggingface", "timm")
 
 _CLASS = re.compile(r"^class (\w+)\(", re.MULTILINE)
 _ENTRY_POINT = re.compile(r"^@register_model\s*\ndef (\w+)\(", re.MULTILINE)
@@ -57,9 +58,9 @@ def runs_inline(suite: str, name: str) -> bool:
     """Whether the model may run in the process of its supervisor: toys that finish at once, and nothing else."""
     if suite != "toy":
         return False
-    from tasks.suites import toy
+    from tasks.suites.toy import finishes_at_once
 
-    return toy.finishes_at_once(name)
+    return finishes_at_once(name)
 
 
 def default_batch_size(suite: str, name: str, mode: str) -> int | None:
@@ -69,22 +70,27 @@ def default_batch_size(suite: str, name: str, mode: str) -> int | None:
     return int(default(mode)) if default else None
 
 
+def needs_batch_size(suite: str, name: str) -> bool:
+    """Whether a manifest must give the model's batch size: for what a library offers beyond the suite's own table."""
+    return suite in OPEN and name not in table(suite)
+
+
 @cache
 def table(suite: str) -> Mapping[str, Any]:
     """The names that a built-in suite lists itself, and what it knows of each."""
     if suite == "torchbench":
-        from tasks.suites import torchbench
+        from tasks.suites.torchbench import EXTRA, MODELS
 
-        return {**torchbench.MODELS, **torchbench.EXTRA}
+        return MODELS | EXTRA
     if suite == "toy":
-        from tasks.suites import toy
+        from tasks.suites.toy import MODELS as TOYS
 
-        return toy.MODELS
-    from tasks.suites import reference
+        return TOYS
+    from tasks.suites.reference import HUGGINGFACE, TIMM
 
     if suite == "huggingface":
-        return reference.HUGGINGFACE
-    return reference.TIMM
+        return HUGGINGFACE
+    return TIMM
 
 
 @cache

@@ -49,6 +49,10 @@ class Sink(Protocol):
         """Make the rows of ``batch`` durable, all or none."""
         ...
 
+    def tell(self, sweep: Sweep, decided: Sequence[str]) -> None:
+        """Leave the stories of the tasks ``decided``, and what is in flight, for people who follow the run."""
+        ...
+
     def refresh_lock(self) -> None:
         """Show that this driver lives."""
         ...
@@ -115,6 +119,7 @@ class Driver:
                 if now_s >= next_housekeeping_s:
                     events.append(NodesChanged(now_s, self._node_names()))
                     self._keep_lock()
+                    self._sink.tell(self._sweep, ())
                     next_housekeeping_s = now_s + HOUSEKEEPING_S
                 self._handle(events)
                 self._flush_if_due()
@@ -159,7 +164,9 @@ class Driver:
             # What the store could not take is still in the spool of the nodes; a resume finds it there.
             self._handle([StoreFailed(self._clock(), str(error))])
             return
-        self._handle([RowsWritten(self._clock(), tuple(task.task_id for task, _ in batch))])
+        task_ids = tuple(task.task_id for task, _ in batch)
+        self._handle([RowsWritten(self._clock(), task_ids)])
+        self._sink.tell(self._sweep, task_ids)
 
     def _keep_lock(self) -> None:
         try:

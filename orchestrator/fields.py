@@ -281,7 +281,7 @@ class Manifest(IncludedFile):
     seed: int = Field(default=1337, ge=0, description="Seed of weights, inputs and orders.")
     matrix: Matrix = Field(default_factory=Matrix, description="What every model is run in.")
     backends: dict[Name, Backend] = Field(default={}, description="Configurations of torch.compile by name.")
-    precision: Precision = Field(default_factory=Precision, description="What float32 and amp mean.")
+    precision: Precision = Field(default_factory=Precision, description="TF32 and the dtype of AMP.")
     training: Training = Field(default_factory=Training, description="The training step.")
     weights: dict[str, PositiveFloat] = Field(
         default={},

@@ -32,6 +32,8 @@ FileT = TypeVar("FileT", bound=IncludedFile)
 DEFAULT_WEIGHTS: Mapping[str, float] = {"amp": 0.75, "float32": 0.25}
 DEFAULT_BACKEND = "inductor"
 DIGEST_LENGTH = 16
+STAND_INS: Mapping[str, Any] = {"batch_size": 1, "factory": "some.package:function", "tolerance_reason": "one was given"}
+"""Taken for fields that are there but wrong, so that nobody is told that they are missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +195,12 @@ def _sound_models(suites: Any, wrong: list[Trail]) -> Iterator[tuple[str, Trail,
             trail = ("suites", suite, index)
             bad = {inner[3] if len(inner) > 3 else "name" for inner in wrong if inner[:3] == trail}
             if "name" not in bad:
-                yield suite, trail, {key: value for key, value in item.items() if key not in bad} if isinstance(item, dict) else item
+                yield suite, trail, _sound_fields(item, bad) if isinstance(item, dict) else item
+
+
+def _sound_fields(item: dict[str, Any], bad: set[Any]) -> dict[str, Any]:
+    sound = {key: value for key, value in item.items() if key not in bad}
+    return sound | {key: value for key, value in STAND_INS.items() if key in bad}
 
 
 def _sound_items(items: Any, where: Trail, wrong: list[Trail]) -> Iterator[tuple[int, Any]]:
@@ -279,9 +286,7 @@ def _check_weights(document: Document, manifest: Manifest) -> Iterator[Problem]:
     for dtype in manifest.weights:
         if dtype not in dtypes:
             hint = catalogue.suggest(dtype, dtypes)
-            yield document.key_place(("weights", dtype)).problem(
-                ("weights", dtype), f"not a dtype of the matrix: {', '.join(dtypes)}{hint}"
-            )
+            yield document.key_problem(("weights", dtype), f"not a dtype of the matrix: {', '.join(dtypes)}{hint}")
     total = math.fsum(manifest.weights.values())
     if abs(total - 1) > 1e-9:
         yield document.problem(("weights",), f"must sum to 1, not {total:.10g}")
@@ -292,7 +297,7 @@ def _pairs_message(min_pairs: int, max_pairs: int) -> str:
 
 
 def _check_models(entries: Mapping[str, _Entry], manifest: Manifest, top: _File) -> Iterator[Problem]:
-    if not entries and "suites" not in top.spoiled and not top.document.includes and top.document.values:
+    if not entries and "suites" not in top.spoiled and not top.document.includes and isinstance(top.document.data, dict):
         yield top.document.problem((), "no models: give them under 'suites' or 'include' files that do")
     reported: set[tuple[str, str]] = set()
     for entry in entries.values():
@@ -311,9 +316,8 @@ def _check_models(entries: Mapping[str, _Entry], manifest: Manifest, top: _File)
 
 def _check_model(entry: _Entry, manifest: Manifest, *, dtypes_known: bool) -> Iterator[Problem]:
     given = entry.given
-    unknown = None if given.get("factory") else catalogue.model_problem(entry.suite, entry.name)
-    if unknown:
-        yield entry.problem(unknown, "name")
+    if not given.get("factory"):
+        yield from _check_name(entry, manifest)
     if given.get("source") and entry.suite != "torchbench":
         yield entry.problem("only torchbench has a choice of sources", "source")
     if given.get("tolerance") and not given.get("tolerance_reason"):
@@ -325,6 +329,16 @@ def _check_model(entry: _Entry, manifest: Manifest, *, dtypes_known: bool) -> It
         pairs = _over(manifest.measurement.model_dump(), given["measurement"])
         if pairs["min_pairs"] > pairs["max_pairs"]:
             yield entry.problem(_pairs_message(pairs["min_pairs"], pairs["max_pairs"]), "measurement")
+
+
+def _check_name(entry: _Entry, manifest: Manifest) -> Iterator[Problem]:
+    unknown = catalogue.model_problem(entry.suite, entry.name)
+    if unknown:
+        yield entry.problem(unknown, "name")
+    elif catalogue.needs_batch_size(entry.suite, entry.name):
+        enough = ("batch_size", "eval_batch_size") if manifest.matrix.mode == ["inference"] else ("batch_size",)
+        if not any(entry.given.get(field) for field in enough):
+            yield entry.problem(f"{entry.key} has no default batch size: give a batch_size")
 
 
 def _check_excludes(

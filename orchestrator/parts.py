@@ -124,8 +124,15 @@ class Parts:
                 return schema.conform(file.read(_present(file, columns)), schema.SAMPLES, columns)
             groups = _row_groups(file, "task_id", task_ids)
             table = file.read_row_groups(groups, _present(file, None if columns is None else [*columns, "task_id"]))
-        table = table.filter(pc.is_in(table.column("task_id").cast(pa.string()), pa.array(sorted(task_ids))))
+        table = table.filter(_is_one_of(table.column("task_id"), task_ids))
         return schema.conform(table, schema.SAMPLES, columns)
+
+    def _check_samples(self, path: str) -> bool:
+        """Read the whole file, a piece at a time, and forget it."""
+        with self._files.source(path) as source, pq.ParquetFile(source, page_checksum_verification=True) as file:
+            for batch in file.iter_batches(ROW_GROUP_ROWS):
+                schema.conform(pa.table(batch), schema.SAMPLES)
+        return True
 
     def _each(self, columns: Sequence[str] | None) -> list[tuple[Part, pa.Table]]:
         """Every readable effective tasks part with its rows."""
@@ -175,11 +182,13 @@ class Parts:
 
     def commit(self, part: Part, rows: pa.Table, samples: pa.Table) -> None:
         """Write both files of a batch; after an error none of it is visible."""
-        self.write_samples(part, [samples])
         try:
+            self.write_samples(part, [samples])
             self.write_rows(part, rows)
         except StoreError:
+            # A rename that could not be made durable may have happened: take it back, the commit before what it commits.
             with contextlib.suppress(StoreError):
+                self._files.remove(f"{TASKS}/{part.name}")
                 self._files.remove(f"{SAMPLES}/{part.name}")
             raise
 
@@ -230,10 +239,17 @@ class Parts:
         if self._guarded(rows, lambda path: self._read_rows(path, None)) is None:
             return rows
         try:
-            intact = self._guarded(samples, lambda path: self._read_samples(path, None, None)) is not None
+            intact = self._guarded(samples, self._check_samples) is not None
         except FileNotFoundError:
             intact = False
         return None if intact else samples
+
+
+def _is_one_of(column: pa.ChunkedArray, values: set[str]) -> pa.ChunkedArray:
+    """Which entries of a dictionary-encoded column are among ``values``; looks at each distinct string once."""
+    wanted = pa.array(sorted(values), pa.string())
+    masks = [pc.is_in(chunk.dictionary, value_set=wanted).take(chunk.indices) for chunk in column.chunks]
+    return pa.chunked_array(masks, pa.bool_())
 
 
 def winning(keys: pa.Table) -> list[int] | None:

@@ -5,6 +5,7 @@ Nothing here decides what a task's fate is (``sweep``, ``policy``) or how rows a
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
 import time
@@ -19,6 +20,7 @@ from orchestrator import __version__
 from orchestrator.cluster import Cluster, NodeInfo, RayCluster
 from orchestrator.driver import Driver, Ending, Sink
 from orchestrator.errors import ExitCode, UsageError
+from orchestrator.journal import Journal
 from orchestrator.manifest import LoadedManifest, load_manifest
 from orchestrator.plan import plan_tasks
 from orchestrator.policy import Policy
@@ -29,6 +31,8 @@ from orchestrator.store import RunStore, Store, recorded_durations
 from orchestrator.sweep import Sweep, SweepTask
 from tasks.probe import code_version
 from tasks.spec import Attempt, Outcome, Status, TaskSpec
+
+log = logging.getLogger(__name__)
 
 RERUN_ALWAYS = frozenset({Status.INFRA_ERROR})
 """What a resume runs again without being asked: no verdict on the model, only on the machinery."""
@@ -148,9 +152,17 @@ def _reopen(run_store: RunStore, console: Console) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _StoreSink:
-    """The run's store, and its spool kept to what is not stored."""
+    """The run's store, its spool kept to what is not stored, and its journal."""
 
     run_store: RunStore
+    journal: Journal
+
+    def tell(self, sweep: Sweep, decided: Sequence[str]) -> None:
+        try:
+            self.journal.stories((task_id, sweep.story(task_id)) for task_id in decided)
+            self.journal.standing(sweep.active())
+        except OSError as error:  # a run whose story cannot be told still has its results
+            log.warning("the journal of run %s cannot be written: %s", self.run_store.run_id, error)
 
     def append(self, batch: Sequence[tuple[TaskSpec, Outcome]]) -> None:
         self.run_store.append(batch)
@@ -170,7 +182,7 @@ def _drive(
     console: Console,
 ) -> Ending:
     policy = Policy(infrastructure_retries=loaded.manifest.retries.infrastructure)
-    sink = _StoreSink(run_store)
+    sink = _StoreSink(run_store, Journal(run_store.files, time.monotonic()))
     _store_orphans(run_store, plan, policy, sink, console)
     tasks = _sweep_tasks(run_store, plan, rerun | RERUN_ALWAYS)
     specs = [planned.task for planned in plan]

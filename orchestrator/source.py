@@ -316,8 +316,10 @@ def _syntax_problem(error: yaml.YAMLError, text: str, file: str) -> Problem:
     mark = error.problem_mark or error.context_mark
     line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
     message = " ".join(part for part in (error.problem, error.context) if part) or "not YAML"
-    lines = text.splitlines()
-    before = lines[line - 1][: column + 1] if line <= len(lines) else ""
+    lines = text.splitlines() or [""]
+    if line > len(lines):  # something is open at the end of the file: show the end of what there is
+        line, column = len(lines), len(lines[-1]) + 1
+    before = lines[line - 1][: column + 1]
     hint = "; YAML indents with spaces, not tabs" if "\t" in before else ""
     return Problem(file, line, column, "", f"{message}{hint}")
 

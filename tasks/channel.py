@@ -136,7 +136,7 @@ class GuardianEnd:
 
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
-        message = json.loads(line)
-    except ValueError:  # RecursionError cannot happen at this length
+        message = json.loads(line) if len(line) <= MESSAGE_LIMIT_BYTES else None
+    except (ValueError, RecursionError):
         return None
     return message if isinstance(message, dict) else None

@@ -19,6 +19,7 @@ class PhaseClock:
         self._deadlines = deadlines
         self._phase_s: dict[Phase, float] = {}
         self._halted_s: dict[str, float] = {}
+        self._all_halted_s = 0.0
         self._reasons: set[str] = set()
         self._last = now
 
@@ -58,6 +59,11 @@ class PhaseClock:
         self._advance(now)
         return round(self._halted_s.get(reason, 0.0), 6)
 
+    def all_halted_s(self, now: float) -> float:
+        """Seconds halted for whatever reason; where two held at once they count once."""
+        self._advance(now)
+        return round(self._all_halted_s, 6)
+
     def _limits(self) -> tuple[tuple[str, float, float], ...]:
         return (
             (f"phase {self.phase.value}", self._deadlines.of(self.phase), self._phase_s.get(self.phase, 0.0)),
@@ -69,5 +75,7 @@ class PhaseClock:
         self._last = now
         for reason in self._reasons:
             self._halted_s[reason] = self._halted_s.get(reason, 0.0) + passed
-        if not self._reasons:
+        if self._reasons:
+            self._all_halted_s += passed
+        else:
             self._phase_s[self.phase] = self._phase_s.get(self.phase, 0.0) + passed

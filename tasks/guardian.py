@@ -24,11 +24,22 @@ from tasks.capture import CappedLog
 from tasks.channel import Grant, GuardianEnd
 from tasks.clock import PAUSED, WAITING, PhaseClock
 from tasks.launch import NoDeviceError, recorded, start_worker, worker_environment
-from tasks.processes import Identity, become_subreaper, end_descendants, identity, is_alive, reap
+from tasks.lease import Lease
+from tasks.processes import (
+    Identity,
+    become_subreaper,
+    continue_descendants,
+    end_descendants,
+    identity,
+    is_alive,
+    reap,
+    stop_descendants,
+)
 from tasks.scratch import attempt_directory
 from tasks.spec import FailureClass, Outcome, Phase, Status, WorkerResult, decode, encode
 from tasks.spool import leave
-from tasks.supervisor import HEARTBEAT_S, Event, Finished, Heartbeat, PhaseStarted, Request, Started
+from tasks.supervisor import Heartbeat, PhaseStarted, Request, Started
+from tasks.uplink import SupervisorGoneError, Uplink
 from tasks.verdict import Ending, has_risen, judge, oom_kills
 
 DUMP_S = 1.0
@@ -37,16 +48,12 @@ DUMP_S = 1.0
 GRACE_S = 3.0
 """How long it may take to end after SIGTERM."""
 
-BACKLOG_LIMIT_BYTES = 64 * 1024
-"""Events beyond this, for a supervisor that does not read, are dropped; the last one never is."""
+JOIN_POLL_S = 0.02
+"""How often a guardian whose neighbour is timing looks whether it may start its worker."""
 
 _READ_BYTES = 1 << 16
 _OVER = "over"  # why the clock stands still at the end
 _SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-
-class SupervisorGoneError(Exception):
-    """Nobody waits for the outcome any more."""
 
 
 class ToldToEndError(Exception):
@@ -61,46 +68,13 @@ def main() -> int:
     if line is None:
         return 0
     uplink = Uplink(sys.stdout.fileno())
-    uplink.introduce(identity(os.getpid()))
-    request = decode(Request, json.loads(line))
     with contextlib.suppress(SupervisorGoneError):
+        uplink.introduce(identity(os.getpid()))
+        request = decode(Request, json.loads(line))
         outcome = Guardian(request, uplink, signals).run()
         leave(outcome, request.attempt)
         uplink.finish(outcome)
     return 0
-
-
-class Uplink:
-    """Events to the supervisor, one JSON object per line; never blocks but for the last."""
-
-    def __init__(self, descriptor: int) -> None:
-        os.set_blocking(descriptor, False)
-        self._descriptor = descriptor
-        self._backlog = b""
-
-    def introduce(self, guardian: Identity | None) -> None:
-        """Say who is to be killed should the worst come to the worst."""
-        if guardian is not None:
-            self._write({"guardian": [guardian.pid, guardian.started]})
-
-    def tell(self, event: Event) -> None:
-        """Send ``event``, or drop it while the supervisor does not read; raises ``SupervisorGoneError`` if it never will."""
-        self._write({"event": type(event).__name__, **encode(event)})
-
-    def finish(self, outcome: Outcome) -> None:
-        os.set_blocking(self._descriptor, True)
-        self._write({"event": Finished.__name__, "outcome": encode(outcome)})
-
-    def _write(self, message: dict[str, Any]) -> None:
-        if len(self._backlog) < BACKLOG_LIMIT_BYTES:
-            self._backlog += json.dumps(message).encode() + b"\n"
-        try:
-            while self._backlog:
-                self._backlog = self._backlog[os.write(self._descriptor, self._backlog) :]
-        except BlockingIOError:
-            return
-        except BrokenPipeError as error:
-            raise SupervisorGoneError from error
 
 
 class Guardian:
@@ -145,15 +119,21 @@ class Guardian:
 
     def _run_in(self, scratch: Path) -> WorkerResult:
         before = oom_kills()
+        self._lease = Lease(self._request.device, self._request.meeting_place, self)
         try:
+            self._join()
             self._start(scratch)
+            self._selector.register(self._lease, selectors.EVENT_READ, self._lease.attend)
             while self._wait_status is None and not self._killed:
                 for key, _ in self._selector.select(self._timeout_s()):
                     key.data()
+                if self._lease.timeout_s() is not None:
+                    self._lease.attend()
                 self._keep_time()
         finally:
             self._clock.halt(_OVER, time.monotonic())
             ended, stuck = end_descendants()
+            self._lease.leave()
         status = self._wait_status if self._wait_status is not None else ended.get(self._pid)
         self._drain()
         risen = has_risen(before, oom_kills())
@@ -171,7 +151,7 @@ class Guardian:
         self._selector.register(self._output, selectors.EVENT_READ, self._on_output)
         self._selector.register(self._channel, selectors.EVENT_READ, self._on_message)
         self._uplink.tell(Started(self._request.node, self._pid, attempt.gpu_ids, time.time()))
-        self._heartbeat_due = time.monotonic() + HEARTBEAT_S
+        self._heartbeat_due = time.monotonic() + self._request.heartbeat_s
 
     # --- what happens ---------------------------------------------------------------------------------------------------------------
 
@@ -206,7 +186,10 @@ class Guardian:
             case {"phase": str(name)} if name in set(Phase):
                 self._enter(Phase(name))
             case {"lease": "acquire"}:
-                self._channel.grant(Grant())
+                self._clock.halt(WAITING, time.monotonic())
+                self._lease.acquire()
+            case {"lease": "release"}:
+                self._lease.release()
             case {"ask": "paused_s"}:
                 self._channel.answer({"paused_s": self._clock.halted_s(PAUSED, time.monotonic())})
 
@@ -214,12 +197,36 @@ class Guardian:
         self._clock.enter(phase, time.monotonic())
         self._uplink.tell(PhaseStarted(phase, time.time()))
 
+    # --- sharing the device: what its lease asks of a worker's tree -------------------------------------------------------------------
+
+    def pause(self) -> None:
+        """Stop everything below this process, for a neighbour."""
+        self._clock.halt(PAUSED, time.monotonic())
+        stop_descendants(os.getpid())
+
+    def resume(self) -> None:
+        continue_descendants(os.getpid())
+        self._clock.go_on(PAUSED, time.monotonic())
+
+    def granted(self, grant: Grant) -> None:
+        """The worker owns the device."""
+        self._clock.go_on(WAITING, time.monotonic())
+        self._channel.grant(grant)
+
+    def _join(self) -> None:
+        """Become a neighbour; while another worker times, none is started."""
+        while not self._lease.try_join():
+            for key, _ in self._selector.select(JOIN_POLL_S):
+                key.data()
+
     # --- time -----------------------------------------------------------------------------------------------------------------------
 
     def _timeout_s(self) -> float:
         """Seconds until there is something to do even if nothing happens."""
         now = time.monotonic()
         due = [self._heartbeat_due - now]
+        if (lease_s := self._lease.timeout_s()) is not None:
+            due.append(lease_s)
         if self._steps:
             due.append(self._steps[0][0] - now)
         elif (remaining_s := self._clock.remaining_s(now)) is not None:
@@ -238,12 +245,11 @@ class Guardian:
             self._steps.popleft()[1]()
 
     def _beat(self, now: float) -> None:
-        self._heartbeat_due = now + HEARTBEAT_S
+        self._heartbeat_due = now + self._request.heartbeat_s
         supervisor = self._request.supervisor
         if supervisor and not is_alive(Identity(*supervisor)):  # its end of the pipe may live on in a child that it forked
             raise SupervisorGoneError
-        halted_s = self._clock.halted_s(PAUSED, now) + self._clock.halted_s(WAITING, now)
-        self._uplink.tell(Heartbeat(self._clock.phase, time.time(), halted_s))
+        self._uplink.tell(Heartbeat(self._clock.phase, time.time(), self._clock.all_halted_s(now)))
 
     def _dump(self) -> None:
         os.kill(self._pid, signal.SIGUSR1)  # the worker has faulthandler write the stacks of its threads

@@ -55,6 +55,7 @@ def prepare(benchmark: Benchmark, mode: str, precision: PrecisionSpec, optimizer
 def in_precision(workload: Workload, dtype: torch.dtype, device: torch.device) -> Workload:
     """A copy of ``workload`` that computes in ``dtype`` throughout, without autocast: the reference of an accuracy check."""
     module = copy.deepcopy(workload.module).to(dtype)
+    module.zero_grad(set_to_none=True)
     args, kwargs = pytree.tree_map_only(torch.Tensor, lambda tensor: _cast(tensor, dtype), (workload.args, workload.kwargs))
     optimizer = {torch.optim.SGD: "sgd", torch.optim.Adam: "adam"}.get(type(workload.optimizer), "none")
     return _workload(module, args, kwargs, workload.loss, workload.training, None, optimizer, device)
@@ -174,6 +175,18 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(seed % 2**32)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until ``device`` has done all its work; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def shapes(inputs: Any) -> str:
+    """The tensors among ``inputs``, as ``float32[8, 3], int64[8]``."""
+    tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
+    return ", ".join(f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}" for tensor in tensors)
 
 
 class State:

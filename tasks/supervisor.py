@@ -22,6 +22,7 @@ from typing import Any, TypeAlias
 
 from tasks.channel import Channel
 from tasks.launch import importable_paths
+from tasks.lease import meeting_place
 from tasks.processes import Identity, identity, kill
 from tasks.scratch import UnsafeDirectoryError, clear_leftovers, user_directory
 from tasks.spec import Attempt, FailureClass, Outcome, Phase, SpecError, Status, TaskSpec, decode, encode
@@ -92,7 +93,10 @@ class Request:
     attempt: Attempt
     node: str
     directory: str
+    meeting_place: str
+    device: str  # shared by all attempts that name the same one
     python_path: str
+    heartbeat_s: float
     supervisor: tuple[int, ...]
 
 
@@ -170,7 +174,10 @@ class _Guardian:
             attempt=attempt,
             node=node,
             directory=str(self._directory),
+            meeting_place=meeting_place(tempfile.gettempdir()),
+            device=device_of(task, attempt),
             python_path=importable_paths(package_root),
+            heartbeat_s=HEARTBEAT_S,
             supervisor=_own_identity(),
         )
         process = subprocess.Popen(
@@ -214,6 +221,11 @@ class _Guardian:
             if readable and not self._output.read1(65536):  # type: ignore[attr-defined]
                 return True
         return False
+
+
+def device_of(task: TaskSpec, attempt: Attempt) -> str:
+    """What the attempt shares with others on its node that name the same."""
+    return ",".join(attempt.gpu_ids) if task.resources.device == "cuda" else "cpu"
 
 
 def _own_identity() -> tuple[int, ...]:

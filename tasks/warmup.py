@@ -34,6 +34,7 @@ def warm_up(stepper: Stepper, *, least_s: float, most_s: float, left_s: Callable
     began_ns = machine.now_ns()
     compiler, clock = _Compiler(stepper.sides[1]), _Clock(machine)
     times_ns = stepper.window(1)
+    compiler.quiet(1)
     calls = _window_calls(times_ns, most_s)
     before_ns = times_ns if calls == 1 else None
     moving = "times"

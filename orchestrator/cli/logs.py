@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from typing import Annotated
 
 import typer
 
-from orchestrator.errors import UsageError
+from orchestrator.cli.selection import only_task
 
 
 def logs(
@@ -23,17 +22,7 @@ def logs(
 
     run_store = Store(results).resolve(run)
     rows = {row["task_id"]: row for row in run_store.rows(("task_id", "status", "error", "log")).to_pylist()}
-    row = rows[_only(task_id, list(rows))]
+    row = rows[only_task(task_id, list(rows))]
     sys.stderr.write(f"{row['task_id']}: {row['status']}" + (f": {row['error']}" if row["error"] else "") + "\n")
     if row["log"]:
         sys.stdout.write(run_store.read_log(row["log"]))
-
-
-def _only(wanted: str, task_ids: list[str]) -> str:
-    matches = [wanted] if wanted in task_ids else [task_id for task_id in task_ids if wanted in task_id]
-    if len(matches) == 1:
-        return matches[0]
-    if matches:
-        raise UsageError(f"{wanted!r} fits {len(matches)} tasks: {', '.join(matches[:8])}")
-    close = difflib.get_close_matches(wanted, task_ids, n=3, cutoff=0.4)
-    raise UsageError(f"no task with a row is called {wanted!r}" + (f"; did you mean {', '.join(close)}?" if close else ""))

@@ -152,6 +152,7 @@ class Answers:
     manifest: str = ""
     manifest_digest: str = ""
     process_sd: float = 0.0
+    processes_covered: bool = False  # whether the measurement intervals say what fresh processes would change
     facts: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -28,6 +28,8 @@ from orchestrator.statistics.means import (
 )
 from tasks.spec import Quality, Status
 
+ProcessError = Callable[[str], float]
+"""task_id -> the standard deviation between processes that the task's own interval does not cover."""
 Combine = Callable[[Mapping[str, float], Mapping[str, float]], float]
 MODES_FIRST = ("training", "inference")
 
@@ -47,10 +49,11 @@ def build(run: Run, *, allow_mixed: bool = False, process_sd: float = 0.0) -> An
             raise UsageError(f"run {run.run_id} mixes what should not enter one mean: {found}. Use --allow-mixed to report it anyway")
         if found:
             remarks.append(f"Mixed environments in one mean, as allowed: {found}.")
+    repeated = run.repeated
     return Answers(
         run_id=run.run_id,
         rate=_rate(run.planned, run.rows),
-        configurations=_configurations(run, process_sd),
+        configurations=_configurations(run, lambda task_id: 0.0 if task_id in repeated else process_sd),
         rows=tuple(sorted(run.rows, key=lambda row: row.task_id)),
         missing=tuple(task.task_id for task in run.missing),
         failures=failure_groups(run.rows),
@@ -64,18 +67,19 @@ def build(run: Run, *, allow_mixed: bool = False, process_sd: float = 0.0) -> An
         manifest=run.manifest,
         manifest_digest=run.manifest_digest,
         process_sd=process_sd,
+        processes_covered=bool(process_sd) or all(row.task_id in repeated for row in run.rows if row.passed),
         facts=run.facts,
     )
 
 
-def _configurations(run: Run, process_sd: float) -> tuple[Configuration, ...]:
+def _configurations(run: Run, beyond: ProcessError) -> tuple[Configuration, ...]:
     tasks: list[Planned | Row] = [*run.planned, *run.rows]
     names = dict.fromkeys((task.mode, task.backend) for task in tasks)
     order = sorted(names, key=lambda name: MODES_FIRST.index(name[0]) if name[0] in MODES_FIRST else len(MODES_FIRST))
-    return tuple(_configuration(run, mode, backend, process_sd) for mode, backend in order)
+    return tuple(_configuration(run, mode, backend, beyond) for mode, backend in order)
 
 
-def _configuration(run: Run, mode: str, backend: str, process_sd: float) -> Configuration:
+def _configuration(run: Run, mode: str, backend: str, beyond: ProcessError) -> Configuration:
     planned = [task for task in run.planned if (task.mode, task.backend) == (mode, backend)]
     rows = [row for row in run.rows if (row.mode, row.backend) == (mode, backend)]
     tasks: list[Planned | Row] = [*planned, *rows]
@@ -87,20 +91,20 @@ def _configuration(run: Run, mode: str, backend: str, process_sd: float) -> Conf
         mode=mode,
         backend=backend,
         weights=dict(run.weights),
-        score=_score(rows, run.weights, process_sd),
+        score=_score(rows, run.weights, beyond),
         rate=_rate(planned, rows),
-        dtypes=tuple(_dtype(dtype, run.weights.get(dtype, 0.0), planned, rows, process_sd) for dtype in dtypes),
-        suites=tuple(_suite(suite, dtype, planned, rows, process_sd) for dtype in dtypes for suite in suites if (suite, dtype) in groups),
+        dtypes=tuple(_dtype(dtype, run.weights.get(dtype, 0.0), planned, rows, beyond) for dtype in dtypes),
+        suites=tuple(_suite(suite, dtype, planned, rows, beyond) for dtype in dtypes for suite in suites if (suite, dtype) in groups),
         variants=_variants(planned, rows, dtypes, run.weights),
     )
 
 
-def _dtype(dtype: str, weight: float, planned: Sequence[Planned], rows: Sequence[Row], process_sd: float) -> DtypeAnswer:
+def _dtype(dtype: str, weight: float, planned: Sequence[Planned], rows: Sequence[Row], beyond: ProcessError) -> DtypeAnswer:
     planned, rows = [task for task in planned if task.dtype == dtype], [row for row in rows if row.dtype == dtype]
-    return DtypeAnswer(dtype, weight, _score(rows, {dtype: 1.0}, process_sd), _rate(planned, rows), _spread(rows))
+    return DtypeAnswer(dtype, weight, _score(rows, {dtype: 1.0}, beyond), _rate(planned, rows), _spread(rows))
 
 
-def _suite(suite: str, dtype: str, planned: Sequence[Planned], rows: Sequence[Row], process_sd: float) -> SuiteAnswer:
+def _suite(suite: str, dtype: str, planned: Sequence[Planned], rows: Sequence[Row], beyond: ProcessError) -> SuiteAnswer:
     planned = [task for task in planned if (task.suite, task.dtype) == (suite, dtype)]
     rows = [row for row in rows if (row.suite, row.dtype) == (suite, dtype)]
     passed = [row for row in rows if row.passed]
@@ -110,7 +114,7 @@ def _suite(suite: str, dtype: str, planned: Sequence[Planned], rows: Sequence[Ro
     return SuiteAnswer(
         suite=suite,
         dtype=dtype,
-        geomean=_score(rows, {dtype: 1.0}, process_sd),
+        geomean=_score(rows, {dtype: 1.0}, beyond),
         rate=_rate(planned, rows),
         spread=_spread(rows),
         median_compile_s=median(compile_s) if compile_s else None,
@@ -119,21 +123,23 @@ def _suite(suite: str, dtype: str, planned: Sequence[Planned], rows: Sequence[Ro
     )
 
 
-def _score(rows: Sequence[Row], weights: Mapping[str, float], process_sd: float) -> Estimate:
+def _score(rows: Sequence[Row], weights: Mapping[str, float], beyond: ProcessError) -> Estimate:
     """The weighted score of the rows that passed, or why there is none."""
     speedups = _speedups([row for row in rows if row.passed])
     lacking = [dtype for dtype, weight in weights.items() if weight and not speedups.get(dtype)]
     if lacking or not weights:
         return Estimate(why_not=f"no task passed in {' or '.join(lacking)}" if lacking else "the run has no weights")
     value = weighted_score({dtype: geomean(speedups[dtype]) for dtype in weights if weights[dtype]}, weights)
-    logs, errors = _aligned(rows, weights)
-    measurement = measurement_interval(logs, errors, weights, process_sd=process_sd)
+    logs, errors = _aligned(rows, weights, beyond)
+    measurement = measurement_interval(logs, errors, weights)
     without = sum(not math.isfinite(error) for dtype in logs for error in errors[dtype][np.isfinite(logs[dtype])])
     why_not = f"{without} of the tasks that passed have no interval, so the mean has no measurement interval" if without else None
     return Estimate(value, measurement, generalisation_interval(logs, weights), why_not)
 
 
-def _aligned(rows: Sequence[Row], weights: Mapping[str, float]) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
+def _aligned(
+    rows: Sequence[Row], weights: Mapping[str, float], beyond: ProcessError
+) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
     """Log speedups and their standard errors per weighted dtype, aligned over the models; NaN where a task did not pass."""
     models = {name: place for place, name in enumerate(dict.fromkeys((row.suite, row.model) for row in rows if row.passed))}
     logs, errors = ({dtype: np.full(len(models), math.nan) for dtype in weights} for _ in range(2))
@@ -141,7 +147,7 @@ def _aligned(rows: Sequence[Row], weights: Mapping[str, float]) -> tuple[dict[st
     row_errors = standard_errors([row.speedup_low for row in passed], [row.speedup_high for row in passed])
     for row, error in zip(passed, row_errors, strict=True):
         logs[row.dtype][models[row.suite, row.model]] = math.log(row.speedup or math.nan)
-        errors[row.dtype][models[row.suite, row.model]] = error
+        errors[row.dtype][models[row.suite, row.model]] = math.hypot(error, beyond(row.task_id))
     return logs, errors
 
 
@@ -151,7 +157,7 @@ def _variants(planned: Sequence[Planned], rows: Sequence[Row], dtypes: Sequence[
     counts = Counter(task.dtype for task in planned)
     speedups = _speedups(passed)
     by_suite = {dtype: _speedups([row for row in passed if row.dtype == dtype], by="suite") for dtype in speedups}
-    padded = {dtype: with_failures_as_one(speedups[dtype], max(counts[dtype], len(speedups[dtype]))) for dtype in {*counts, *speedups}}
+    padded = {dtype: with_failures_as_one(speedups.get(dtype, []), max(counts[dtype], len(speedups.get(dtype, [])))) for dtype in dtypes}
     passing = {dtype: geomean(values) for dtype, values in speedups.items()}
     failing_as_one = {dtype: geomean(values) for dtype, values in padded.items()}
     no_slowdown = {dtype: geomean(clipped(values)) for dtype, values in speedups.items()}

@@ -29,6 +29,7 @@ def as_json(answers: Answers) -> dict[str, Any]:
         "environment": {fact.name: dict(fact.values) for fact in answers.environment},
         "remarks": list(answers.remarks),
         "process_sd": answers.process_sd,
+        "processes_covered": answers.processes_covered,
         "published": plain_data(PUBLISHED),
         "started": answers.started,
         "ended": answers.ended,

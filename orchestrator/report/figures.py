@@ -119,7 +119,14 @@ def _speedups(rows: Sequence[Row]) -> dict[str, object]:
     low, high = min([*known, 0.95]), max([*known, 1.05])
     ticks = [tick for tick in TICKS if low / 1.3 <= tick <= high * 1.3]
     ends = [math.log10(low / 1.08), math.log10(high * 1.08)]
-    return {"type": "log", "range": ends, "tickvals": ticks, "ticktext": [f"{tick:g}x" for tick in ticks], "title": {"text": "speedup"}, "automargin": True}
+    return {
+        "type": "log",
+        "range": ends,
+        "tickvals": ticks,
+        "ticktext": [f"{tick:g}x" for tick in ticks],
+        "title": {"text": "speedup"},
+        "automargin": True,
+    }
 
 
 def _finished(figure: go.Figure) -> go.Figure:

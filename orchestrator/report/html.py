@@ -43,7 +43,9 @@ def render_html(answers: Answers) -> str:
         for place, configuration in enumerate(answers.configurations)
         for name, figure in figures_of(configuration, answers.rows).items()
     }
-    return page("template.html.j2", answers=answers, rows=_in_order(answers), figures=figures, captions=FIGURES, published=PUBLISHED, bar=bar)
+    return page(
+        "template.html.j2", answers=answers, rows=_in_order(answers), figures=figures, captions=FIGURES, published=PUBLISHED, bar=bar
+    )
 
 
 def page(template: str, *, figures: dict[str, Any], **content: Any) -> str:

@@ -13,14 +13,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.report.plain import plain
-from tasks.spec import Status
+from tasks.spec import Status, TaskSpec
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from orchestrator.store import RunStore
-
-Key = tuple[str, str, str]  # dtype, mode, backend
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +77,6 @@ class Row:
     ended: float | None = None
 
     @property
-    def key(self) -> Key:
-        """What must agree for two rows to enter one mean."""
-        return (self.dtype, self.mode, self.backend)
-
-    @property
     def passed(self) -> bool:
         """Passed, and with a speedup that has a logarithm."""
         return self.status == Status.PASS and _usable(self.speedup)
@@ -106,11 +99,7 @@ class Planned:
     dtype: str
     mode: str
     backend: str
-
-    @property
-    def key(self) -> Key:
-        """What must agree for two tasks to enter one mean."""
-        return (self.dtype, self.mode, self.backend)
+    processes: int = 1  # fresh processes that each measure; from two on, intervals cover what varies between them
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +123,11 @@ class Run:
         ended = {row.task_id for row in self.rows}
         return tuple(task for task in self.planned if task.task_id not in ended)
 
+    @property
+    def repeated(self) -> frozenset[str]:
+        """Tasks measured in several processes each: their intervals cover what varies between processes."""
+        return frozenset(task.task_id for task in self.planned if task.processes > 1)
+
 
 def _usable(speedup: float | None) -> bool:
     return speedup is not None and math.isfinite(speedup) and speedup > 0
@@ -141,7 +135,7 @@ def _usable(speedup: float | None) -> bool:
 
 FIELDS = tuple(item.name for item in dataclasses.fields(Row))
 VERSIONS = ("python", "torch", "triton", "transformers", "timm", "torchvision", "driver", "cuda")
-_JSON = ("other_versions", "machine")
+_AS_STORED = frozenset({"other_versions", "machine", "speedup"})  # JSON, and the one number whose infinities are worth a remark
 COLUMNS = (*(name for name in FIELDS if name != "versions"), *VERSIONS, "other_versions", "skip_reason")
 """The stored columns that make a whole ``Row``."""
 
@@ -158,9 +152,7 @@ def load(store: RunStore, columns: Sequence[str] = COLUMNS) -> Run:
     damaged = tuple(f"{plain(path)} is damaged and left out: {plain(reason)}" for path, reason in store.damaged().items())
     return Run(
         run_id=plain(record.run_id),
-        planned=tuple(
-            Planned(task.task_id, task.model.suite, task.model.name, task.precision.dtype, task.mode, task.backend) for task in planned
-        ),
+        planned=tuple(map(_planned, planned)),
         weights=dict(record.weights),
         rows=rows,
         started=record.started,
@@ -178,21 +170,30 @@ def load(store: RunStore, columns: Sequence[str] = COLUMNS) -> Run:
     )
 
 
+def _planned(task: TaskSpec) -> Planned:
+    return Planned(task.task_id, task.model.suite, task.model.name, task.precision.dtype, task.mode, task.backend, task.measure.processes)
+
+
 def rows_of(table: pa.Table) -> tuple[Row, ...]:
     """``table`` of task rows as plain rows, terminal codes and control characters taken out of every text."""
     return tuple(_row(columns) for columns in table.to_pylist())
 
 
 def _row(columns: dict[str, Any]) -> Row:
-    cells: dict[str, Any] = {
-        name: plain(value) if isinstance(value, str) and name not in _JSON else value for name, value in columns.items()
-    }
+    cells = {name: value if name in _AS_STORED else _cell(value) for name, value in columns.items()}
     cells["versions"] = {name: cells[name] for name in VERSIONS if cells.get(name)} | _object(cells.get("other_versions"))
     cells["machine"] = _object(cells.get("machine"))
     cells["error"] = cells.get("error") or cells.get("skip_reason")
     cells["graph_break_reasons"] = tuple(plain(reason) for reason in cells.get("graph_break_reasons") or ())
     cells |= {name: cells[name].timestamp() for name in ("started", "ended") if cells.get(name)}
     return Row(**{name: value for name, value in cells.items() if name in _KNOWN})
+
+
+def _cell(value: Any) -> Any:
+    """A harmless text; a number that is not finite is not known."""
+    if isinstance(value, str):
+        return plain(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _object(text: str | None) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def _headline(answers: Answers, configuration: Configuration) -> RenderableType:
                 ("score ", "bold"), (times(score.value, 3), "bold green"), f"  = {weights}, geometric means over tasks that passed"
             )
         )
-        lines += [Text(f"  {line}") for line in estimate_lines(score, answers.process_sd)]
+        lines += [Text(f"  {line}") for line in _intervals(score, answers.processes_covered)]
     for answer in configuration.dtypes:
         value = "not defined" if answer.geomean.value is None else times(answer.geomean.value, 3)
         spread = (
@@ -62,11 +62,11 @@ def _headline(answers: Answers, configuration: Configuration) -> RenderableType:
     return Group(*lines)
 
 
-def estimate_lines(estimate: Estimate, process_sd: float) -> list[str]:
+def _intervals(estimate: Estimate, covered: bool) -> list[str]:
     """Both intervals, each with the question that it answers."""
     lines = []
     if estimate.measurement:
-        beyond = f"process sd {process_sd:g} included" if process_sd else "what a fresh process would change is not in it"
+        beyond = "in fresh processes" if covered else "what a fresh process would change is not in it"
         lines.append(f"{interval_words(estimate.measurement)} 95 % for these models, measured again ({beyond})")
     if estimate.generalisation:
         lines.append(f"{interval_words(estimate.generalisation)} 95 % for other models of this kind")

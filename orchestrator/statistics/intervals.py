@@ -51,17 +51,12 @@ def standard_errors(low: Sequence[float | None], high: Sequence[float | None], l
 
 
 def measurement_interval(
-    logs: Mapping[str, FloatArray],
-    errors: Mapping[str, FloatArray],
-    weights: Mapping[str, float],
-    *,
-    process_sd: float = 0.0,
-    level: float = LEVEL,
+    logs: Mapping[str, FloatArray], errors: Mapping[str, FloatArray], weights: Mapping[str, float], *, level: float = LEVEL
 ) -> Interval | None:
     """Interval of ``sum(w * exp(mean(logs)))`` with the models fixed, by the delta method on the log of the score.
 
-    ``process_sd`` is the standard deviation of ``ln(speedup)`` between fresh processes, which intervals from inside one process cannot
-    see. None when a task that passed has no interval of its own, or a dtype has no task that passed.
+    ``errors`` are standard errors of ``logs``, independent of each other. None when a task that passed has none, or a dtype has no task
+    that passed.
     """
     score = variance = 0.0
     for dtype, share in normalised(weights).items():
@@ -70,8 +65,9 @@ def measurement_interval(
             return None
         mean = math.exp(logs[dtype][passed].mean())
         score += share * mean
-        variance += (share * mean / passed.sum()) ** 2 * float(np.sum(errors[dtype][passed] ** 2 + process_sd**2))
-    return _around(score, math.sqrt(variance) / score, _z(level), level)
+        variance += (share * mean / passed.sum()) ** 2 * float(np.sum(errors[dtype][passed] ** 2))
+    half = _z(level) * math.sqrt(variance) / score
+    return Interval(score * math.exp(-half), score * math.exp(half), level)
 
 
 def generalisation_interval(
@@ -122,10 +118,6 @@ def _log_score_and_error(matrix: FloatArray, weight: FloatArray, times: FloatArr
     for place, (values, present) in enumerate(zip(filled, passed, strict=True)):
         influence += scales[:, place, None] * np.where(present, values - means[:, place, None], 0.0)
     return np.log(scores), np.sqrt(np.sum(times * influence**2, axis=1))
-
-
-def _around(score: float, log_error: float, quantile: float, level: float) -> Interval:
-    return Interval(score * math.exp(-quantile * log_error), score * math.exp(quantile * log_error), level)
 
 
 def _z(level: float) -> float:

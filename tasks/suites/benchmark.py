@@ -35,6 +35,15 @@ class BuildRequest:
     def training(self) -> bool:
         return self.mode == "training"
 
+    def batch_size_or(self, default: int | None) -> int:
+        """The requested batch size, else ``default``; ``ValueError`` if there is neither, or if it is not positive."""
+        size = default if self.batch_size is None else self.batch_size
+        if size is None:
+            raise ValueError(f"{self.name} is none of its suite's listed models and has no default batch size: give one")
+        if size < 1:
+            raise ValueError(f"{self.name}: batch_size must be at least 1, not {size}")
+        return size
+
     def check_options(self, known: Iterable[str]) -> None:
         """``ValueError`` if the manifest gives an option that is not among ``known``; it names the nearest one."""
         names = sorted(known)

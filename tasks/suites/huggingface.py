@@ -36,9 +36,10 @@ def build(request: BuildRequest) -> Benchmark:
     entry = HUGGINGFACE.get(request.name)
     model_class = _model_class(request.name, entry)
     config = _config(request, entry, model_class)
-    batch_size = _batch_size(request, entry)
+    batch_size = request.batch_size_or(entry.default_batch_size(request.mode) if entry else None)
     seq_len = request.integer_option("seq_len", entry.seq_len if entry else _default_seq_len(config))
     module = model_class(config).train(request.training)
+    _share_input_embeddings(module)
     _keep_fourier_transforms_out_of_half_precision(module)
     return Benchmark(
         module=module,
@@ -72,17 +73,24 @@ def _model_class(name: str, entry: HuggingFaceEntry | None) -> Any:
     return model_class
 
 
-def _config(request: BuildRequest, entry: HuggingFaceEntry | None, model_class: Any) -> Any:
-    config_class = model_class.config_class
-    written = dict(CONFIGS[entry.config]) if entry and entry.config else {}
+def configure(request: BuildRequest, config_class: Any, written: dict[str, Any]) -> Any:
+    """``config_class(**written)`` with the request's options over it: ``seq_len`` is left to the caller, any other has to be an attribute.
+
+    Caching of keys and values is off: no step here generates text.
+    """
     request.check_options({"seq_len", *_scalar_attributes(config_class(**written))})
-    written |= {name: value for name, value in request.options.items() if name != "seq_len"}
-    config = config_class(**written)
-    for name, value in written.items():
+    values = written | {name: value for name, value in request.options.items() if name != "seq_len"}
+    config = config_class(**values)
+    for name, value in values.items():
         if getattr(config, name) != value:  # some configurations overrule what they are given
             setattr(config, name, value)
     if hasattr(config, "use_cache"):
         config.use_cache = False
+    return config
+
+
+def _config(request: BuildRequest, entry: HuggingFaceEntry | None, model_class: Any) -> Any:
+    config = configure(request, model_class.config_class, CONFIGS[entry.config] if entry and entry.config else {})
     _set_padding(request.name, config)
     _make_dropout_negligible(config)
     return config
@@ -106,22 +114,12 @@ def _make_dropout_negligible(config: Any) -> None:
             setattr(config, name, _NEGLIGIBLE)
 
 
-def _batch_size(request: BuildRequest, entry: HuggingFaceEntry | None) -> int:
-    if request.batch_size is not None:
-        return request.batch_size
-    if entry is None:
-        raise ValueError(f"{request.name} is not one of the suite's {len(HUGGINGFACE)} models and has no default batch size: give one")
-    return entry.default_batch_size(request.mode)
-
-
 def _default_seq_len(config: Any) -> int:
     positions = getattr(config, "max_position_embeddings", None)
     return min(_DEFAULT_SEQ_LEN, positions) if isinstance(positions, int) and positions > 0 else _DEFAULT_SEQ_LEN
 
 
-def _inputs(
-    name: str, entry: HuggingFaceEntry | None, model_class: Any, config: Any, shape: tuple[int, int]
-) -> dict[str, torch.Tensor]:
+def _inputs(name: str, entry: HuggingFaceEntry | None, model_class: Any, config: Any, shape: tuple[int, int]) -> dict[str, torch.Tensor]:
     """Token ids int64 [batch, seq_len] and the labels of the model's head."""
     input_ids = torch.randint(0, 1 if name.startswith("Roberta") else config.vocab_size, shape)
     if "Bart" in name:
@@ -152,6 +150,15 @@ def _tolerance(request: BuildRequest, entry: HuggingFaceEntry | None) -> dict[st
     if tolerance is None:
         return {}
     return {"tolerance": tolerance, "tolerance_reason": f"pytorch/benchmarks/dynamo allows this model {tolerance:g} in {request.mode}"}
+
+
+def _share_input_embeddings(module: Any) -> None:
+    """One table of embeddings for encoder and decoder, whatever the output layer does, as the papers have it.
+
+    Since transformers 5 a model whose output layer is not tied to that table gets a table for each side as well.
+    """
+    if module.config.is_encoder_decoder and not module.config.tie_word_embeddings:
+        module.set_input_embeddings(module.get_input_embeddings())
 
 
 def _keep_fourier_transforms_out_of_half_precision(module: nn.Module) -> None:

@@ -56,14 +56,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "intermediate_size": 3072,
         "max_position_embeddings": 4098,
         "type_vocab_size": 1,
-        "attention_window": [512] * 12,
+        "attention_window": 512,
         "layer_norm_eps": 1e-5,
         "pad_token_id": 1,
         "bos_token_id": 0,
         "eos_token_id": 2,
         "sep_token_id": 2,
     },
-    # MT5's output layer has weights of its own; the default configuration said so until transformers 5.
+    # MT5's output layer has weights of its own (arXiv 2010.11934); the default configuration said so until transformers 5.
     "mt5-small": {"tie_word_embeddings": False},
     # The decoder of arXiv 2104.06678, in the words of TrOCR's configuration.
     "speech2text2": {

@@ -19,7 +19,7 @@ import importlib.util
 import random
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -56,9 +56,11 @@ def _builder(model: ModelSpec) -> Builder:
     if model.factory is not None:
         return partial(_from_factory, _import(model.factory))
     if model.suite in _LIBRARY_SUITES:
-        return _import(f"tasks.suites.{model.suite}:build")
+        return cast("Builder", _import(f"tasks.suites.{model.suite}:build"))
     if model.source == "checkout":
-        raise UnsupportedModelError(f"{model.suite}/{model.name}: models from a TorchBench checkout are not supported yet; use source: library")
+        raise UnsupportedModelError(
+            f"{model.suite}/{model.name}: models from a TorchBench checkout are not supported yet; use source: library"
+        )
     if model.suite == "torchbench":
         return _torchbench_builder(model.name)
     return _added_builder(model.suite)
@@ -70,7 +72,7 @@ def _torchbench_builder(name: str) -> Builder:
     entry = torchbench.MODELS.get(name) or torchbench.EXTRA.get(name)
     if entry is None:
         raise ValueError(f"the torchbench suite has no model {name!r}")
-    return _import(f"tasks.suites.torchbench.{entry.builder}")
+    return cast("Builder", _import(f"tasks.suites.torchbench.{entry.builder}"))
 
 
 def _added_builder(suite: str) -> Builder:

@@ -31,7 +31,7 @@ def build(request: BuildRequest) -> Benchmark:
     request.check_options(("image_size", *_RATES))
     entry = TIMM.get(request.name)
     module = _module(request, entry).train(request.training)
-    batch_size = _batch_size(request, entry)
+    batch_size = request.batch_size_or(entry.default_batch_size(request.mode) if entry else None)
     return Benchmark(
         module=module,
         args=(random_images(batch_size, *_input_size(request, module)),),
@@ -93,14 +93,6 @@ def _input_size(request: BuildRequest, module: nn.Module) -> tuple[int, int, int
     if "image_size" in request.options:
         height = width = request.integer_option("image_size", height)
     return channels, height, width
-
-
-def _batch_size(request: BuildRequest, entry: TimmEntry | None) -> int:
-    if request.batch_size is not None:
-        return request.batch_size
-    if entry is None:
-        raise ValueError(f"{request.name} is not one of the suite's {len(TIMM)} models and has no default batch size: give one")
-    return entry.default_batch_size(request.mode)
 
 
 def _nearest(name: str) -> str:

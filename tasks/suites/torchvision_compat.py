@@ -19,12 +19,17 @@ import importlib.util
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, FileFinder
 
+import numpy
 import torch
+
+from tasks.suites.benchmark import UnsupportedModelError
 
 DETECTION_FIDELITY = "torchvision's extension is not loadable beside this torch: nms and roi_align run as plain torch code"
 
-_SCHEMAS = ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-            "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+_SCHEMAS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
 
 
 @cache
@@ -36,17 +41,31 @@ def prepare() -> bool:
     return False
 
 
-@cache
-def prepare_detection() -> bool:
-    """Make torchvision's detection models runnable on the CPU; whether they run on the compiled extension."""
+def prepare_detection(device: torch.device) -> bool:
+    """Make torchvision's detection models runnable on ``device``; whether they run on the compiled extension.
+
+    Raises:
+        UnsupportedModelError: the extension does not load, and ``device`` is none that plain torch code stands in for it on.
+    """
     if prepare():
         return True
+    if device.type != "cpu":
+        raise UnsupportedModelError(
+            f"torchvision's operators nms and roi_align are missing on {device.type}: its extension does not load beside torch "
+            f"{torch.__version__}; install the torchvision that was built for this torch"
+        )
+    _stand_in_for_detection_operators()
+    return False
+
+
+@cache
+def _stand_in_for_detection_operators() -> None:
     boxes = importlib.import_module("torchvision.ops.boxes")
     pooling = importlib.import_module("torchvision.ops.roi_align")  # the package's attribute of that name is the function
-    _fallback_library().impl("nms", non_maximum_suppression, "CPU")
-    boxes._assert_has_ops = _nothing  # noqa: SLF001 - the check that the extension is there, in front of an operator that now exists
-    pooling._roi_align = pooling._roi_align.__wrapped__  # noqa: SLF001 - the function under its lazy torch.compile
-    return False
+    _fallback_library().impl("nms", non_maximum_suppression, "CPU")  # type: ignore[no-untyped-call]
+    # In front of an operator that now exists stands a check that the extension is there; around the function, a lazy torch.compile.
+    vars(boxes)["_assert_has_ops"] = _nothing
+    vars(pooling)["_roi_align"] = vars(pooling)["_roi_align"].__wrapped__
 
 
 def non_maximum_suppression(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
@@ -56,22 +75,23 @@ def non_maximum_suppression(boxes: torch.Tensor, scores: torch.Tensor, iou_thres
     that stays is above ``iou_threshold``.
     """
     order = scores.argsort(descending=True, stable=True)
-    overlaps = _pairwise_iou(boxes[order]) > iou_threshold
-    suppressed = torch.zeros(len(order), dtype=torch.bool, device=boxes.device)
+    overlapping = (_pairwise_iou(boxes[order].float()) > iou_threshold).numpy()
+    suppressed = numpy.zeros(len(order), dtype=bool)
     keep = []
-    for index in range(len(order)):
+    for index, row in enumerate(overlapping):
         if not suppressed[index]:
             keep.append(index)
-            suppressed |= overlaps[index]
-    return order[torch.tensor(keep, dtype=torch.int64, device=boxes.device)]
+            suppressed |= row
+    return order[torch.tensor(keep, dtype=torch.int64)]
 
 
 def _pairwise_iou(boxes: torch.Tensor) -> torch.Tensor:
-    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    top_left = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
-    bottom_right = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-    intersection = (bottom_right - top_left).clamp(min=0).prod(dim=2)
-    return intersection / (area[:, None] + area[None, :] - intersection)
+    left, top, right, bottom = boxes.unbind(dim=1)
+    area = (right - left) * (bottom - top)
+    width = (torch.minimum(right[:, None], right) - torch.maximum(left[:, None], left)).clamp(min=0)
+    height = (torch.minimum(bottom[:, None], bottom) - torch.maximum(top[:, None], top)).clamp(min=0)
+    intersection = width * height
+    return intersection / (area[:, None] + area - intersection)
 
 
 def _extension_loads() -> bool:
@@ -83,7 +103,7 @@ def _extension_loads() -> bool:
     if extension is None or extension.origin is None:
         return False
     try:
-        torch.ops.load_library(extension.origin)
+        torch.ops.load_library(extension.origin)  # type: ignore[no-untyped-call]
     except OSError:
         return False
     return True
@@ -92,9 +112,9 @@ def _extension_loads() -> bool:
 @cache
 def _fallback_library() -> torch.library.Library:
     """The declared schemas; they vanish with this object, so it has to live as long as the process."""
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for schema in _SCHEMAS:
-        library.define(schema)
+        library.define(schema)  # type: ignore[no-untyped-call]
     return library
 
 

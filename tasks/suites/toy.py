@@ -39,7 +39,8 @@ class Act:
     out_path: Path
 
     def number(self, name: str) -> float:
-        return float(self.options[name] or 0)
+        """The value of an option; 0 for one that this toy does not have."""
+        return float(self.options.get(name) or 0)
 
     def up_to(self, last: Phase) -> None:
         """Go through the phases of a task, ``last`` included."""
@@ -97,22 +98,35 @@ def _problem(toy: Toy, given: Mapping[str, Scalar]) -> str | None:
 
 def _pass(act: Act) -> WorkerResult:
     began = time.monotonic()
+    for _ in range(int(act.number("orphans"))):
+        _abandon(dict(os.environ))
     act.up_to(Phase.COMPILE)
-    time.sleep(act.number("seconds") if "seconds" in act.options else 0.0)
-    compile_s = time.monotonic() - began
+    _compile(act)
+    compile_s = time.monotonic() - began - act.channel.paused_s()
     act.channel.phase(Phase.VERIFY)
     act.channel.phase(Phase.TIME)
-    for _ in range(int(act.options.get("rounds") or 1)):
+    for _ in range(max(1, int(act.number("rounds")))):
         _time_exclusively(act)
     samples = planted_samples(act)
     act.channel.phase(Phase.WRITE)
     return WorkerResult(Status.PASS, Phase.WRITE, measurement=_measurement(act, samples, compile_s), samples=samples)
 
 
+def _compile(act: Act) -> None:
+    """Take ``seconds``; with ``tick_ms``, say every so often when this process ran."""
+    seconds, tick_s = act.number("seconds"), act.number("tick_ms") / 1000
+    if not tick_s:
+        time.sleep(seconds)
+        return
+    for _ in range(round(seconds / tick_s)):
+        time.sleep(tick_s)
+        print(f"tick {time.monotonic()!r}", flush=True)  # noqa: T201 - a worker's output is its log
+
+
 def _time_exclusively(act: Act) -> None:
     with act.channel.exclusive():
         began = time.monotonic()
-        if seconds := float(act.options.get("exclusive_seconds") or 0.0):
+        if seconds := act.number("exclusive_seconds"):
             time.sleep(seconds)
             print(f"exclusive {began!r} {time.monotonic()!r}", flush=True)  # noqa: T201 - a worker's output is its log
 
@@ -190,10 +204,9 @@ def _write_all(data: bytes) -> None:
 
 
 def _orphans(act: Act) -> WorkerResult:
-    """Children that leave the session and whose parent dies: the first keep the environment, the last has none."""
-    count = int(act.number("count"))
-    for number in range(count):
-        _abandon(dict(os.environ) if number < count - 1 else {})
+    """Children that leave the session and whose parent dies: the first without any environment."""
+    for number in range(int(act.number("count"))):
+        _abandon({} if number == 0 else dict(os.environ))
     return _pass(act)
 
 
@@ -273,7 +286,7 @@ def _phase_of(act: Act) -> Phase:
     return Phase(str(act.options["phase"]))
 
 
-_LONGER: dict[str, Scalar] = {**PLANTED, "seconds": 1.0, "exclusive_seconds": 0.0, "rounds": 1}
+_LONGER: dict[str, Scalar] = {**PLANTED, "seconds": 1.0, "tick_ms": 0, "orphans": 0, "exclusive_seconds": 0.0, "rounds": 1}
 _IN_COMPILE: dict[str, Scalar] = {"phase": Phase.COMPILE.value}
 
 MODELS: dict[str, Toy] = {

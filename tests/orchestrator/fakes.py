@@ -71,6 +71,9 @@ class FakeSink:
             raise StoreError("no space left on the test's device")
         self.batches.append(list(batch))
 
+    def tell(self, sweep, decided):
+        pass
+
     def refresh_lock(self):
         pass
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator import schema
-from orchestrator.parts import Parts
+from orchestrator.files import LocalFiles
+from orchestrator.parts import Part, Parts
 from tasks.spec import Measurement, Outcome, Phase, Samples, Status
 from tests.orchestrator.stored import a_task, failed, passed
 
@@ -77,25 +78,17 @@ def test_text_that_utf8_cannot_hold_does_not_stop_a_run(store_folder):
     assert row.error == "bad ? byte"
 
 
+@pytest.fixture
+def store_folder(tmp_path):
+    return LocalFiles(tmp_path)
+
+
 def through_parquet(files, rows):
     parts = Parts(files, schema.file_metadata("m"), fence=lambda: None)
-    part = parts_part(parts)
+    part = Part.new(parts.next_number())
     parts.commit(part, schema.rows_table(rows), schema.samples_table("r", []))
     table, _ = parts.rows(), files.remove(f"tasks/{part.name}")
     return schema.task_rows(table)
-
-
-def parts_part(parts):
-    from orchestrator.parts import Part
-
-    return Part.new(parts.next_number())
-
-
-@pytest.fixture
-def store_folder(tmp_path):
-    from orchestrator.files import LocalFiles
-
-    return LocalFiles(tmp_path)
 
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -125,8 +118,6 @@ a_row = st.fixed_dictionaries({field.name: cell(field) for field in schema.ROWS}
 @settings(max_examples=25, deadline=None)
 @given(rows=st.lists(a_row, min_size=1, max_size=4, unique_by=lambda row: row.task_id))
 def test_rows_survive_parquet(tmp_path_factory, rows):
-    from orchestrator.files import LocalFiles
-
     assert through_parquet(LocalFiles(tmp_path_factory.mktemp("rows")), rows) == rows
 
 

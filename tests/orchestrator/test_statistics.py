@@ -116,10 +116,9 @@ def test_measurement_interval_equals_simulated_errors():
     logs = {dtype: rng.normal(0.3, 0.35, 40) for dtype in WEIGHTS}
     errors = {dtype: rng.uniform(0.005, 0.03, 40) for dtype in WEIGHTS}
     drawn = sum(
-        weight * np.exp((logs[dtype] + rng.normal(0, 1, (40_000, 40)) * np.hypot(errors[dtype], 0.02)).mean(axis=1))
-        for dtype, weight in WEIGHTS.items()
+        weight * np.exp((logs[dtype] + rng.normal(0, 1, (40_000, 40)) * errors[dtype]).mean(axis=1)) for dtype, weight in WEIGHTS.items()
     )
-    found = intervals.measurement_interval(logs, errors, WEIGHTS, process_sd=0.02)
+    found = intervals.measurement_interval(logs, errors, WEIGHTS)
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), rel=4e-4)
 
 
@@ -206,9 +205,9 @@ def _covered(rng: np.random.Generator, models: int, correlation: float, process_
     common = rng.normal(0, between, models)
     own = {dtype: rng.normal(0, between, models) for dtype in base}
     truth = {dtype: base[dtype] + correlation * common + math.sqrt(1 - correlation**2) * own[dtype] for dtype in base}
-    errors = {dtype: rng.uniform(0.002, 0.02, models) for dtype in base}
-    logs = {dtype: truth[dtype] + rng.normal(0, 1, models) * np.hypot(errors[dtype], process_sd) for dtype in base}
-    here = intervals.measurement_interval(logs, errors, WEIGHTS, process_sd=process_sd)
+    errors = {dtype: np.hypot(rng.uniform(0.002, 0.02, models), process_sd) for dtype in base}
+    logs = {dtype: truth[dtype] + rng.normal(0, 1, models) * errors[dtype] for dtype in base}
+    here = intervals.measurement_interval(logs, errors, WEIGHTS)
     elsewhere = intervals.generalisation_interval(logs, WEIGHTS, resamples=500)
     these = sum(weight * math.exp(truth[dtype].mean()) for dtype, weight in WEIGHTS.items())
     all_models = sum(weight * math.exp(base[dtype]) for dtype, weight in WEIGHTS.items())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
+from tasks import lease
 from tasks.scratch import MARK
 from tasks.spec import Attempt, DeadlineSpec, ModelSpec, PrecisionSpec, ResourceSpec, TaskSpec
 
@@ -32,39 +33,43 @@ def attempt(number=1, **fields):
     return Attempt("run", number, **fields)
 
 
-def states_below(base):
-    """State letter of every process started in an attempt's directory under ``base``, by number."""
+def process_numbers():
+    return [path.name for path in Path("/proc").iterdir() if path.name.isdigit()]
+
+
+def states_below(node_directory):
+    """State letter of every process started in an attempt's directory under ``node_directory``, by number."""
     found = {}
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    for pid in process_numbers():
         try:
             variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            if any(variable.startswith(f"{MARK}={base}".encode()) for variable in variables):
+            if any(variable.startswith(f"{MARK}={node_directory}".encode()) for variable in variables):
                 found[int(pid)] = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         except OSError:
             continue
     return found
 
 
-def guardians_of(base):
-    """Numbers of the guardians that have a lock file open under ``base``."""
+def guardians_of(node_directory):
+    """Numbers of the guardians that have a lock file open under ``node_directory``."""
     found = set()
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    for pid in process_numbers():
         try:
-            descriptors = list(Path(f"/proc/{pid}/fd").iterdir())
+            if b"from tasks.guardian import" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                targets = [str(descriptor.readlink()) for descriptor in Path(f"/proc/{pid}/fd").iterdir()]
+                if any(target.startswith(str(node_directory)) and target.endswith(".lock") for target in targets):
+                    found.add(int(pid))
         except OSError:
             continue
-        for descriptor in descriptors:
-            try:
-                target = os.readlink(descriptor)
-            except OSError:
-                continue
-            if target.startswith(str(base)) and target.endswith(".lock") and int(pid) != os.getpid():
-                found.add(int(pid))
     return found
 
 
-def attempts_in(base):
-    return [path for path in base.rglob("*") if path.name.endswith(".lock") or (path.is_dir() and path.parent.name.startswith("sweep-"))]
+def attempts_in(node_directory):
+    return [
+        path
+        for path in node_directory.rglob("*")
+        if path.name.endswith(".lock") or (path.is_dir() and path.parent.name.startswith("sweep-"))
+    ]
 
 
 def wait_until(condition, what):
@@ -75,11 +80,14 @@ def wait_until(condition, what):
 
 
 @pytest.fixture
-def base(tmp_path, monkeypatch):
+def node_directory(tmp_path, monkeypatch):
     """The node's temporary directory for the supervisors of one test."""
     directory = tmp_path / "node"
     directory.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(directory))
+    meeting_place = tempfile.mkdtemp(dir="/tmp")  # short: Unix sockets go there
+    monkeypatch.setattr(lease, "SHARED_MEMORY", meeting_place)
     yield directory
+    shutil.rmtree(meeting_place)
     wait_until(lambda: not states_below(directory), f"the end of {states_below(directory)}")
     wait_until(lambda: not guardians_of(directory), "the end of the guardians")

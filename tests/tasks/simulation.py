@@ -7,12 +7,13 @@ a step or two modes. All of it depends on when an iteration runs and not on whic
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import numpy as np
 
 from tasks.stepper import Side
 
-LENGTH = 4000  # iterations of noise; longer runs start over
+LENGTH = 2000  # iterations of noise; longer runs start over
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,9 @@ def noise(regime: Regime, chance: np.random.Generator, length: int = LENGTH) -> 
 
 
 def _slow(regime: Regime, chance: np.random.Generator, length: int) -> np.ndarray:
-    from scipy.signal import lfilter
-
     kicks = chance.normal(0.0, regime.slow * np.sqrt(1 - regime.correlation**2), length)
     kicks[0] = chance.normal(0.0, regime.slow)
-    return lfilter([1.0], [1.0, -regime.correlation], kicks)
+    return np.fromiter(accumulate(kicks, lambda before, kick: regime.correlation * before + kick), float, length)
 
 
 @dataclass

@@ -119,13 +119,14 @@ class WordEmbedding(nn.Module):
             words = self._drop_words(words)
         with torch.no_grad():
             present = words.ne(_PAD_WORD)
+            word_counts = present.sum(dim=-1)
             counts = self.piece_counts[words].masked_fill(present.eq(False), 0)
-            pieces, mask = self._pieces(words, present.sum(dim=-1), counts.sum(dim=-1))
+            pieces, mask = self._pieces(words, word_counts, counts.sum(dim=-1))
             types = token_types(pieces)
             starts = counts.new_zeros(words.size(0), words.size(1) + 1)
             starts[:, 1:] = counts.cumsum(dim=-1)
         hidden, _ = self.encoder(pieces, types, mask)
-        result: torch.Tensor = self.dropout(self._first_pieces(hidden, starts[:, :-1], present))
+        result: torch.Tensor = self.dropout(self._first_pieces(hidden, starts[:, : int(word_counts.max().item())], present))
         return result
 
     def _drop_words(self, words: torch.Tensor) -> torch.Tensor:
@@ -139,7 +140,7 @@ class WordEmbedding(nn.Module):
             raise ValueError(f"{length} word pieces in a row, but the encoder has {self.positions} positions")
         pieces = words.new_full((words.size(0), length), _PAD_PIECE)
         mask = torch.zeros_like(pieces)
-        rows = words.cpu().tolist()
+        rows = words.cpu().numpy()
         for row, row_words in enumerate(rows):
             row_pieces = itertools.chain.from_iterable(self.table[word] for word in row_words[: word_counts[row]])
             pieces[row, 1 : piece_counts[row] + 1] = torch.tensor(list(row_pieces))
@@ -149,12 +150,15 @@ class WordEmbedding(nn.Module):
         return pieces, mask
 
     def _first_pieces(self, hidden: torch.Tensor, starts: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        """``starts`` [B, longest row] say where words begin; the result has a place for every word of ``present`` [B, W]."""
         inside = hidden[:, 1:-1]
+        longest = starts.size(1)
         starts = starts.masked_fill(starts.ge(inside.size(1)), 0)  # where padding words would begin
         rows = torch.arange(starts.size(0), device=starts.device)[:, None].expand_as(starts)
-        firsts = inside[rows, starts].masked_fill(present[:, :, None].eq(False), 0)
-        layers = hidden.new_zeros(1, *firsts.shape)  # the layer can gather several encoder layers; the benchmark asks for the last
-        layers[0] = firsts
+        firsts = inside[rows, starts].masked_fill(present[:, :longest, None].eq(False), 0)
+        # The embedding layer can gather several of the encoder's layers; the benchmark asks for the last.
+        layers = hidden.new_zeros(1, *present.shape, hidden.size(2))
+        layers[0, :, :longest] = firsts
         return torch.cat(tuple(layers), dim=-1)
 
 

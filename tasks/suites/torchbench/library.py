@@ -32,17 +32,18 @@ def assemble(
     request: BuildRequest,
     module: nn.Module,
     batch_size: int,
-    *args: Any,
+    args: tuple[Any, ...] = (),
+    kwargs: dict[str, Any] | None = None,
+    *,
     loss: Callable[[Any], torch.Tensor] = mean_of_outputs,
     fidelity: str | None = None,
-    **kwargs: Any,
 ) -> Benchmark:
     """The benchmark of ``module(*args, **kwargs)``; the module's mode is the caller's business."""
     tolerance = _TOLERANCES.get(request.name)
     return Benchmark(
         module=module,
         args=args,
-        kwargs=kwargs,
+        kwargs=kwargs or {},
         loss=loss,
         batch_size=batch_size,
         source="library",

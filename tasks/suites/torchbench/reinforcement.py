@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributions import Normal, TanhTransform, TransformedDistribution
+from torch.distributions import Normal, TanhTransform, TransformedDistribution, constraints
+from torch.distributions.constraints import Constraint
 from torch.nn import functional
 
 from tasks.suites.benchmark import Benchmark, BuildRequest
@@ -43,6 +44,8 @@ class SquashedNormal(TransformedDistribution):
     Arguments are not validated: validation copies a flag from the device on every call, and whether torch does it by default depends
     on whether torch.compile has been used before in the process. That would make the eager time a matter of order.
     """
+
+    arg_constraints: dict[str, Constraint] = {"loc": constraints.real, "scale": constraints.positive}  # noqa: RUF012 - as torch declares it
 
     def __init__(self, loc: torch.Tensor, scale: torch.Tensor, limit: float = 0.99) -> None:
         self.loc = loc

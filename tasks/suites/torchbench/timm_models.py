@@ -36,7 +36,7 @@ def build_classifier(request: BuildRequest) -> Benchmark:
     request.check_options(())
     batch_size = batch_size_of(request)
     module = timm.create_model(_ARCHITECTURES[request.name], pretrained=False, scriptable=True).train(request.training)
-    return assemble(request, module, batch_size, torch.randn(batch_size, *module.default_cfg["input_size"]))
+    return assemble(request, module, batch_size, (torch.randn(batch_size, *module.default_cfg["input_size"]),))
 
 
 def build_timm_efficientdet(request: BuildRequest) -> Benchmark:
@@ -44,7 +44,7 @@ def build_timm_efficientdet(request: BuildRequest) -> Benchmark:
 
     In inference the outputs are the detections after suppression. Needs the package effdet, and torchvision's operators.
     """
-    with_extension = torchvision_compat.prepare_detection()
+    with_extension = torchvision_compat.prepare_detection(request.device)
     import effdet
 
     request.check_options(())
@@ -52,10 +52,10 @@ def build_timm_efficientdet(request: BuildRequest) -> Benchmark:
     task: dict[str, Any] = {"bench_task": "train", "bench_labeler": True} if request.training else {"bench_task": "predict"}
     module = effdet.create_model(_DETECTOR, num_classes=_DETECTOR_CLASSES, pretrained=False, pretrained_backbone=False, **task)
     size = module.config.image_size[0]
-    inputs = [torch.randn(batch_size, 3, size, size)]
-    targets = [_detection_targets(batch_size, size)] if request.training else []
+    images = torch.randn(batch_size, 3, size, size)
+    inputs = (images, _detection_targets(batch_size, size)) if request.training else (images,)
     fidelity = "random images and boxes" if with_extension else f"random images and boxes; {torchvision_compat.DETECTION_FIDELITY}"
-    return assemble(request, module.train(request.training), batch_size, *inputs, *targets, fidelity=fidelity)
+    return assemble(request, module.train(request.training), batch_size, inputs, fidelity=fidelity)
 
 
 def _detection_targets(batch_size: int, size: int) -> dict[str, torch.Tensor]:

@@ -23,7 +23,7 @@ _GROUPS = 32
 _DETECTION_SIZES = ((427, 640), (640, 640), (640, 443), (459, 640))
 # With random weights no box scores above the default threshold, and the mask head would have nothing to do.
 _DETECTION_ARGUMENTS = {"box_score_thresh": 0.0, "box_detections_per_img": 4}
-_DETECTION_RESIZE = ("min_size", "max_size")
+_DETECTION_OPTIONS = ("min_size", "max_size", "rpn_post_nms_top_n_test")
 
 
 def build_classifier(request: BuildRequest) -> Benchmark:
@@ -33,7 +33,7 @@ def build_classifier(request: BuildRequest) -> Benchmark:
     request.check_options(("image_size",))
     batch_size, size = batch_size_of(request), request.integer_option("image_size", _CLASSIFIER_SIZE)
     module = models.get_model(request.name, weights=None).train(request.training)
-    return assemble(request, module, batch_size, torch.randn(batch_size, 3, size, size))
+    return assemble(request, module, batch_size, (torch.randn(batch_size, 3, size, size),))
 
 
 def build_functorch_dp_cifar10(request: BuildRequest) -> Benchmark:
@@ -43,23 +43,26 @@ def build_functorch_dp_cifar10(request: BuildRequest) -> Benchmark:
     request.check_options(())
     batch_size = batch_size_of(request)
     module = models.resnet18(weights=None, norm_layer=_group_norm).train(request.training)
-    return assemble(request, module, batch_size, torch.randn(batch_size, 3, _CIFAR_SIZE, _CIFAR_SIZE))
+    return assemble(request, module, batch_size, (torch.randn(batch_size, 3, _CIFAR_SIZE, _CIFAR_SIZE),))
 
 
 def build_vision_maskrcnn(request: BuildRequest) -> Benchmark:
-    """A list of images, each float32 [3, height, width] in 0..1; the options ``min_size`` and ``max_size`` bound the resized image."""
-    with_extension = torchvision_compat.prepare_detection()
+    """A list of images, each float32 [3, height, width] in 0..1; in training too, the module is in eval mode.
+
+    Options are torchvision's own: ``min_size`` and ``max_size`` of a resized image, ``rpn_post_nms_top_n_test`` proposals per image.
+    """
+    with_extension = torchvision_compat.prepare_detection(request.device)
     from torchvision.models.detection import maskrcnn_resnet50_fpn
 
-    request.check_options(_DETECTION_RESIZE)
+    request.check_options(_DETECTION_OPTIONS)
     batch_size = batch_size_of(request)
-    resize: dict[str, Any] = {name: request.integer_option(name, 0) for name in _DETECTION_RESIZE if name in request.options}
-    module = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, **_DETECTION_ARGUMENTS, **resize).eval()
+    sizing: dict[str, Any] = {name: request.integer_option(name, 1) for name in request.options}
+    module = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, **_DETECTION_ARGUMENTS, **sizing).eval()
     sizes = [_DETECTION_SIZES[index % len(_DETECTION_SIZES)] for index in range(batch_size)]
     images = [torch.rand(3, height, width) for height, width in sizes]
     remark = "random images of COCO's sizes; no box is below the score threshold, because random weights give low scores"
     fidelity = remark if with_extension else f"{remark}; {torchvision_compat.DETECTION_FIDELITY}"
-    return assemble(request, module, batch_size, images, fidelity=fidelity)
+    return assemble(request, module, batch_size, (images,), fidelity=fidelity)
 
 
 def _group_norm(channels: int) -> nn.Module:

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from tasks.suites.benchmark import Benchmark, BuildRequest
+from tasks.suites.huggingface import configure
 from tasks.suites.huggingface_configs import CONFIGS
 from tasks.suites.torchbench.library import assemble
 from tasks.suites.torchbench.rebuilt import batch_size_of
@@ -73,24 +75,38 @@ _MODELS = {
 
 
 def build_language_model(request: BuildRequest) -> Benchmark:
-    """Token ids int64 [batch, seq_len]; the option ``seq_len`` sets another length."""
+    """Token ids int64 [batch, seq_len]; options are ``seq_len`` and any scalar attribute of the configuration."""
     import transformers
 
-    request.check_options(("seq_len",))
     facts = _MODELS[request.name]
     model_class = getattr(transformers, facts.model_class)
-    config = model_class.config_class(**facts.config)
-    config.use_cache = False
+    config = configure(request, model_class.config_class, facts.config)
     module = model_class(config).train(request.training or facts.always_train)
+    if request.device.type == "cpu":
+        _give_block_masks_the_autocast_dtype(module)
     batch_size = batch_size_of(request)
     seq_len = request.integer_option("seq_len", facts.seq_len if request.training else facts.eval_seq_len)
     inputs = {"input_ids": torch.randint(0, config.vocab_size, (batch_size, seq_len))}
     if config.is_encoder_decoder:
         inputs["decoder_input_ids"] = torch.randint(0, config.vocab_size, (batch_size, seq_len))
-    return assemble(request, module, batch_size, loss=mean_of_logits, **inputs)
+    return assemble(request, module, batch_size, kwargs=inputs, loss=mean_of_logits)
 
 
 def mean_of_logits(outputs: Any) -> torch.Tensor:
     """The mean over every logit, in float32."""
     mean: torch.Tensor = outputs["logits"].float().mean()
     return mean
+
+
+def _give_block_masks_the_autocast_dtype(module: nn.Module) -> None:
+    """BigBird scatters attention weights into a tensor of its mask's dtype. CPU autocast leaves the two apart, CUDA's does not."""
+    for part in module.modules():
+        if type(part).__name__ == "BigBirdBlockSparseAttention":
+            part.register_forward_pre_hook(_cast_from_mask)
+
+
+def _cast_from_mask(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not torch.is_autocast_enabled("cpu"):
+        return args
+    hidden, band_mask, from_mask, *rest = args
+    return (hidden, band_mask, from_mask.to(torch.get_autocast_dtype("cpu")), *rest)

@@ -7,6 +7,7 @@ import torch
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
 from torch.nn import functional
 
+from tasks import comparison
 from tasks.suites.benchmark import BuildRequest
 from tasks.suites.torchbench.reinforcement import (
     DrqActor,
@@ -53,6 +54,12 @@ def test_the_mean_is_the_squashed_location(policy):
     torch.testing.assert_close(sum_of_mean(policy), torch.tanh(policy.loc).sum())
 
 
+def test_both_parameters_of_a_policy_are_compared(policy):
+    compared = {name: value for name, value in comparison.leaves(policy, "policy") if isinstance(value, torch.Tensor)}
+    assert set(compared) == {"policy.loc", "policy.scale"}
+    assert torch.equal(compared["policy.scale"], policy.scale)
+
+
 def test_samples_have_a_gradient_through_the_reparametrisation():
     loc, scale = torch.zeros(3, requires_grad=True), torch.ones(3, requires_grad=True)
     SquashedNormal(loc, scale).rsample().sum().backward()
@@ -89,6 +96,8 @@ def test_drqs_encoder_is_its_formula_and_records_what_it_computes():
     for number, conv in enumerate(actor.encoder.convs):
         hidden = functional.conv2d(hidden, conv.weight, conv.bias, stride=2 if number == 0 else 1).relu()
     assert hidden.shape == (2, 32, 35, 35)
+    torch.testing.assert_close(actor.encoder.outputs["obs"], frames / 255)
+    torch.testing.assert_close(actor.encoder.outputs["conv4"], hidden)
     linear, norm = actor.encoder.head
     features = hidden.reshape(2, -1) @ linear.weight.T + linear.bias
     features = (features - features.mean(1, keepdim=True)) / (features.var(1, keepdim=True, unbiased=False) + norm.eps).sqrt()

@@ -1,0 +1,248 @@
+"""One task from model to row, in the phases build, eager, compile, verify and time; every failure becomes a result.
+
+What is verified and then timed is one and the same compiled callable. Whatever is timed, and the verification, runs while this process
+owns the device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from tasks import accuracy, compilation, environment, failure, hardware, measure, step
+from tasks.channel import Channel
+from tasks.comparison import leaves
+from tasks.compilation import stance
+from tasks.spec import Accuracy, FailureClass, Measurement, Phase, Samples, Status, TaskSpec, WorkerResult
+from tasks.step import State, Workload
+from tasks.stepper import Side
+from tasks.suites.benchmark import Benchmark
+
+WARM_CUDA_S, WARM_CPU_S = 1.0, 0.2
+LAUNCH_BOUND = 0.9  # of an eager iteration's time; a device that is busy for less waits for its host
+SLOW_STEPS = 10  # steps that must fit into the eager phase's deadline for the model to be looked at in full
+STEPS_PER_CHECK = 8  # eager steps that a check takes per iteration, the float64 reference counted as four
+RANDOM_FACTOR = 10.0  # another seed must move a model's results by this many times what repeating moves them
+
+
+def execute(task: TaskSpec, channel: Channel) -> WorkerResult:
+    """Run ``task``; always returns a result, unless the process dies."""
+    execution = _Execution(task, channel)
+    try:
+        return execution.run()
+    except Exception as error:  # noqa: BLE001 - classified, and printed with its traceback
+        found = failure.classify(error, execution.phase)
+        return WorkerResult(
+            status=found.status,
+            phase=execution.phase,
+            failure_class=found.failure_class,
+            error=found.message,
+            measurement=execution.measurement,
+            samples=execution.samples,
+        )
+
+
+@dataclass(slots=True)
+class _Execution:
+    """A task in progress, and what is known of it so far."""
+
+    task: TaskSpec
+    channel: Channel
+    phase: Phase = Phase.START
+    measurement: Measurement = field(default_factory=Measurement)
+    samples: Samples = field(default_factory=Samples)
+    neighbours: int = 0
+    remarks: list[str] = field(default_factory=list)  # on how accuracy was judged
+
+    def run(self) -> WorkerResult:
+        device = self._device()
+        self._enter(Phase.BUILD)
+        workload = self._build(device)
+        self._enter(Phase.EAGER)
+        state = State(workload, self.task.seed)
+        random, eager_s = self._eager(workload, state, device)
+        self._enter(Phase.COMPILE)
+        compiled = self._compile(workload, state, device, same_random_numbers=random)
+        self._enter(Phase.VERIFY)
+        self._verify(workload, compiled, state, device, eager_s)
+        del state
+        self._enter(Phase.TIME)
+        self._time(workload, compiled, device)
+        return self._result()
+
+    def _device(self) -> torch.device:
+        resources = self.task.resources
+        threads = resources.threads or max(1, int(resources.num_cpus))
+        torch.set_num_threads(threads)
+        device = torch.device(resources.device)
+        if device.type == "cuda":
+            failure.require_cuda()
+            device = torch.device("cuda", torch.cuda.current_device())
+        self._note(
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else environment.cpu_model(),
+            gpu_uuid=environment.gpu_uuid(device),
+            threads=threads,
+            compile_threads=resources.compile_threads,
+            versions=environment.versions(),
+            machine=environment.machine(device),
+        )
+        return device
+
+    def _build(self, device: torch.device) -> Workload:
+        from tasks.suites.loader import load
+
+        benchmark: Benchmark = load(self.task.model, self.task.mode, device, self.task.seed)
+        workload = step.prepare(benchmark, self.task.mode, self.task.precision, self.task.optimizer, device)
+        dtype = workload.autocast_dtype
+        self._note(
+            batch_size=benchmark.batch_size,
+            parameters=sum(parameter.numel() for parameter in benchmark.module.parameters()),
+            input_shapes=step.shapes((benchmark.args, benchmark.kwargs)),
+            model_source=benchmark.source,
+            fidelity=benchmark.fidelity,
+            autocast_dtype=None if dtype is None else str(dtype).removeprefix("torch."),
+            accuracy_tolerance=self.task.accuracy.tolerance
+            or benchmark.tolerance
+            or accuracy.tolerance_for(self.task.model.suite, workload.training, self.task.precision, dtype),
+        )
+        return workload
+
+    def _eager(self, workload: Workload, state: State, device: torch.device) -> tuple[bool, float]:
+        """Whether the model draws random numbers, and the seconds of an eager step."""
+        with self._exclusive():
+            first = self._draw(workload, state, 0)
+            eager_s = self._seconds(workload, device)
+            if eager_s * SLOW_STEPS > self.task.deadlines.eager_s:
+                self.remarks.append(f"a step takes {eager_s:.0f} s: whether it draws random numbers was not looked at")
+                return False, eager_s
+            repeated, other = (self._draw(workload, state, offset) for offset in (0, 1))
+        return accuracy.distance(first, other) > RANDOM_FACTOR * accuracy.distance(first, repeated), eager_s
+
+    def _draw(self, workload: Workload, state: State, offset: int) -> accuracy.Results:
+        """What one step from the initial state returns when the generators start from the seed plus ``offset``."""
+        state.restore()
+        step.seed_everything(self.task.seed + offset)
+        return {name: value.clone() for name, value in leaves(workload.step(), "result") if isinstance(value, torch.Tensor)}
+
+    def _seconds(self, workload: Workload, device: torch.device) -> float:
+        step.synchronize(device)
+        began = time.perf_counter()
+        workload.step()
+        step.synchronize(device)
+        return time.perf_counter() - began
+
+    def _compile(self, workload: Workload, state: State, device: torch.device, *, same_random_numbers: bool) -> Callable[[], Any]:
+        """The compiled step, compiled. ``same_random_numbers``: it is to draw those that eager draws, or it could not be verified."""
+        if same_random_numbers:
+            self.remarks.append("the model draws random numbers: compiled with fallback_random, and timed so")
+        compiled = compilation.compile_step(workload.step, self.task.compile, same_random_numbers=same_random_numbers)
+        state.restore()
+        with compilation.autotune_under(self._exclusive):
+            calls = compilation.first_calls(
+                compiled, lambda: step.synchronize(device), environment.process_tree_cpu_s, self.channel.paused_s
+            )
+        self._note(compile_s=calls.compile_s, compile_cpu_s=calls.compile_cpu_s)
+        self._note_compiler()
+        return compiled
+
+    def _verify(self, workload: Workload, compiled: Callable[[], Any], state: State, device: torch.device, eager_s: float) -> None:
+        spec = self.task.accuracy
+        if not spec.enabled:
+            self._note(accuracy=Accuracy.SKIPPED.value, accuracy_reason="switched off in the manifest")
+            return
+        iterations = spec.iterations
+        if iterations * STEPS_PER_CHECK * eager_s > self.task.deadlines.verify_s / 2:
+            iterations = 1
+            self.remarks.append("one step instead of several, for lack of time")
+        rule = accuracy.rule_for(self.measurement.accuracy_tolerance or 0.0, workload, self.task.precision, device)
+        with self._exclusive():
+            verdict = accuracy.check(workload, compiled, state, iterations=iterations, rule=rule, device=device)
+        self._note(
+            accuracy=verdict.accuracy.value,
+            accuracy_reason="; ".join([*([verdict.reason] if verdict.reason else []), *self.remarks]) or None,
+            accuracy_tensor=verdict.tensor,
+            accuracy_margin=verdict.margin,
+            eager_rmse=_finite(verdict.eager_rmse),
+            compiled_rmse=_finite(verdict.compiled_rmse),
+            deterministic=verdict.deterministic,
+            reference=verdict.reference,
+        )
+        self._note_compiler()
+
+    def _time(self, workload: Workload, compiled: Callable[[], Any], device: torch.device) -> None:
+        compilation.stop_compile_workers()
+        sides = (
+            Side(workload.step, partial(stance, "force_eager"), partial(stance, "force_eager")),
+            Side(compiled, partial(stance, "default"), partial(stance, "fail_on_recompile"), compilation.compiler_activity),
+        )
+        with self._exclusive():
+            machine = hardware.machine_for(device, self.measurement.gpu_uuid)
+            eager_mib, compiled_mib = (hardware.peak_mib(side.step, side.warm, device) for side in sides)
+            timing = measure.measure(
+                sides,
+                machine,
+                self.task.measure,
+                seed=self.task.seed,
+                deadline_s=self.task.deadlines.time_s,
+                warm_s=WARM_CUDA_S if device.type == "cuda" else WARM_CPU_S,
+            )
+        self.samples = timing.samples
+        self._note(eager_peak_mib=eager_mib, compiled_peak_mib=compiled_mib, neighbours=self.neighbours)
+        self._note(machine={**self.measurement.machine, **machine.summary(), "quality_reason": "; ".join(timing.flags) or None})
+        self._note_compiler()
+        self._note_timing(timing)
+
+    def _note_timing(self, timing: measure.Timing) -> None:
+        summary, device_ms = timing.summary, timing.eager_device_ms
+        self._note(
+            speedup=summary.speedup,
+            speedup_low=summary.speedup_low,
+            speedup_high=summary.speedup_high,
+            speedup_of_medians=summary.speedup_of_medians,
+            quality=timing.quality.value,
+            pairs=summary.pairs,
+            eager_ms=summary.eager_ms,
+            compiled_ms=summary.compiled_ms,
+            eager_device_ms=device_ms,
+            compiled_device_ms=timing.compiled_device_ms,
+            launch_bound=device_ms < LAUNCH_BOUND * summary.eager_ms if device_ms is not None and summary.eager_ms else None,
+        )
+
+    def _note_compiler(self) -> None:
+        """Counted anew after each phase: a recompile while verifying counts as well."""
+        self._note(**dataclasses.asdict(compilation.report()))
+
+    def _result(self) -> WorkerResult:
+        found = self.measurement
+        verdict: tuple[Status, FailureClass | None, str | None] = Status.PASS, None, None
+        if found.accuracy == Accuracy.FAIL:
+            verdict = Status.FAIL_ACCURACY, FailureClass.ACCURACY, found.accuracy_reason
+        elif found.speedup is None:
+            verdict = Status.INFRA_ERROR, FailureClass.DEVICE, f"no pair could be used: {found.machine['quality_reason']}"
+        status, failure_class, error = verdict
+        return WorkerResult(status, self.phase, failure_class, error, found, self.samples)
+
+    @contextlib.contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        with self.channel.exclusive() as grant:
+            self.neighbours = max(self.neighbours, grant.neighbours)
+            yield
+
+    def _enter(self, phase: Phase) -> None:
+        self.phase = phase
+        self.channel.phase(phase)
+
+    def _note(self, **found: Any) -> None:
+        self.measurement = replace(self.measurement, **found)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

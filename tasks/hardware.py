@@ -1,0 +1,255 @@
+"""The machine while it is measured: its clocks, its counters at the borders of pairs, and what they say about a pair.
+
+``HostMachine`` and ``CudaMachine`` are what ``tasks.measure`` runs on. NVML is read through one small class and may be missing, as it is in
+many containers; the clock of the GPU is then still known from how long a number of its cycles takes.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tasks.nvml import Gpu, GpuReading, Nvml
+from tasks.spec import Scalar
+
+MAX_STEAL = 0.05  # share of all processors' time that the hypervisor gave to others
+MAX_WAIT = 0.10  # share of the time in which the main thread was ready to run and did not
+SHORT_SPIN_CYCLES, LONG_SPIN_CYCLES = 500_000, 1_500_000
+QUEUE_FILL_FACTOR = 2.0  # the queue is kept busy for this many times what it takes to launch a step
+MAX_QUEUE_FILL_S = 2.0
+_ASSUMED_MHZ = 2000.0
+
+
+@dataclass(frozen=True, slots=True)
+class HostReading:
+    """Counters of the operating system, in seconds, at ``at_s`` on the monotonic clock; None for what this system does not have."""
+
+    at_s: float
+    pressure_s: float | None  # some task waited for a processor
+    steal_s: float | None  # per processor
+    wait_s: float | None  # the main thread waited for a processor
+
+
+class HostMachine:
+    """The CPU as the device: nothing to wait for, no clock to read, no pair to discard."""
+
+    def __init__(self, proc: Path = Path("/proc")) -> None:
+        self._proc = proc
+        self._first = self._last = read_host(proc)
+
+    def now_ns(self) -> int:
+        return time.perf_counter_ns()
+
+    def synchronize(self) -> None:
+        """On the CPU a step is done when it returns."""
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def clock_mhz(self) -> float | None:
+        return None
+
+    def mark(self) -> None:
+        self._last = read_host(self._proc)
+
+    def fault(self) -> str | None:
+        self._last = read_host(self._proc)
+        return None
+
+    def contaminated(self) -> str | None:
+        """Whether others took the processors, from the first reading to the last."""
+        steal, wait = (share(self._first, self._last, name) for name in ("steal_s", "wait_s"))
+        if steal is not None and steal > MAX_STEAL:
+            return f"the hypervisor gave {steal:.0%} of the processors' time to others"
+        if wait is not None and wait > MAX_WAIT:
+            return f"the main thread waited for a processor for {wait:.0%} of the time"
+        return None
+
+    def device_ms(self, step: Callable[[], object]) -> float | None:  # noqa: ARG002 - the CPU has no queue of its own
+        return None
+
+    def summary(self) -> dict[str, Scalar]:
+        """Shares of the measurement's time: for the row."""
+        names = {"cpu_pressure_share": "pressure_s", "cpu_steal_share": "steal_s", "cpu_wait_share": "wait_s"}
+        return {key: share(self._first, self._last, name) for key, name in names.items()}
+
+
+class CudaMachine(HostMachine):
+    """A CUDA device. ``gpu`` is None where there is no NVML."""
+
+    def __init__(self, device: torch.device, gpu: Gpu | None, proc: Path = Path("/proc")) -> None:
+        super().__init__(proc)
+        self._device = device
+        self._gpu = gpu
+        self._readings = [gpu.read()] if gpu else []
+        self._marked_us = time.time_ns() // 1000
+
+    def synchronize(self) -> None:
+        torch.cuda.synchronize(self._device)
+
+    def clock_mhz(self) -> float | None:
+        """From the difference of two spins, so that what it takes to launch them cancels."""
+        short_ms, long_ms = (self._spin_ms(cycles) for cycles in (SHORT_SPIN_CYCLES, LONG_SPIN_CYCLES))
+        return (LONG_SPIN_CYCLES - SHORT_SPIN_CYCLES) / (long_ms - short_ms) / 1000 if long_ms > short_ms else None
+
+    def mark(self) -> None:
+        super().mark()
+        self._marked_us = time.time_ns() // 1000
+        if self._gpu:
+            self._readings.append(self._gpu.read())
+
+    def fault(self) -> str | None:
+        """A slow-down of the hardware since ``mark``, or another process at work on the GPU."""
+        super().fault()
+        if self._gpu is None:
+            return None
+        before, after = self._readings[-1], self._gpu.read()
+        self._readings.append(after)
+        slowed = [name for name, then in before.slowdown_ns.items() if after.slowdown_ns.get(name, then) > then]
+        if slowed:
+            return f"the GPU throttled: {', '.join(slowed)}"
+        others = self._gpu.others_busy(self._marked_us)
+        return f"other processes used the GPU: {', '.join(map(str, others))}" if others else None
+
+    def device_ms(self, step: Callable[[], object]) -> float | None:
+        """Events around a step that was queued whole behind a long spin, so that the device never waits for the host.
+
+        None if the device reached the step before the host had queued it all: the step waits for the device itself.
+        """
+        self.synchronize()
+        began = time.perf_counter()
+        step()
+        launch_s = time.perf_counter() - began
+        self.synchronize()
+        for _ in range(2):
+            spin_s = QUEUE_FILL_FACTOR * launch_s + 1e-4
+            if spin_s > MAX_QUEUE_FILL_S:
+                return None
+            span_ms, launch_s = self._queued_span_ms(step, spin_s)
+            if span_ms is not None:
+                return span_ms
+        return None
+
+    def summary(self) -> dict[str, Scalar]:
+        return super().summary() | _summary(self._readings, self._last.at_s - self._first.at_s)
+
+    def _queued_span_ms(self, step: Callable[[], object], spin_s: float) -> tuple[float | None, float]:
+        start, end = _event(), _event()
+        _spin(int(spin_s * _ASSUMED_MHZ * 1e6))
+        start.record()
+        began = time.perf_counter()
+        step()
+        launch_s = time.perf_counter() - began
+        end.record()
+        ran_dry = start.query()  # type: ignore[no-untyped-call]
+        self.synchronize()
+        return (None if ran_dry else start.elapsed_time(end)), launch_s
+
+    def _spin_ms(self, cycles: int) -> float:
+        start, end = _event(), _event()
+        start.record()
+        _spin(cycles)
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end))
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+def _spin(cycles: int) -> None:
+    """Keep the device busy for so many of its cycles."""
+    torch.cuda._sleep(cycles)  # type: ignore[no-untyped-call]  # noqa: SLF001 - torch has no public spin
+
+
+def _summary(readings: list[GpuReading], elapsed_s: float) -> dict[str, Scalar]:
+    clocks, temperatures, powers = (
+        [value for reading in readings if (value := getattr(reading, name)) is not None]
+        for name in ("clock_mhz", "temperature_c", "power_w")
+    )
+    found: dict[str, Scalar] = {}
+    if clocks:
+        found |= {"sm_clock_mhz_min": min(clocks), "sm_clock_mhz_max": max(clocks)}
+    if temperatures:
+        found["gpu_temperature_c_max"] = max(temperatures)
+    if powers:
+        found["gpu_power_w_max"] = max(powers)
+    caps = [reading.power_cap_ns for reading in readings if reading.power_cap_ns is not None]
+    if caps and elapsed_s > 0:
+        found["power_cap_share"] = min(1.0, (caps[-1] - caps[0]) / 1e9 / elapsed_s)
+    return found
+
+
+def machine_for(device: torch.device, gpu_uuid: str | None) -> HostMachine:
+    """The machine that steps on ``device`` run on."""
+    if device.type != "cuda":
+        return HostMachine()
+    return CudaMachine(device, Nvml.open(gpu_uuid, os.getpid()) if gpu_uuid else None)
+
+
+def peak_mib(step: Callable[[], object], context: Callable[[], AbstractContextManager[Any]], device: torch.device) -> float | None:
+    """The most memory that torch had allocated during a warm step; None on the CPU, whose allocator does not count."""
+    if device.type != "cuda":
+        return None
+    with context():
+        step()
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) / 2**20
+
+
+def read_host(proc: Path) -> HostReading:
+    """Counters under ``proc``, a directory like /proc."""
+    thread = threading.get_native_id()
+    return HostReading(
+        at_s=time.monotonic(),
+        pressure_s=_first(_pressure(proc / "pressure" / "cpu")),
+        steal_s=_first(_steal(proc / "stat")),
+        wait_s=_first(_wait(proc / "self" / "task" / str(thread) / "schedstat")),
+    )
+
+
+def share(before: HostReading, after: HostReading, name: str) -> float | None:
+    """By how much the counter ``name`` rose, as a share of the time between the readings."""
+    then, now, elapsed_s = getattr(before, name), getattr(after, name), after.at_s - before.at_s
+    return None if then is None or now is None or elapsed_s <= 0 else (now - then) / elapsed_s
+
+
+def _pressure(path: Path) -> Iterator[float]:
+    for line in _lines(path):
+        if line.startswith("some "):
+            yield int(line.rpartition("total=")[2]) / 1e6
+
+
+def _steal(path: Path) -> Iterator[float]:
+    lines = _lines(path)
+    processors = sum(line.startswith("cpu") for line in lines) - 1
+    if processors > 0 and len(lines[0].split()) > 8:
+        yield int(lines[0].split()[8]) / 100 / processors
+
+
+def _wait(path: Path) -> Iterator[float]:
+    for line in _lines(path):
+        yield int(line.split()[1]) / 1e9
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return []
+
+
+def _first(values: Iterator[float]) -> float | None:
+    return next(values, None)

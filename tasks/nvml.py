@@ -1,0 +1,85 @@
+"""The GPU's own view of itself: slow-downs, clocks, temperature, power, and who else is at work on it. Reads only; changes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class GpuReading:
+    """NVML's view at one moment; None for what this GPU or driver does not tell. Slow-downs are counters, in ns."""
+
+    slowdown_ns: dict[str, int] = field(default_factory=dict)
+    power_cap_ns: int | None = None
+    clock_mhz: float | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+
+
+class Gpu(Protocol):
+    """What is asked of NVML."""
+
+    def read(self) -> GpuReading:
+        """The state now."""
+
+    def others_busy(self, since_us: int) -> tuple[int, ...]:
+        """Other processes that have used the GPU's multiprocessors since then (microseconds since the epoch)."""
+
+
+class Nvml:
+    """NVML on the GPU with ``uuid``."""
+
+    _SLOWDOWNS = (
+        ("hardware thermal", "NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_THERM_SLOWDOWN"),
+        ("power brake", "NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_POWER_BRAKE_SLOWDOWN"),
+        ("software thermal", "NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_THERM_SLOWDOWN"),
+    )
+
+    def __init__(self, nvml: Any, uuid: str, own_pid: int) -> None:
+        self._nvml = nvml
+        self._own_pid = own_pid
+        self._handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
+
+    @classmethod
+    def open(cls, uuid: str, own_pid: int) -> Nvml | None:
+        """None where NVML is not installed, there is no driver, or it does not know the GPU."""
+        try:
+            import pynvml
+        except ModuleNotFoundError:
+            return None
+        try:
+            pynvml.nvmlInit()
+            return cls(pynvml, uuid, own_pid)
+        except pynvml.NVMLError:
+            return None
+
+    def read(self) -> GpuReading:
+        nvml = self._nvml
+        slowdowns = {name: self._counter(field_name) for name, field_name in self._SLOWDOWNS}
+        power_mw = self._ask(nvml.nvmlDeviceGetPowerUsage)
+        return GpuReading(
+            slowdown_ns={name: value for name, value in slowdowns.items() if value is not None},
+            power_cap_ns=self._counter("NVML_FI_DEV_PERF_POLICY_POWER"),
+            clock_mhz=self._ask(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM),
+            temperature_c=self._ask(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU),
+            power_w=None if power_mw is None else power_mw / 1000,
+        )
+
+    def others_busy(self, since_us: int) -> tuple[int, ...]:
+        """Empty also where this process is not among those that NVML lists: in another PID namespace numbers mean nothing."""
+        entries = self._ask(self._nvml.nvmlDeviceGetProcessUtilization, since_us) or ()
+        busy = {int(entry.pid) for entry in entries if entry.smUtil > 0 and entry.timeStamp > since_us}
+        return tuple(sorted(busy - {self._own_pid})) if self._own_pid in busy else ()
+
+    def _counter(self, field_name: str) -> int | None:
+        number = getattr(self._nvml, field_name, None)
+        values = None if number is None else self._ask(self._nvml.nvmlDeviceGetFieldValues, [number])
+        return int(values[0].value.ullVal) if values and values[0].nvmlReturn == 0 else None
+
+    def _ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        with contextlib.suppress(self._nvml.NVMLError):
+            return function(self._handle, *arguments)
+        return None

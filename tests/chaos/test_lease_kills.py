@@ -1,0 +1,134 @@
+"""Kill supervisors, guardians and workers that share a device at random moments: nobody stays paused, nothing is left, nobody overlaps.
+
+Several callers run attempt after attempt, each of which compiles a little and times a lot, with a child in a session of its own. A caller
+that is killed is replaced. At the end every caller is asked to stop after its attempt: one whose worker stayed paused never would.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tasks import lease
+from tests.tasks.processes_fixtures import guardians_of, states_below, wait_until
+
+ROOT = Path(__file__).parent.parent.parent
+CALLERS = 4
+CALLER = """
+import itertools, json, os, sys, tempfile
+tempfile.tempdir, meeting_place, stop, seed = sys.argv[1:5]
+from tasks import lease
+from tasks.spec import *
+from tasks.supervisor import supervise
+lease.SHARED_MEMORY = meeting_place
+options = {"seconds": 0.03, "exclusive_seconds": 0.004, "rounds": 25, "orphans": 1, "pairs": 7}
+for number in itertools.count(1):
+    model = ModelSpec("toy", "slow_pass", options=options)
+    task = TaskSpec(f"toy/{seed}/{number}", model, "training", "inductor", PrecisionSpec("amp"))
+    for event in supervise(task, Attempt("run", number)):
+        pass
+    outcome = event.outcome
+    print(json.dumps([outcome.status, outcome.error, outcome.paused_s, outcome.log]), flush=True)
+    if os.path.exists(stop):
+        break
+"""
+
+
+class Callers:
+    """The processes that run attempts, and what they reported."""
+
+    def __init__(self, node_directory):
+        self._base = node_directory
+        self._stop = node_directory.parent / "stop"
+        self._reports = node_directory.parent / "reports"
+        self._seeds = itertools.count()
+        self.running = [self._start() for _ in range(CALLERS)]
+
+    def _start(self):
+        seed = str(next(self._seeds))
+        command = [sys.executable, "-c", CALLER, str(self._base), lease.SHARED_MEMORY, str(self._stop), seed]
+        with self._reports.with_suffix(f".{seed}").open("w") as file:
+            return subprocess.Popen(command, stdout=file, cwd=ROOT)
+
+    def kill(self, source):
+        position = source.randrange(CALLERS)
+        self.running[position].kill()
+        self.running[position].wait()
+        self.running[position] = self._start()
+
+    def finish(self):
+        self._stop.touch()
+        for caller in self.running:
+            assert caller.wait(timeout=120) == 0
+
+    def reports(self):
+        paths = self._base.parent.glob(f"{self._reports.name}.*")
+        return [json.loads(line) for path in paths for line in path.read_text().splitlines() if line.endswith("]")]
+
+
+def kill_random(callers, node_directory, source):
+    """SIGKILL a process of a randomly chosen kind; the kind, or None if there was none."""
+    kind = source.choice(["supervisor", "guardian", "worker"])
+    if kind == "supervisor":
+        callers.kill(source)
+        return kind
+    pids = guardians_of(node_directory) if kind == "guardian" else set(states_below(node_directory))
+    if not pids:
+        return None
+    try:
+        os.kill(source.choice(sorted(pids)), 9)
+    except ProcessLookupError:
+        return None
+    return kind
+
+
+def run_and_kill(node_directory, kills, pause_s):
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")  # noqa: T201 - shown when a run fails
+    source = random.Random(seed)
+    callers = Callers(node_directory)
+    wait_until(lambda: len(callers.reports()) >= CALLERS, "the first outcomes")
+    done = {"supervisor": 0, "guardian": 0, "worker": 0}
+    while sum(done.values()) < kills:
+        time.sleep(source.uniform(0, pause_s))
+        kind = kill_random(callers, node_directory, source)
+        if kind is not None:
+            done[kind] += 1
+    callers.finish()
+    return callers.reports(), done
+
+
+def check(node_directory, reports):
+    wait_until(lambda: not states_below(node_directory), f"the end of {states_below(node_directory)}")
+    wait_until(lambda: not guardians_of(node_directory), "the end of the guardians")
+    statuses = {status for status, *_ in reports}
+    assert statuses <= {"pass", "crash", "infra_error"}, [
+        report[:2] for report in reports if report[0] not in ("pass", "crash", "infra_error")
+    ]
+    assert sum(paused_s for _, _, paused_s, _ in reports) > 0
+    logs = [log for *_, log in reports]
+    times = sorted((float(a), float(b)) for log in logs for a, b in re.findall(r"exclusive (\S+) (\S+)\n", log))
+    assert len(times) > 25
+    assert all(one[1] <= other[0] for one, other in itertools.pairwise(times))
+
+
+def test_twenty_kills(node_directory):
+    reports, _ = run_and_kill(node_directory, 20, 0.3)
+    check(node_directory, reports)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1800)
+def test_five_hundred_kills(node_directory):
+    reports, done = run_and_kill(node_directory, 500, 0.5)
+    assert min(done.values()) > 100
+    check(node_directory, reports)

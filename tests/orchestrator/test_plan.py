@@ -1,0 +1,387 @@
+"""Plans: the same bytes every time; a digest that changes if and only if the number could."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.manifest import load_manifest
+from orchestrator.plan import Reason, digest, plan_tasks
+from tasks import PROTOCOL_VERSION
+from tasks.spec import (
+    AccuracySpec,
+    CompileSpec,
+    DeadlineSpec,
+    MeasureSpec,
+    ModelSpec,
+    PrecisionSpec,
+    ResourceSpec,
+    TaskSpec,
+    decode,
+    encode,
+)
+
+ROOT = Path(__file__).parents[2]
+PT2 = ROOT / "manifests/pt2.yaml"
+
+
+def plan(tmp_path, text, device="cpu", **options):
+    (tmp_path / "m.yaml").write_text(f"schema_version: 1\nname: test\n{text}")
+    return plan_tasks(load_manifest(tmp_path / "m.yaml"), device, **options)
+
+
+def only(tmp_path, text, device="cpu"):
+    (task,) = plan(tmp_path, f"matrix: {{dtype: [amp]}}\n{text}", device).tasks
+    return task.spec
+
+
+def ids(planned):
+    return [task.spec.task_id for task in planned.tasks]
+
+
+def as_bytes(planned):
+    return json.dumps(
+        [{"reason": task.reason, "skip": task.skip, "cost_s": task.cost_s, "spec": encode(task.spec)} for task in planned.tasks]
+    )
+
+
+def in_a_fresh_interpreter(code, **environment):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, env=os.environ | environment)
+
+
+# --- what is planned --------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_model_in_every_combination(tmp_path):
+    text = (
+        "matrix: {mode: [inference, training], backend: [inductor, eager]}\nbackends: {eager: {backend: eager}}\nsuites: {toy: [pass, oom]}"
+    )
+
+    planned = plan(tmp_path, text)
+
+    assert len(planned.tasks) == 16
+    assert set(ids(planned)) == {
+        f"toy/{model}/{dtype}/{mode}/{backend}"
+        for model in ("pass", "oom")
+        for dtype in ("amp", "float32")
+        for mode in ("training", "inference")
+        for backend in ("inductor", "eager")
+    }
+
+
+def test_a_task_is_complete(tmp_path):
+    text = """\
+seed: 5
+matrix: {dtype: [amp], backend: [graphs]}
+backends: {graphs: {mode: reduce-overhead, dynamic: null, fullgraph: true, suppress_errors: true}}
+precision: {tf32: false, autocast_dtype: bfloat16}
+training: {optimizer: sgd}
+measurement: {half_width: 0.5, max_time_s: 3}
+accuracy: {iterations: 3, tolerance: 0.5}
+deadlines: {build_s: 7, task_s: 100}
+execution: {num_cpus: 4, accelerator: H100, memory_mib: 512, threads: 3, compile_threads: 2, cache: shared}
+suites:
+  torchbench:
+    - name: dcgan
+      batch_size: 2
+      options: {x: 1}
+      optimizer: adam
+      measurement: {min_pairs: 9}
+      deadlines: {build_s: 8}
+      num_cpus: 6
+      tolerance: 0.25
+      tolerance_reason: because
+      note: a remark
+"""
+    planned = plan(tmp_path, text, "cuda")
+    (task,) = planned.tasks
+    expected = TaskSpec(
+        task_id="torchbench/dcgan/amp/training/graphs",
+        model=ModelSpec("torchbench", "dcgan", 2, options={"x": 1}),
+        mode="training",
+        backend="graphs",
+        precision=PrecisionSpec("amp", False, "bfloat16"),
+        compile=CompileSpec("inductor", "reduce-overhead", None, True, {}, True),
+        measure=MeasureSpec(half_width=0.5, max_time_s=3.0, min_pairs=9),
+        accuracy=AccuracySpec(iterations=3, tolerance=0.25),
+        deadlines=DeadlineSpec(build_s=8.0, task_s=100.0),
+        resources=ResourceSpec("cuda", 6.0, 1.0, "H100", 512, 3, 2),
+        optimizer="adam",
+        cache="shared",
+        seed=5,
+        manifest_digest=planned.manifest_digest,
+    )
+
+    assert task.spec == dataclasses.replace(expected, digest=digest(expected))
+    assert (task.reason, task.skip, task.note) == (Reason.NEW, None, "a remark")
+    assert decode(TaskSpec, json.loads(json.dumps(encode(task.spec)))) == task.spec
+
+
+def test_what_the_device_decides(tmp_path):
+    on_cpu, on_cuda = (only(tmp_path, "suites: {torchbench: [dcgan]}", device) for device in ("cpu", "cuda"))
+
+    assert (on_cpu.precision.autocast_dtype, on_cuda.precision.autocast_dtype) == ("bfloat16", "float16")
+    assert (on_cpu.resources.num_cpus, on_cuda.resources.num_cpus) == (2.0, 1.0)
+    assert (on_cpu.resources.num_gpus, on_cuda.resources.num_gpus) == (0.0, 1.0)
+    assert only(tmp_path, "execution: {accelerator: H100}\nsuites: {toy: [pass]}").resources.accelerator is None
+
+
+def test_tasks_that_share_a_gpu_ask_for_their_share(tmp_path):
+    assert only(tmp_path, "execution: {sharing: 4}\nsuites: {toy: [pass]}", "cuda").resources.num_gpus == 0.25
+    (task, _) = plan(tmp_path, "execution: {sharing: auto}\nsuites: {toy: [pass]}", "cuda", sharing=8).tasks
+    assert task.spec.resources.num_gpus == 0.125
+    assert only(tmp_path, "execution: {sharing: auto}\nsuites: {toy: [pass]}", "cuda").resources.num_gpus == 1.0
+
+
+def test_inference_has_its_own_batch_tolerance_and_no_optimizer(tmp_path):
+    text = (
+        "training: {optimizer: adam}\nmatrix: {dtype: [amp], mode: [training, inference]}\nsuites: {torchbench: ["
+        "{name: dcgan, batch_size: 2, eval_batch_size: 3, tolerance: {training: 0.1}, tolerance_reason: x}]}"
+    )
+    by_mode = {task.spec.mode: task.spec for task in plan(tmp_path, text).tasks}
+
+    assert (by_mode["training"].model.batch_size, by_mode["inference"].model.batch_size) == (2, 3)
+    assert (by_mode["training"].accuracy.tolerance, by_mode["inference"].accuracy.tolerance) == (0.1, None)
+    assert (by_mode["training"].optimizer, by_mode["inference"].optimizer) == ("adam", "none")
+
+
+def test_batch_sizes_of_the_suite_are_spelled_out(tmp_path):
+    text = "matrix: {dtype: [amp], mode: [training, inference]}\nsuites: {torchbench: [dcgan]}"
+
+    assert {task.spec.mode: task.spec.model.batch_size for task in plan(tmp_path, text).tasks} == {"training": 32, "inference": 256}
+
+
+def test_a_model_can_be_restricted_to_dtypes(tmp_path):
+    planned = plan(tmp_path, "suites: {toy: [{name: pass, dtypes: [amp]}, oom]}")
+
+    assert ids(planned) == ["toy/oom/amp/training/inductor", "toy/oom/float32/training/inductor", "toy/pass/amp/training/inductor"]
+
+
+def test_excluded_tasks_are_planned_last_and_say_why(tmp_path):
+    text = """\
+suites: {torchbench: [dcgan, yolov3], toy: [pass]}
+exclude:
+  - {model: torchbench/y*, dtype: amp, reason: overflows}
+  - {model: "*/dcgan", mode: inference, reason: not here}
+  - {model: "*/yolo??", reason: comes second}
+"""
+    planned = plan(tmp_path, text)
+
+    assert [(task.spec.task_id, task.skip) for task in planned.tasks if task.skip] == [
+        ("torchbench/yolov3/amp/training/inductor", "overflows"),
+        ("torchbench/yolov3/float32/training/inductor", "comes second"),
+    ]
+    assert [task.reason for task in planned.tasks] == [Reason.NEW] * 4 + [Reason.EXCLUDED] * 2
+    assert len(planned.to_run) == 4
+
+
+def test_what_an_earlier_run_has_decided(tmp_path):
+    text = "matrix: {dtype: [amp]}\nsuites: {toy: [pass, oom, hang]}"
+    before = {task.spec.task_id: task.spec.digest for task in plan(tmp_path, text).tasks}
+    finished = {"toy/pass/amp/training/inductor": before["toy/pass/amp/training/inductor"], "toy/oom/amp/training/inductor": "other"}
+
+    reasons = {task.spec.model.name: task.reason for task in plan(tmp_path, text, finished=finished).tasks}
+
+    assert reasons == {"pass": Reason.DONE, "oom": Reason.CHANGED, "hang": Reason.NEW}
+
+
+# --- order ------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_longest_come_first_and_recorded_durations_beat_estimates(tmp_path):
+    text = "matrix: {dtype: [amp]}\nsuites: {torchbench: [dcgan, yolov3], toy: [pass]}"
+
+    assert [task.spec.model.name for task in plan(tmp_path, text).tasks] == ["yolov3", "dcgan", "pass"]
+    measured = plan(tmp_path, text, durations={"toy/pass/amp/training/inductor": 1e4, "torchbench/yolov3/amp/training/inductor": 1.0})
+    assert [task.spec.model.name for task in measured.tasks] == ["pass", "dcgan", "yolov3"]
+    assert measured.tasks[0].cost_s == 1e4
+
+
+def test_inference_and_fewer_processes_cost_less(tmp_path):
+    costs = {
+        task.spec.mode: task.cost_s for task in plan(tmp_path, "matrix: {mode: [training, inference]}\nsuites: {torchbench: [dcgan]}").tasks
+    }
+    (twice, _) = plan(tmp_path, "measurement: {processes: 2}\nsuites: {torchbench: [dcgan]}").tasks
+
+    assert costs["inference"] < costs["training"]
+    assert twice.cost_s == 2 * costs["training"]
+
+
+def test_planning_twice_gives_the_same_bytes():
+    assert as_bytes(plan_tasks(load_manifest(PT2), "cuda")) == as_bytes(plan_tasks(load_manifest(PT2), "cuda"))
+
+
+def test_the_hash_seed_changes_nothing():
+    code = """
+import json
+from orchestrator.manifest import load_manifest
+from orchestrator.plan import plan_tasks
+from tasks.spec import encode
+print(json.dumps([encode(task.spec) for task in plan_tasks(load_manifest("manifests/toy.yaml"), "cpu").tasks]))
+"""
+    outputs = {in_a_fresh_interpreter(code, PYTHONHASHSEED=seed).stdout for seed in ("1", "2")}
+
+    assert len(outputs) == 1
+
+
+# --- digests ----------------------------------------------------------------------------------------------------------------------------
+
+BASE = TaskSpec(
+    task_id="timm/x/amp/training/inductor",
+    model=ModelSpec("timm", "x", 8),
+    mode="training",
+    backend="inductor",
+    precision=PrecisionSpec("amp", True, "float16"),
+    resources=ResourceSpec("cuda", 2.0, 1.0),
+)
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(-5, 5), st.floats(0, 2), st.text(max_size=3))
+OPTIONS = st.dictionaries(st.sampled_from("abc"), SCALARS, max_size=3)
+POSITIVE = st.floats(0.001, 1e6)
+
+MOVES_THE_NUMBER = {
+    "model": st.builds(
+        ModelSpec,
+        st.sampled_from(["timm", "toy"]),
+        st.sampled_from("xy"),
+        st.sampled_from([None, 8, 9]),
+        st.sampled_from([None, "a:b"]),
+        OPTIONS,
+        st.sampled_from([None, "checkout"]),
+    ),
+    "mode": st.sampled_from(["training", "inference"]),
+    "precision": st.builds(PrecisionSpec, st.sampled_from(["amp", "float32"]), st.booleans(), st.sampled_from([None, "float16"])),
+    "compile": st.builds(
+        CompileSpec, st.sampled_from(["inductor", "eager"]), st.sampled_from([None, "default"]), st.sampled_from([None, False]),
+        st.booleans(), OPTIONS, st.booleans(),
+    ),
+    "measure": st.builds(
+        MeasureSpec, POSITIVE, st.integers(2, 4), st.integers(5, 7), POSITIVE, st.integers(1, 3), POSITIVE, st.integers(1, 2)
+    ),
+    "accuracy": st.builds(AccuracySpec, st.integers(1, 3), st.none() | POSITIVE, st.booleans()),
+    "optimizer": st.sampled_from(["none", "sgd", "adam"]),
+    "cache": st.sampled_from(["cold", "shared"]),
+    "seed": st.integers(0, 3),
+}  # fmt: skip
+CHANGES_NOTHING = {
+    "task_id": st.text(max_size=5),
+    "backend": st.sampled_from(["inductor", "another name for it"]),
+    "deadlines": st.builds(DeadlineSpec, POSITIVE, POSITIVE),
+    "digest": st.text(max_size=5),
+    "manifest_digest": st.text(max_size=5),
+}
+RESOURCES = st.builds(
+    ResourceSpec,
+    st.sampled_from(["cpu", "cuda"]),
+    st.sampled_from([0.5, 1.0, 2.0, 2.5, 4.0]),
+    st.sampled_from([0.0, 0.25, 1.0]),
+    st.sampled_from([None, "H100"]),
+    st.sampled_from([None, 64]),
+    st.sampled_from([None, 1, 2]),
+    st.sampled_from([None, 1, 2]),
+    st.sampled_from(["process", "inline"]),
+)
+
+
+def identity(spec):
+    """What of a task can move its number, as a reader of the documentation would list it."""
+    resources = spec.resources
+    cores = max(1, int(resources.num_cpus))
+    moving = {name: encode(getattr(spec, name)) for name in MOVES_THE_NUMBER}
+    return json.dumps([moving, resources.device, resources.threads or cores, resources.compile_threads or cores], sort_keys=True)
+
+
+TASKS = st.builds(
+    lambda resources, **others: dataclasses.replace(BASE, resources=resources, **others), RESOURCES, **MOVES_THE_NUMBER, **CHANGES_NOTHING
+)
+
+
+def test_every_field_of_a_task_is_either_in_its_digest_or_known_to_change_nothing():
+    assert {field.name for field in dataclasses.fields(TaskSpec)} == {*MOVES_THE_NUMBER, *CHANGES_NOTHING, "resources"}
+
+
+@settings(max_examples=100)
+@given(TASKS, TASKS)
+def test_digests_are_equal_if_and_only_if_nothing_that_moves_the_number_differs(left, right):
+    assert (digest(left) == digest(right)) == (identity(left) == identity(right))
+
+
+@settings(max_examples=100)
+@given(st.data())
+def test_one_change_at_a_time(data):
+    name = data.draw(st.sampled_from([*MOVES_THE_NUMBER, *CHANGES_NOTHING, "resources"]))
+    strategy = RESOURCES if name == "resources" else {**MOVES_THE_NUMBER, **CHANGES_NOTHING}[name]
+    changed = dataclasses.replace(BASE, **{name: data.draw(strategy)})
+
+    assert (digest(changed) == digest(BASE)) == (identity(changed) == identity(BASE))
+
+
+def test_the_protocol_is_part_of_the_digest(monkeypatch):
+    before = digest(BASE)
+    monkeypatch.setattr("orchestrator.plan.PROTOCOL_VERSION", PROTOCOL_VERSION + 1)
+
+    assert digest(BASE) != before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "deadlines: {task_s: 1}",
+        "retries: {infrastructure: 0}",
+        "weights: {amp: 1}",
+        "description: words",
+        "execution: {max_in_flight: 3, memory_mib: 100, sharing: 2}",
+        "precision: {autocast_dtype: bfloat16}",
+        "backends: {other: {backend: eager}}",
+        "defaults: {note: words}",
+        "defaults: {batch_size: 32}",
+    ],
+)
+def test_what_changes_no_number_changes_no_digest(tmp_path, change):
+    models = "\nsuites: {torchbench: [dcgan]}"
+
+    assert only(tmp_path, f"{change}{models}").digest == only(tmp_path, models).digest
+
+
+def test_autocast_is_no_business_of_float32(tmp_path):
+    digests = {
+        plan(tmp_path, f"matrix: {{dtype: [float32]}}\nprecision: {{autocast_dtype: {autocast}}}\nsuites: {{toy: [pass]}}")
+        .tasks[0]
+        .spec.digest
+        for autocast in ("float16", "bfloat16", "null")
+    }
+
+    assert len(digests) == 1
+
+
+def test_two_names_of_one_backend_give_one_digest(tmp_path):
+    text = "matrix: {dtype: [amp], backend: [inductor, same]}\nbackends: {same: {backend: inductor}}\nsuites: {toy: [pass]}"
+
+    assert len({task.spec.digest for task in plan(tmp_path, text).tasks}) == 1
+
+
+# --- lightness --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_planning_imports_nothing_heavy():
+    code = """
+import sys
+from orchestrator.cli import main
+sys.argv = ["sweep", "plan", "manifests/pt2.yaml"]
+try:
+    main()
+finally:
+    print(*sys.modules, file=sys.stderr)
+"""
+    done = in_a_fresh_interpreter(code)
+    heavy = {"torch", "ray", "pyarrow", "numpy", "scipy", "transformers", "timm", "torchvision", "rich", "plotly", "jinja2", "pandas"}
+
+    assert "326 tasks on cuda" in done.stdout
+    assert heavy & set(done.stderr.split()) == set()

@@ -1,0 +1,113 @@
+"""The store in a bucket of a real S3 server over HTTP: moto's, from PyPI."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import pyarrow.fs as pafs
+import pytest
+
+from orchestrator.errors import RunLockedError, StoreError, UsageError
+from orchestrator.record import RunState
+from orchestrator.store import Store
+from orchestrator.verify import verify
+from tasks.spec import encode
+from tests.orchestrator.stored import a_run, a_task, failed, passed
+
+pytest.importorskip("moto.server", reason="needs moto[server]")
+
+TASKS = [a_task(number) for number in range(4)]
+
+
+@pytest.fixture(scope="module")
+def endpoint():
+    """host:port of a server that forgets everything when the tests are over."""
+    command = [sys.executable, "-c", "from moto.server import main; main(['--host', '127.0.0.1', '--port', '0'])"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            line = next(line for line in server.stderr if "http://127.0.0.1:" in line)
+            address = line.rsplit("http://", 1)[1].split()[0]
+            _wait_for(f"http://{address}/moto-api/")
+            yield address
+        finally:
+            server.kill()
+
+
+def _wait_for(url):
+    for _ in range(200):
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+        except urllib.error.HTTPError:
+            return
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+    pytest.fail(f"no server at {url}")
+
+
+@pytest.fixture
+def store(endpoint, monkeypatch, request):
+    for name, value in {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}.items():
+        monkeypatch.setenv(name, value)
+    options = f"scheme=http&endpoint_override={endpoint}&region=us-east-1&allow_bucket_creation=true"
+    bucket = f"bucket-{abs(hash(request.node.name)) % 10**8}"
+    filesystem, _ = pafs.FileSystem.from_uri(f"s3://{bucket}?{options}")
+    filesystem.create_dir(bucket)
+    return Store(f"s3://{bucket}/results?{options}")
+
+
+def test_a_run_lives_in_a_bucket_from_start_to_end(store):
+    with pytest.raises(UsageError, match="there are no runs"):
+        store.resolve("latest")
+    with a_run(store, TASKS) as run:
+        for index, task in enumerate(TASKS[:2]):
+            run.append([(task, passed(task, seed=index))])
+        run.refresh_lock()
+        run.set_state(RunState.INTERRUPTED, 130)
+    run = store.resolve("latest")
+    assert run.acquire() == []
+    run.append([(TASKS[2], passed(TASKS[2], seed=2)), (TASKS[3], failed(TASKS[3]))])
+    assert verify(run) == []
+    assert run.compact()
+    assert verify(run) == []
+    assert len(run.files.names("tasks")) == len(run.files.names("samples")) == 1
+    assert run.samples_of(TASKS[1].task_id) == passed(TASKS[1], seed=1).samples
+    assert [record.state for record in store.runs()] == [RunState.INTERRUPTED]
+
+
+def test_one_driver_at_a_time_and_a_fenced_one_writes_nothing(store):
+    old = a_run(store, TASKS)
+    with pytest.raises(RunLockedError, match="held by process"):
+        store.resolve("latest").acquire()
+    silent = dataclasses.replace(old.holder(), machine="elsewhere", heartbeat=0.0)
+    old.files.write("lock.json", json.dumps(encode(silent)).encode())
+    new = store.resolve("latest")
+    new.acquire()
+    with pytest.raises(RunLockedError, match="taken over"):
+        old.append([(TASKS[0], passed(TASKS[0]))])
+    assert new.terminal() == {}
+
+
+def test_damage_in_a_bucket_is_set_aside(store):
+    with a_run(store, TASKS) as run:
+        for task in TASKS[:2]:
+            run.append([(task, passed(task))])
+        name = run.files.names("tasks")[0]
+        run.files.write(f"tasks/{name}", run.files.read(f"tasks/{name}")[:-20])
+    run = store.resolve("latest")
+    (path,) = run.acquire()
+    assert path.endswith(f"tasks/{name}.corrupt")
+    assert set(run.terminal()) == {TASKS[1].task_id}
+
+
+def test_a_bucket_that_is_not_there_is_a_clear_message(store, endpoint):
+    elsewhere = Store(f"s3://no-such-bucket/results?scheme=http&endpoint_override={endpoint}&region=us-east-1")
+    with pytest.raises(StoreError, match="no-such-bucket/results/run-1"):
+        a_run(elsewhere, TASKS)

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from orchestrator.errors import ExitCode
+from orchestrator.record import PlannedTask
+from orchestrator.store import Store
+from orchestrator.verify import DERIVED, verify
+from tasks.spec import FailureClass, Status
+from tests.orchestrator.stored import a_record, a_task, failed, passed
+
+TASKS = [a_task(number) for number in range(4)]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A finished run: two passes, a crash, a skip."""
+    plan = [*map(PlannedTask, TASKS[:3]), PlannedTask(TASKS[3], "excluded: too big")]
+    run = Store(str(tmp_path)).create(a_record(), plan)
+    run.append([(TASKS[0], passed(TASKS[0], seed=1)), (TASKS[1], passed(TASKS[1], seed=2))])
+    skipped = failed(TASKS[3], status=Status.SKIPPED, failure_class=FailureClass.EXCLUDED, error="excluded: too big")
+    run.append([(TASKS[2], failed(TASKS[2])), (TASKS[3], skipped)])
+    return run
+
+
+def rewrite(run, folder, column, change):
+    """Change the values of one column of the run's first part, as a bug or a hand would."""
+    path = min(run.files.local(folder).glob("*.parquet"))
+    table = pq.read_table(path)
+    field = table.schema.field(column)
+    values = [change(value) for value in table.column(column).to_pylist()]
+    pq.write_table(table.set_column(table.column_names.index(column), field, pa.array(values, field.type)), path)
+
+
+def rules(run):
+    return {(violation.rule, violation.subject) for violation in verify(run)}
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_a_sound_run_has_no_violations(run, compacted):
+    if compacted:
+        run.compact()
+    assert verify(run) == []
+
+
+def test_a_later_attempt_is_no_duplicate_and_the_same_one_is(run):
+    run.append([(TASKS[2], passed(TASKS[2], attempt=2))])
+    assert verify(run) == []
+    run.append([(TASKS[2], passed(TASKS[2], attempt=2))])
+    assert rules(run) == {("row", TASKS[2].task_id)}
+
+
+def test_missing_and_unplanned_rows_are_found(tmp_path):
+    run = Store(str(tmp_path)).create(a_record(), [PlannedTask(task) for task in TASKS[:2]])
+    run.append([(TASKS[0], failed(TASKS[0])), (TASKS[3], failed(TASKS[3]))])
+    assert {str(violation) for violation in verify(run)} == {
+        f"{TASKS[1].task_id}: row: planned, but has no terminal row",
+        f"{TASKS[3].task_id}: row: has a row, but was not planned",
+    }
+
+
+@pytest.mark.parametrize("column", DERIVED)
+def test_every_published_number_is_derived_again_to_the_last_bit(run, column):
+    nudged = (lambda value: value + 1) if column == "pairs" else (lambda value: value * (1 + 2**-52))
+    rewrite(run, "tasks", column, nudged)
+    found = verify(run)
+    assert {violation.subject for violation in found if violation.rule == "samples"} == {task.task_id for task in TASKS[:2]}
+    assert all(column in violation.message for violation in found if violation.rule == "samples")
+
+
+def test_a_changed_sample_is_found(run):
+    rewrite(run, "samples", "host_ns", lambda value: value + 1)
+    assert ("samples", TASKS[0].task_id) in rules(run)
+
+
+def test_a_speedup_without_samples_is_found(run):
+    rewrite(run, "samples", "task_id", lambda value: TASKS[1].task_id)
+    assert ("samples", TASKS[0].task_id) in rules(run)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "rule"),
+    [
+        ("status", "fine", "status"),
+        ("phase", "lunch", "phase"),
+        ("speedup", None, "speedup"),
+        ("speedup_low", None, "speedup"),
+        ("speedup_high", 0.5, "speedup"),
+        ("speedup", float("nan"), "speedup"),
+        ("speedup_high", float("inf"), "speedup"),
+        ("run_id", "another", "identity"),
+        ("manifest_digest", "another", "identity"),
+        ("task_digest", "another", "identity"),
+        ("model", "another", "identity"),
+        ("log", "logs/another.log", "log"),
+    ],
+)
+def test_a_row_that_breaks_an_invariant_is_found(run, column, value, rule):
+    rewrite(run, "tasks", column, lambda _: value)
+    assert (rule, TASKS[0].task_id) in rules(run)
+
+
+def test_a_skip_without_a_reason_is_found(run):
+    run.append([(TASKS[3], failed(TASKS[3], attempt=2, status=Status.SKIPPED, error=None))])
+    assert rules(run) == {("skip", TASKS[3].task_id)}
+
+
+def test_a_lost_log_and_a_damaged_file_are_found(run):
+    next(run.files.local("logs").glob(f"*{TASKS[0].model.name}*")).unlink()
+    path = min(run.files.local("samples").glob("*.parquet"))
+    path.write_bytes(path.read_bytes()[:-9])
+    found = rules(run)
+    assert ("log", TASKS[0].task_id) in found
+    assert ("file", str(path)) in found
+
+
+def sweep_verify(run, *options):
+    command = [sys.executable, "-m", "orchestrator", "verify", "latest", "--results", str(run.files.local("..").resolve()), *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_the_command_exits_0_or_4_and_prints_each_violation(run):
+    sound = sweep_verify(run)
+    assert (sound.returncode, sound.stdout, sound.stderr) == (ExitCode.PASSED, "run-1: every invariant holds\n", "")
+    rewrite(run, "tasks", "pairs", lambda value: value + 1)
+    broken = sweep_verify(run, "--json")
+    assert broken.returncode == ExitCode.INFRASTRUCTURE
+    answer = json.loads(broken.stdout)
+    assert (answer["ok"], answer["run_id"], len(answer["violations"])) == (False, "run-1", 2)
+    assert dataclasses.asdict(verify(run)[0]) == answer["violations"][0]
+    assert "run-1: 2 violations" in sweep_verify(run).stdout

@@ -1,0 +1,123 @@
+"""Small models for the tests, as factories for ``ModelSpec.factory``."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from tasks.suites.benchmark import Benchmark, mean_of_outputs
+
+
+def benchmark(module, args, loss=mean_of_outputs, training=True, **kwargs):
+    return Benchmark(module.train(training), args, kwargs, loss, len(args[0]), "factory")
+
+
+def squares(outputs):
+    return outputs.float().square().mean()
+
+
+def mlp(request):
+    """Has dropout, and a bias whose gradient is nothing but rounding: the one in front of the normalisation."""
+    layers = [nn.Linear(8, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 4)]
+    return benchmark(nn.Sequential(*layers), (torch.randn(request.batch_size or 16, 8),), squares, request.training)
+
+
+class ConvNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList()
+        for before, after in ((3, 16), (16, 32), (32, 32), (32, 32)):
+            self.layers.append(nn.Sequential(nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU()))
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, images):
+        for layer in self.layers:
+            images = layer(images)
+        return self.head(images.mean((2, 3)))
+
+
+def convnet(request):
+    return benchmark(ConvNet(), (torch.randn(request.batch_size or 8, 3, 16, 16),), mean_of_outputs, request.training)
+
+
+class Noisy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, inputs):
+        return self.layer(inputs + torch.randn_like(inputs))
+
+
+def noisy(request):
+    return benchmark(Noisy(), (torch.randn(16, 8),), squares, request.training)
+
+
+class Counting(nn.Module):
+    """Compiles anew at every call: it depends on a number that changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+        self.calls = 0
+
+    def forward(self, inputs):
+        self.calls += 1
+        return self.layer(inputs) * (1 + self.calls % 1000)
+
+
+def counting(request):
+    return benchmark(Counting(), (torch.randn(16, 8),), squares, request.training)
+
+
+class Failing(nn.Module):
+    def __init__(self, error):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+        self.error = error
+
+    def forward(self, inputs):
+        raise self.error
+
+
+def failing(request):
+    return benchmark(Failing(ValueError("no such axis")), (torch.randn(4, 8),))
+
+
+def exhausting(request):
+    return benchmark(Failing(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")), (torch.randn(4, 8),))
+
+
+def nan_loss(request):
+    return benchmark(nn.Linear(8, 8), (torch.full((4, 8), float("nan")),), squares)
+
+
+class Overflowing(nn.Module):
+    """One output element is infinite, the others are ordinary."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, inputs):
+        return self.layer(inputs) / torch.arange(8.0)
+
+
+def overflowing(request):
+    return benchmark(Overflowing(), (torch.randn(4, 8),), squares, training=False)
+
+
+class Outputs(nn.Module):
+    """Outputs of many kinds."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, inputs):
+        hidden = self.layer(inputs)
+        return {"hidden": hidden, "best": hidden.argmax(-1), "positive": hidden > 0, "parts": [hidden[0], (hidden[1], None)], "count": 4}
+
+
+def outputs(request):
+    return benchmark(Outputs(), (torch.randn(64, 8),), mean_of_outputs, training=False)

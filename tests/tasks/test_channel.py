@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.channel import CONTROL_FD, MESSAGE_LIMIT_BYTES, Channel, Grant, GuardianEnd
+from tasks.spec import Phase
+from tests.tasks.processes_fixtures import wait_until
+
+
+@pytest.fixture
+def ends():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield Channel(theirs), GuardianEnd(ours), theirs
+
+
+def in_background(function):
+    thread = threading.Thread(target=function)
+    thread.start()
+    return thread
+
+
+def receive(guardian, count):
+    messages = []
+    wait_until(lambda: messages.extend(guardian.receive()) or len(messages) >= count, f"{count} messages")
+    return messages
+
+
+def test_phases_go_up_in_order(ends):
+    channel, guardian, _ = ends
+    for phase in Phase:
+        channel.phase(phase)
+    assert receive(guardian, len(Phase)) == [{"phase": phase.value} for phase in Phase]
+
+
+def test_owning_the_device_asks_once_however_deep_and_gives_back(ends):
+    channel, guardian, _ = ends
+    grants = []
+
+    def work():
+        with channel.exclusive() as outer, channel.exclusive() as inner:
+            grants.extend([outer, inner])
+        with channel.exclusive() as again:
+            grants.append(again)
+
+    thread = in_background(work)
+    assert receive(guardian, 1) == [{"lease": "acquire"}]
+    assert guardian.receive() == []
+    guardian.grant(Grant(0.5, 3))
+    assert receive(guardian, 2) == [{"lease": "release"}, {"lease": "acquire"}]
+    guardian.grant(Grant(0.0, 1))
+    thread.join()
+    assert receive(guardian, 1) == [{"lease": "release"}]
+    assert grants == [Grant(0.5, 3), Grant(0.5, 3), Grant(0.0, 1)]
+
+
+def test_the_device_is_given_back_when_the_block_raises(ends):
+    channel, guardian, _ = ends
+    guardian.grant(Grant())
+    with pytest.raises(ZeroDivisionError), channel.exclusive():
+        raise ZeroDivisionError
+    assert receive(guardian, 2) == [{"lease": "acquire"}, {"lease": "release"}]
+
+
+def test_paused_seconds_are_answered(ends):
+    channel, guardian, _ = ends
+    guardian.answer({"paused_s": 1.5})
+    assert channel.paused_s() == 1.5
+    assert receive(guardian, 1) == [{"ask": "paused_s"}]
+
+
+def test_a_worker_whose_guardian_is_gone_does_not_wait(ends):
+    channel, guardian, _ = ends
+    guardian.close()
+    with pytest.raises(ConnectionError), channel.exclusive():
+        pass
+
+
+def test_without_a_guardian_everything_is_granted(monkeypatch):
+    monkeypatch.delenv(CONTROL_FD, raising=False)
+    channel = Channel.from_environment()
+    channel.phase(Phase.TIME)
+    with channel.exclusive() as grant:
+        assert grant == Grant()
+    assert channel.paused_s() == 0.0
+
+
+def test_the_channel_is_not_handed_on_to_other_processes(monkeypatch):
+    ours, theirs = socket.socketpair()
+    os.set_inheritable(theirs.fileno(), True)
+    monkeypatch.setenv(CONTROL_FD, str(theirs.fileno()))
+    channel = Channel.from_environment()
+    assert CONTROL_FD not in os.environ
+    script = f"import os\ntry: os.fstat({theirs.fileno()})\nexcept OSError: print('closed')"
+    assert subprocess.run([sys.executable, "-ISc", script], close_fds=False, capture_output=True, text=True).stdout == "closed\n"
+    theirs.detach()
+    channel._lines.close()
+    channel._connection.close()
+    assert GuardianEnd(ours).receive() is None
+    ours.close()
+
+
+@given(
+    st.lists(st.one_of(st.binary(max_size=200), st.just(b"\n"), st.just(b"[" * 3000 + b"\n"), st.just(b"x" * (MESSAGE_LIMIT_BYTES + 1))))
+)
+def test_whatever_a_worker_writes_the_guardian_takes_and_then_hears_it_again(pieces):
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        guardian = GuardianEnd(ours)
+        for piece in pieces:
+            theirs.sendall(piece)
+            assert all(isinstance(message, dict) for message in guardian.receive())
+        theirs.sendall(b'\n{"phase": "time"}\n')
+        assert guardian.receive()[-1] == {"phase": "time"}
+        theirs.close()
+        assert guardian.receive() is None
+
+
+def test_a_worker_that_does_not_read_does_not_block_its_guardian(ends):
+    _, guardian, _ = ends
+    for _ in range(10_000):
+        guardian.answer({"paused_s": 0.0})
+
+
+def test_answers_are_lines_of_json(ends):
+    _, guardian, theirs = ends
+    guardian.grant(Grant(0.25, 2))
+    assert json.loads(theirs.recv(1000)) == {"waited_s": 0.25, "neighbours": 2}

@@ -1,0 +1,442 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from tasks import compilation, execute, hardware
+from tasks.channel import Channel
+from tasks.spec import (
+    AccuracySpec,
+    CompileSpec,
+    DeadlineSpec,
+    FailureClass,
+    MeasureSpec,
+    ModelSpec,
+    Phase,
+    PrecisionSpec,
+    Quality,
+    ResourceSpec,
+    Status,
+    TaskSpec,
+    WorkerResult,
+    decode,
+    encode,
+)
+
+QUICK = MeasureSpec(half_width=10.0, min_pairs=7, max_pairs=7, max_time_s=2.0, block_iterations=2, warmup_max_s=0.2)
+
+
+class Listener(Channel):
+    """A channel that writes down what it is told."""
+
+    def __init__(self):
+        super().__init__(None)
+        self.heard = []
+
+    def phase(self, phase):
+        self.heard.append(phase.value)
+
+    def _send(self, message):
+        self.heard += [f"lease {message['lease']}"] if "lease" in message else []
+
+
+@pytest.fixture(autouse=True)
+def tidy(monkeypatch):
+    """Blocks of two iterations, and no state of the compiler left behind."""
+    monkeypatch.setattr("tasks.measure.SHORT_BLOCK_NS", 1)
+    monkeypatch.setattr("tasks.warmup.WINDOW_NS", 1)
+    monkeypatch.setattr(execute, "WARM_CPU_S", 0.0)
+    threads = torch.get_num_threads()
+    yield
+    torch._dynamo.reset()
+    torch._dynamo.config.suppress_errors = False
+    torch.set_num_threads(threads)
+
+
+def task(model, **changes):
+    """A quick task on the model of tests.tasks.models with that name."""
+    spec = TaskSpec(
+        task_id=f"factory/{model}",
+        model=ModelSpec("factory", model, factory=f"tests.tasks.models:{model}"),
+        mode="training",
+        backend="aot_eager",
+        precision=PrecisionSpec("float32"),
+        compile=CompileSpec(backend="aot_eager"),
+        measure=QUICK,
+        resources=ResourceSpec(threads=1),
+    )
+    return dataclasses.replace(spec, **changes)
+
+
+def run(model, **changes):
+    return execute.execute(task(model, **changes), Channel(None))
+
+
+class TestRow:
+    @pytest.mark.parametrize("precision", ["float32", "amp"])
+    @pytest.mark.parametrize("optimizer", ["none", "sgd", "adam"])
+    def test_a_training_task_passes(self, precision, optimizer):
+        result = run("mlp", precision=PrecisionSpec(precision), optimizer=optimizer)
+        found = result.measurement
+        assert (result.status, result.phase, result.failure_class, result.error) == (Status.PASS, Phase.TIME, None, None)
+        assert (found.accuracy, found.deterministic, found.reference) == ("pass", True, "float64")
+        assert 0 <= found.accuracy_margin <= 1
+        assert found.speedup_low <= found.speedup <= found.speedup_high
+        assert (found.pairs, found.graphs >= 1, found.recompiles, found.fell_back) == (7, True, 0, False)
+        assert any("backward" in reason for reason in found.graph_break_reasons)
+        assert (found.batch_size, found.parameters, found.input_shapes) == (16, 1544, "float32[16, 8]")
+        assert found.autocast_dtype == (None if precision == "float32" else "bfloat16")
+        assert found.versions["torch"] == torch.__version__
+        assert found.machine["cores"] >= 1
+        assert (found.eager_peak_mib, found.eager_device_ms, found.launch_bound) == (None, None, None)
+
+    def test_an_inference_task_passes(self):
+        result = run("convnet", mode="inference")
+        assert (result.status, result.measurement.accuracy, result.measurement.graph_breaks) == (Status.PASS, "pass", 0)
+
+    def test_the_result_survives_its_file(self):
+        result = run("mlp")
+        assert decode(WorkerResult, encode(result)) == result
+
+    def test_timing_and_verifying_happen_while_the_device_is_owned(self):
+        channel = Listener()
+        execute.execute(task("mlp"), channel)
+        owned = ["lease acquire", "lease release"]
+        assert channel.heard == ["build", "eager", *owned, "compile", "verify", *owned, "time", *owned]
+
+    def test_what_is_timed_is_what_is_verified(self, monkeypatch):
+        seen = {}
+        original_check, original_measure = execute.accuracy.check, execute.measure.measure
+
+        def check(workload, compiled, *rest, **more):
+            seen["verified"] = compiled
+            return original_check(workload, compiled, *rest, **more)
+
+        def measure(sides, *rest, **more):
+            seen["timed"] = sides[1].step
+            return original_measure(sides, *rest, **more)
+
+        monkeypatch.setattr(execute.accuracy, "check", check)
+        monkeypatch.setattr(execute.measure, "measure", measure)
+        assert run("mlp").status is Status.PASS
+        assert seen["verified"] is seen["timed"]
+
+    def test_a_verdict_can_be_switched_off(self):
+        result = run("mlp", accuracy=AccuracySpec(enabled=False))
+        assert (result.status, result.measurement.accuracy) == (Status.PASS, "skipped")
+        assert "manifest" in result.measurement.accuracy_reason
+
+    def test_a_tolerance_of_the_manifest_counts_before_any_other(self):
+        assert run("mlp", accuracy=AccuracySpec(tolerance=0.25)).measurement.accuracy_tolerance == 0.25
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("precision", ["float32", "amp"])
+    def test_inductor_passes(self, precision):
+        result = run("convnet", compile=CompileSpec(), precision=PrecisionSpec(precision), measure=MeasureSpec(max_time_s=5.0))
+        assert (result.status, result.measurement.accuracy) == (Status.PASS, "pass")
+        assert result.measurement.compile_s > 1
+        assert result.measurement.compile_cpu_s > 0
+
+    @pytest.mark.slow
+    def test_a_model_that_draws_random_numbers_is_compiled_so_that_it_can_be_checked(self):
+        result = run("noisy", compile=CompileSpec())
+        assert (result.status, result.measurement.accuracy) == (Status.PASS, "pass")
+        assert "fallback_random" in result.measurement.accuracy_reason
+
+
+class TestFailures:
+    def test_a_model_that_cannot_be_built(self):
+        result = run("mlp", model=ModelSpec("factory", "x", factory="tests.tasks.models:no_such"))
+        assert (result.status, result.phase, result.failure_class) == (Status.FAIL_EAGER, Phase.BUILD, FailureClass.MODEL)
+        assert "no_such" in result.error
+
+    def test_a_package_that_is_missing(self):
+        result = run("mlp", model=ModelSpec("factory", "x", factory="no_such_package:build"))
+        assert (result.status, result.failure_class) == (Status.UNSUPPORTED, FailureClass.UNSUPPORTED)
+        assert "pip install no_such_package" in result.error
+
+    def test_a_model_that_fails_in_eager_mode(self, capsys):
+        result = run("failing")
+        assert (result.status, result.phase, result.failure_class) == (Status.FAIL_EAGER, Phase.EAGER, FailureClass.MODEL)
+        assert result.error.startswith("ValueError: no such axis\nat tests/tasks/models.py:")
+        assert "Traceback" in capsys.readouterr().err
+        assert (result.measurement.batch_size, result.measurement.speedup) == (4, None)
+
+    def test_a_device_that_is_too_small(self):
+        result = run("exhausting")
+        assert (result.status, result.phase, result.failure_class) == (Status.OOM, Phase.EAGER, FailureClass.DEVICE_OOM)
+
+    def test_a_compiler_that_fails(self):
+        torch._dynamo.register_backend(_unable, name="unable") if "unable" not in torch._dynamo.list_backends(()) else None
+        result = run("mlp", compile=CompileSpec(backend="unable"))
+        assert (result.status, result.phase, result.failure_class) == (Status.FAIL_COMPILE, Phase.COMPILE, FailureClass.COMPILER)
+        assert "NotImplementedError: cannot do it" in result.error
+        assert "TORCHDYNAMO_VERBOSE" not in result.error
+
+    def test_a_compiler_that_fails_and_may(self):
+        torch._dynamo.register_backend(_unable, name="unable") if "unable" not in torch._dynamo.list_backends(()) else None
+        result = run("mlp", compile=CompileSpec(backend="unable", suppress_errors=True))
+        assert (result.status, result.measurement.fell_back) == (Status.PASS, True)
+
+    def test_a_backend_that_does_not_exist(self):
+        result = run("mlp", compile=CompileSpec(backend="no_such"))
+        assert (result.status, result.phase) == (Status.FAIL_COMPILE, Phase.COMPILE)
+        assert "no_such" in result.error
+
+    def test_options_that_exclude_each_other(self):
+        result = run("mlp", compile=CompileSpec(mode="default", options={"max_autotune": True}))
+        assert result.status is Status.FAIL_COMPILE
+
+    def test_a_graph_that_must_be_whole_and_is_not(self):
+        result = run("mlp", compile=CompileSpec(backend="aot_eager", fullgraph=True))
+        assert result.status is Status.FAIL_COMPILE
+        assert "backward" in result.error
+
+    def test_a_model_that_compiles_anew_at_every_call_says_so(self):
+        result = run("counting")
+        found = result.measurement
+        assert found.recompiles > 0 or found.fell_back
+        assert result.status is Status.PASS
+        assert found.fell_back or found.quality == Quality.RECOMPILED
+
+    def test_a_recompile_that_never_ends_fails(self, monkeypatch):
+        class Endless:
+            calls = 0
+
+        def compile_step(step, spec, **more):
+            inner = original(step, spec, **more)
+
+            def one_step():
+                Endless.calls += 1
+                if torch._dynamo.eval_frame._stance.stance == "fail_on_recompile":
+                    raise RuntimeError(
+                        "Detected recompile when torch.compile stance is 'fail_on_recompile'. filename: 'a.py'\n  - 0/0: n == 1"
+                    )
+                return inner()
+
+            return one_step
+
+        original = compilation.compile_step
+        monkeypatch.setattr(compilation, "compile_step", compile_step)
+        result = run("mlp")
+        assert (result.status, result.phase, result.failure_class) == (Status.FAIL_RUN, Phase.TIME, FailureClass.COMPILER)
+        assert "0/0: n == 1" in result.error
+
+    def test_a_loss_that_is_not_a_number_is_reported(self):
+        result = run("nan_loss")
+        found = result.measurement
+        assert (result.status, found.accuracy) == (Status.PASS, "skipped")
+        assert "nothing finite to compare" in found.accuracy_reason
+        assert "loss is nan" in found.accuracy_reason
+        assert found.speedup is not None
+
+    def test_cuda_that_is_not_there(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        result = run("mlp", resources=ResourceSpec(device="cuda"))
+        assert (result.status, result.failure_class) == (Status.INFRA_ERROR, FailureClass.DEVICE)
+
+    def test_a_machine_that_is_never_fit(self, monkeypatch):
+        monkeypatch.setattr(hardware.HostMachine, "fault", lambda self: "the machine throttled")
+        result = run("mlp")
+        assert (result.status, result.failure_class, result.measurement.quality) == (
+            Status.INFRA_ERROR,
+            FailureClass.DEVICE,
+            "contaminated",
+        )
+        assert "throttled" in result.error
+
+
+def _unable(graph, inputs):
+    raise NotImplementedError("cannot do it")
+
+
+def faulty(monkeypatch, fault):
+    """Make every compiled step be the eager one followed by ``fault(result, module)``, which gives the result it is to return."""
+    prepare, built = execute.step.prepare, {}
+
+    def remember(benchmark, *rest):
+        built["module"] = benchmark.module
+        return prepare(benchmark, *rest)
+
+    monkeypatch.setattr(execute.step, "prepare", remember)
+    monkeypatch.setattr(compilation, "compile_step", lambda step, spec, **more: lambda: fault(step(), built["module"]))
+
+
+class TestPlantedFaults:
+    """Each through the whole of ``execute``: the compiled step is wrong in one way, and the row says what."""
+
+    def caught(self, monkeypatch, fault, tensor, model="mlp", **changes):
+        faulty(monkeypatch, fault)
+        result = run(model, **changes)
+        found = result.measurement
+        assert (result.status, result.failure_class, found.accuracy) == (Status.FAIL_ACCURACY, FailureClass.ACCURACY, "fail"), found
+        assert found.accuracy_tensor == tensor
+        assert tensor in result.error
+        assert found.accuracy_margin < 0
+        assert found.speedup is not None
+        return found
+
+    @pytest.mark.parametrize("precision", ["float32", "amp"])
+    @pytest.mark.parametrize("factor", [0.0, 0.9, -1.0, 2.0])
+    def test_a_wrong_gradient_of_one_parameter(self, monkeypatch, factor, precision):
+        def fault(loss, module):
+            module[4].weight.grad.mul_(factor)
+            return loss
+
+        self.caught(monkeypatch, fault, "gradient.4.weight", precision=PrecisionSpec(precision))
+
+    def test_a_missing_gradient(self, monkeypatch):
+        def fault(loss, module):
+            module[6].bias.grad = None
+            return loss
+
+        self.caught(monkeypatch, fault, "gradient.6.bias")
+
+    def test_a_gradient_that_is_not_replaced(self, monkeypatch):
+        def fault(loss, module):
+            kept = getattr(module, "kept", None)
+            module.kept = module[6].weight.grad.clone() if kept is None else kept
+            module[6].weight.grad.copy_(module.kept).mul_(1.5)
+            return loss
+
+        self.caught(monkeypatch, fault, "gradient.6.weight")
+
+    @pytest.mark.parametrize("precision", ["float32", "amp"])
+    def test_a_loss_off_by_two_percent(self, monkeypatch, precision):
+        self.caught(monkeypatch, lambda loss, module: loss * 1.02, "loss.0", precision=PrecisionSpec(precision))
+
+    @pytest.mark.parametrize("precision", ["float32", "amp"])
+    def test_an_output_off_by_two_percent(self, monkeypatch, precision):
+        more = {"mode": "inference", "precision": PrecisionSpec(precision)}
+        self.caught(monkeypatch, lambda outputs, module: outputs * 1.02, "output", model="convnet", **more)
+
+    @pytest.mark.parametrize("precision", ["float32", "amp"])
+    def test_a_stale_buffer(self, monkeypatch, precision):
+        def fault(loss, module):
+            module[1].running_mean.zero_()
+            return loss
+
+        self.caught(monkeypatch, fault, "buffer.1.running_mean", precision=PrecisionSpec(precision))
+
+    def test_a_counter_that_does_not_count(self, monkeypatch):
+        def fault(loss, module):
+            module[1].num_batches_tracked.zero_()
+            return loss
+
+        self.caught(monkeypatch, fault, "buffer.1.num_batches_tracked")
+
+    @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+    def test_an_optimizer_step_that_is_skipped(self, monkeypatch, optimizer):
+        before = {}
+
+        def fault(loss, module):
+            with torch.no_grad():
+                for name, parameter in module.named_parameters():
+                    parameter.copy_(before[name])
+            return loss
+
+        original = execute.State.restore
+
+        def restore(state):
+            original(state)
+            before.update({name.removeprefix("parameter."): value for name, value in state.initial.items()})
+
+        monkeypatch.setattr(execute.State, "restore", restore)
+        faulty(monkeypatch, fault)
+        found = run("mlp", optimizer=optimizer).measurement
+        assert (found.accuracy, found.accuracy_tensor.partition(".")[0]) == ("fail", "parameter")
+
+    def test_a_parameter_that_nothing_should_have_moved(self, monkeypatch):
+        def fault(loss, module):
+            with torch.no_grad():
+                module[0].weight.mul_(1.001)
+            return loss
+
+        self.caught(monkeypatch, fault, "parameter.0.weight")
+
+    def test_a_single_nan(self, monkeypatch):
+        def fault(loss, module):
+            module[4].weight.grad[3, 5] = math.nan
+            return loss
+
+        self.caught(monkeypatch, fault, "gradient.4.weight")
+
+    def test_an_output_of_another_dtype(self, monkeypatch):
+        found = self.caught(monkeypatch, lambda outputs, module: outputs.double(), "output", model="convnet", mode="inference")
+        assert "float64" in found.accuracy_reason
+
+    def test_an_output_of_another_shape(self, monkeypatch):
+        self.caught(monkeypatch, lambda outputs, module: outputs[:-1], "output", model="convnet", mode="inference")
+
+    @pytest.mark.parametrize(
+        ("name", "change"),
+        [
+            ("output.hidden", lambda value: value * 1.02),
+            ("output.best", lambda value: (value + 1) % 8),
+            ("output.positive", lambda value: ~value),
+            ("output.count", lambda value: value + 1),
+            ("output.parts<kind>", lambda value: value[:1]),
+        ],
+    )
+    def test_an_output_among_many(self, monkeypatch, name, change):
+        key = name.removeprefix("output.").partition("<")[0]
+        fault = lambda outputs, module: outputs | {key: change(outputs[key])}  # noqa: E731
+        self.caught(monkeypatch, fault, name, model="outputs", mode="inference")
+
+    def test_a_finite_result_where_eager_is_infinite(self, monkeypatch):
+        self.caught(monkeypatch, lambda outputs, module: outputs.nan_to_num(), "output", model="overflowing", mode="inference")
+
+
+class TestCorrectModels:
+    def test_infinities_at_the_same_places_are_equal(self):
+        result = run("overflowing", mode="inference")
+        assert (result.status, result.measurement.accuracy) == (Status.PASS, "pass")
+
+    def test_outputs_of_many_kinds_pass(self):
+        assert run("outputs", mode="inference").measurement.accuracy == "pass"
+
+    @pytest.mark.parametrize("seed", range(4))
+    @pytest.mark.parametrize("model", ["mlp", "convnet"])
+    def test_legitimate_rounding_passes(self, monkeypatch, seed, model):
+        """Random weights, BatchNorm, AMP; the compiled step sums in another order, as if its kernels were others."""
+
+        def compile_step(step, spec, **more):
+            def one_step():
+                with _OtherRounding():
+                    return step()
+
+            return one_step
+
+        monkeypatch.setattr(compilation, "compile_step", compile_step)
+        found = run(model, seed=seed, precision=PrecisionSpec("amp")).measurement
+        assert found.accuracy == "pass", found.accuracy_reason
+        assert found.compiled_rmse != found.eager_rmse
+
+    def test_random_numbers_are_the_same_for_all_arms(self):
+        result = run("noisy")
+        assert (result.status, result.measurement.accuracy) == (Status.PASS, "pass")
+        assert "fallback_random" in result.measurement.accuracy_reason
+
+
+class _OtherRounding(torch.overrides.TorchFunctionMode):
+    """Rounds the inputs of linear layers and convolutions to bfloat16 once more, with other halves: an error of the precision's own size."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in (torch.nn.functional.linear, torch.nn.functional.conv2d):
+            noise = 1 + torch.linspace(-1, 1, args[0].numel(), device=args[0].device).reshape(args[0].shape) * 2**-9
+            args = (args[0] * noise, *args[1:])
+        return function(*args, **(kwargs or {}))
+
+
+def test_little_time_to_verify_means_fewer_steps():
+    result = run("mlp", deadlines=DeadlineSpec(verify_s=1e-6))
+    assert "one step instead of several" in result.measurement.accuracy_reason
+
+
+def test_a_slow_step_is_not_looked_at_for_random_numbers():
+    result = run("mlp", deadlines=DeadlineSpec(eager_s=1e-6))
+    assert "random numbers was not looked at" in result.measurement.accuracy_reason
+    assert result.status is Status.PASS

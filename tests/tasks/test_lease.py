@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tasks import lease
+from tasks.channel import Grant
+from tasks.lease import Lease
+from tasks.spec import Phase, ResourceSpec, Status
+from tasks.supervisor import PhaseStarted, device_of, supervise
+from tests.tasks.processes_fixtures import attempt, toy
+
+
+def finish(task, number=1):
+    *_, last = supervise(task, attempt(number))
+    return last.outcome
+
+
+def intervals(outcomes):
+    """When each worker timed, as (from, to, number of the worker), sorted."""
+    found = [
+        (float(began), float(ended), number)
+        for number, outcome in enumerate(outcomes)
+        for began, ended in re.findall(r"exclusive (\S+) (\S+)", outcome.log)
+    ]
+    return sorted(found)
+
+
+def ticks(outcome):
+    return [float(at) for at in re.findall(r"tick (\S+)", outcome.log)]
+
+
+def test_nobody_times_while_another_does(node_directory):
+    tasks = [toy("slow_pass", task_id=f"toy/{n}", seconds=0.1 * n, exclusive_seconds=0.05, rounds=6) for n in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        outcomes = list(pool.map(finish, tasks))
+    assert [outcome.status for outcome in outcomes] == [Status.PASS] * 4
+    times = intervals(outcomes)
+    assert len(times) == 24
+    assert all(one[1] <= other[0] for one, other in itertools.pairwise(times))
+    assert sum(outcome.waited_s for outcome in outcomes) > 0
+
+
+def compile_beside_one_that_times(seconds):
+    """Outcomes of a worker that compiles for ``seconds``, and of one that times, started once the first compiles."""
+    with ThreadPoolExecutor(1) as pool:
+        events = supervise(toy("slow_pass", task_id="toy/compiling", seconds=seconds, tick_ms=5, orphans=1), attempt())
+        for event in events:
+            if isinstance(event, PhaseStarted) and event.phase is Phase.COMPILE:
+                timing = pool.submit(finish, toy("slow_pass", task_id="toy/timing", seconds=0.0, exclusive_seconds=0.4, rounds=4))
+        return event.outcome, timing.result()
+
+
+def test_neighbours_stand_still_while_one_times_and_are_not_charged_for_it(node_directory):
+    for seconds in (1.0, 4.0, 16.0):  # on a busy machine the second may not start in time to meet the first
+        compiled, timed = compile_beside_one_that_times(seconds)
+        if compiled.paused_s > 0:
+            break
+    assert (compiled.status, timed.status) == (Status.PASS, Status.PASS), compiled
+    times = intervals([timed])
+    assert len(times) == 4
+    assert not [at for at in ticks(compiled) for began, ended, _ in times if began < at < ended]
+    stood_still_s = sum(ended - began for began, ended, _ in times if ticks(compiled)[0] < began and ended < ticks(compiled)[-1])
+    assert compiled.paused_s >= stood_still_s > 0
+    counted_s = sum(compiled.phase_s.values())
+    assert compiled.ended - compiled.started > counted_s + compiled.paused_s
+    took_s = ticks(compiled)[-1] - ticks(compiled)[0]
+    assert compiled.measurement.compile_s < took_s - stood_still_s + 0.5
+
+
+def test_a_worker_alone_gets_the_device_at_once(node_directory):
+    outcome = finish(toy("slow_pass", seconds=0.0, exclusive_seconds=0.001, rounds=100))
+    assert outcome.status is Status.PASS
+    assert outcome.waited_s < 1.0
+    assert outcome.paused_s == 0.0
+
+
+class Recorder:
+    """A tree that stands for the processes of a worker."""
+
+    def __init__(self):
+        self.calls = []
+
+    def pause(self):
+        self.calls.append("pause")
+
+    def resume(self):
+        self.calls.append("resume")
+
+    def granted(self, grant):
+        self.calls.append(grant)
+
+
+@pytest.fixture
+def make(tmp_path_factory):
+    meeting_place = tmp_path_factory.mktemp("d")
+    made = []
+
+    def lease_on(device="cpu"):
+        tree = Recorder()
+        made.append(Lease(device, str(meeting_place), tree))
+        return made[-1], tree
+
+    yield lease_on
+    for each in made:
+        if each.fileno() >= 0:
+            each.leave()
+
+
+def attend(*leases, until):
+    """Let the guardians of ``leases`` do what they do in their loops."""
+    give_up = time.monotonic() + 30
+    while not until():
+        assert time.monotonic() < give_up
+        for each in leases:
+            each.attend()
+        time.sleep(0.001)
+
+
+def test_an_owner_pauses_the_others_and_its_release_resumes_them(make):
+    (one, one_tree), (two, two_tree) = make(), make()
+    assert one.try_join()
+    assert two.try_join()
+    one.acquire()
+    assert one_tree.calls == []  # not before the other has made way
+    attend(two, one, until=lambda: one_tree.calls)
+    assert two_tree.calls == ["pause"]
+    assert one_tree.calls[0].neighbours == 1
+    one.release()
+    attend(two, until=lambda: len(two_tree.calls) == 2)
+    assert two_tree.calls == ["pause", "resume"]
+
+
+def test_other_devices_are_no_concern(make):
+    (one, one_tree), (two, two_tree) = make("GPU-1"), make("GPU-2")
+    assert one.try_join()
+    assert two.try_join()
+    one.acquire()
+    two.acquire()
+    assert [call.neighbours for call in (*one_tree.calls, *two_tree.calls)] == [0, 0]
+
+
+def test_a_device_is_the_gpus_that_an_attempt_was_given_or_the_cpu():
+    cuda = ResourceSpec(device="cuda", num_gpus=0.5)
+    assert device_of(toy("pass", resources=cuda), attempt(gpu_ids=("3",))) == "3"
+    assert device_of(toy("pass"), attempt(gpu_ids=("3",))) == "cpu"
+
+
+def test_nobody_joins_while_another_owns(make):
+    (one, one_tree), (two, _) = make(), make()
+    assert one.try_join()
+    one.acquire()
+    assert isinstance(one_tree.calls[0], Grant)
+    assert not two.try_join()
+    one.release()
+    assert two.try_join()
+
+
+def test_an_owner_that_leaves_or_dies_gives_way(make):
+    (one, one_tree), (two, two_tree) = make(), make()
+    assert one.try_join()
+    assert two.try_join()
+    one.acquire()
+    attend(two, one, until=lambda: one_tree.calls)
+    one.leave()
+    attend(two, until=lambda: two_tree.calls == ["pause", "resume"])
+
+
+def test_who_waits_in_the_queue_makes_way_and_is_resumed_before_it_owns(make):
+    (one, one_tree), (two, two_tree) = make(), make()
+    assert one.try_join()
+    assert two.try_join()
+    one.acquire()
+    two.acquire()
+    attend(two, one, until=lambda: one_tree.calls)
+    assert two_tree.calls == ["pause"]
+    one.release()
+    attend(one, two, until=lambda: len(two_tree.calls) == 3)
+    assert two_tree.calls[1] == "resume"
+    assert isinstance(two_tree.calls[2], Grant)
+    assert two_tree.calls[2].waited_s > 0
+    assert one_tree.calls[1:] == ["pause"]
+
+
+def test_a_message_that_comes_late_pauses_nobody(make):
+    (one, one_tree), (two, two_tree) = make(), make()
+    assert one.try_join()
+    one.acquire()  # two is not running yet, and hears of it
+    one.release()
+    assert two.try_join()
+    two.attend()
+    assert two_tree.calls == []
+    assert isinstance(one_tree.calls[0], Grant)
+
+
+def test_full_buffers_and_the_sockets_of_the_dead_stop_nobody(make, tmp_path_factory):
+    (one, one_tree), (two, two_tree) = make(), make()
+    assert one.try_join()
+    assert two.try_join()
+    dead = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    dead_path = one._path.with_name("dead.sock")
+    dead.bind(str(dead_path))
+    dead.close()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as pest:
+        pest.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                pest.sendto(b"w", str(two._path))
+    one.acquire()
+    assert not dead_path.exists()
+    attend(two, one, until=lambda: one_tree.calls)
+    assert one_tree.calls[0].neighbours == 1
+    one.release()
+    attend(two, until=lambda: two_tree.calls == ["pause", "resume"])
+
+
+def test_what_a_worker_should_not_say_changes_nothing(make):
+    one, tree = make()
+    assert one.try_join()
+    one.release()
+    one.acquire()
+    one.acquire()
+    assert len(tree.calls) == 1
+    one.release()
+    one.release()
+    one.acquire()
+    assert len(tree.calls) == 2
+
+
+def test_guardians_meet_in_shared_memory_or_in_the_temporary_directory(monkeypatch, tmp_path):
+    monkeypatch.setattr(lease, "SHARED_MEMORY", str(tmp_path))
+    assert lease.meeting_place("/tmp") == str(tmp_path)
+    monkeypatch.setattr(lease, "SHARED_MEMORY", str(tmp_path / "none"))
+    assert lease.meeting_place("/tmp") == "/tmp"

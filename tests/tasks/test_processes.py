@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tasks.processes import Identity, continue_descendants, descendants, end_marked, identity, is_alive, kill, marked, stop_descendants
+from tests.tasks.processes_fixtures import wait_until
+
+# A parent with a child in a session of its own; both say when they are there.
+FAMILY = """
+import os, sys, time
+if os.fork() == 0:
+    os.setsid()
+print("here", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def family():
+    environment = {**os.environ, "TEST_FAMILY": str(os.getpid())}
+    parent = subprocess.Popen([sys.executable, "-ISc", FAMILY], stdout=subprocess.PIPE, text=True, env=environment)
+    assert [parent.stdout.readline() for _ in range(2)] == ["here\n"] * 2
+    yield parent
+    parent.stdout.close()
+    end_marked("TEST_FAMILY", str(os.getpid()))
+    parent.wait()
+
+
+def test_descendants_are_found_in_any_session(family):
+    (child,) = descendants(family.pid)
+    assert {family.pid, child} <= set(descendants(os.getpid()))
+    assert os.getsid(child) == child
+
+
+def test_stopping_stops_all_and_continuing_lets_all_go_on(family):
+    stop_descendants(os.getpid())
+    assert set(descendants(os.getpid()).values()) <= {"T", "Z"}
+    continue_descendants(os.getpid())
+    wait_until(lambda: not set(descendants(os.getpid()).values()) & {"T"}, "the end of the stop")
+
+
+def test_a_process_is_known_by_its_start_as_well(family):
+    process = identity(family.pid)
+    assert is_alive(process)
+    other = Identity(process.pid, process.started - 1)
+    assert not is_alive(other)
+    kill(other)
+    assert is_alive(process)
+    kill(process)
+    wait_until(lambda: not is_alive(process), "the end of the parent")
+    assert identity(family.pid) is None  # a zombie
+
+
+def test_marked_processes_are_found_and_ended_even_without_their_parent(family):
+    mark = ("TEST_FAMILY", str(os.getpid()))
+    assert {process.pid for process in marked(*mark)} == {family.pid, *descendants(family.pid)}
+    family.kill()
+    family.wait()
+    assert len(list(marked(*mark))) == 1
+    assert end_marked(*mark) == ()
+    assert list(marked(*mark)) == []
+    assert list(marked("TEST_FAMILY", str(os.getpid())[:-1])) == []

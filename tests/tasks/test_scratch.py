@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tasks.scratch import MARK, UnsafeDirectoryError, attempt_directory, clear_leftovers, user_directory
+
+
+def test_a_users_directory_is_private_and_made_once(tmp_path):
+    path = user_directory(str(tmp_path))
+    assert path == user_directory(str(tmp_path))
+    assert path.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_directory_that_others_can_write_or_a_link_is_refused(tmp_path):
+    name = tmp_path / f"sweep-{os.getuid()}"
+    name.mkdir()
+    name.chmod(0o777)
+    with pytest.raises(UnsafeDirectoryError, match="only this user"):
+        user_directory(str(tmp_path))
+    name.rmdir()
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    name.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UnsafeDirectoryError):
+        user_directory(str(tmp_path))
+
+
+def test_an_attempts_directory_goes_with_all_that_is_in_it(tmp_path):
+    with attempt_directory(tmp_path) as path:
+        (path / "a" / "b").mkdir(parents=True)
+        (path / "a" / "b" / "file").write_text("x")
+        clear_leftovers(tmp_path)
+        assert (path / "a" / "b" / "file").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_leftovers_of_the_dead_go_and_their_processes_end(tmp_path):
+    left = tmp_path / "left"
+    left.mkdir()
+    (tmp_path / "left.lock").touch()
+    (tmp_path / "cache-run").mkdir()
+    process = subprocess.Popen([sys.executable, "-ISc", "import time; time.sleep(600)"], env={MARK: str(left)})
+    clear_leftovers(tmp_path)
+    assert process.wait(timeout=30) == -9
+    assert [path.name for path in tmp_path.iterdir()] == ["cache-run"]
