@@ -54,12 +54,13 @@ check: $(READY) ## format, lint, types, import directions, freshness of generate
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/test_imports.py
+	$(BIN)/python -m pytest tests/test_imports.py tests/orchestrator/test_policy.py
 	$(SWEEP) schema --check manifests/manifest.schema.json
 	$(SWEEP) validate manifests/*.yaml
 
-schema: $(READY) ## write the manifests' JSON Schema anew
+schema: $(READY) ## write the generated files anew: the manifests' JSON Schema, the table of failures
 	$(SWEEP) schema --write manifests/manifest.schema.json
+	$(BIN)/python -m orchestrator.failure_table > docs/failures.md
 
 clean: ## remove what the other targets made, but not the results
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

@@ -206,7 +206,8 @@ class ObjectFiles:
         path = self._path(name)
         try:
             self._filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
-            with self._filesystem.open_output_stream(path) as stream:
+            # pyarrow would compress what is named *.gz once more
+            with self._filesystem.open_output_stream(path, compression=None) as stream:
                 stream.write(data)
         except OSError as error:
             raise explain("write", self.at(name), error) from error

@@ -30,6 +30,8 @@ ROW_GROUP_ROWS = 65_536
 """Small enough that reading one task's samples from a compacted run reads a fraction of the file."""
 _ATTEMPTS_TO_LIST = 5
 """A reader may list a part just before a compaction removes it; it then lists again."""
+_KEYS = ("task_id", "attempt", "started")
+"""What decides which of several rows of a task counts."""
 _NAME = re.compile(r"(?P<number>\d{8})-[0-9a-f]{8}(?P<compacted>-compacted)?\.parquet")
 _DAMAGE = (pa.ArrowException, OSError, EOFError, ValueError)
 
@@ -77,12 +79,27 @@ class Parts:
 
     def rows(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Exactly one row per task: of several, the one with the highest attempt, then the latest start, then the latest part."""
-        keys = ("task_id", "attempt", "started")
-        wanted = None if columns is None else [*columns, *keys]
+        wanted = None if columns is None else [*columns, *_KEYS]
         table = concat((rows for _, rows in self._each(wanted)), schema.ROWS, wanted)
         winners = winning(table)
         table = table if winners is None else table.take(pa.array(winners))
         return table if columns is None else table.select([name for name in schema.ROWS.names if name in set(columns)])
+
+    def rows_of(self, part: Part) -> pa.Table:
+        """Every row of one part, those too that another part's beat.
+
+        Raises:
+            StoreError: it is damaged.
+        """
+        path = f"{TASKS}/{part.name}"
+        rows = self._guarded(path, lambda path: self._read_rows(path, None))
+        if rows is None:
+            raise StoreError(f"{self._files.at(path)} is damaged: {self.damaged[path]}")
+        return rows
+
+    def beaten(self) -> dict[str, set[str]]:
+        """For each part, by name, the tasks whose row in it does not count."""
+        return _beaten(self._each(_KEYS))
 
     def attempts(self) -> list[tuple[str, int]]:
         """(task_id, attempt) of every stored row, of those too that a later attempt beats."""
@@ -100,7 +117,7 @@ class Parts:
         raise StoreError(f"the parts in {self._files.at(SAMPLES)} keep changing; try again")
 
     def _samples(self, task_ids: Sequence[str] | None, columns: Sequence[str] | None) -> pa.Table:
-        keys = [(part, rows) for part, rows in self._each(("task_id", "attempt", "started"))]
+        keys = self._each(_KEYS)
         beaten = _beaten(keys)
         present = set(self._files.names(SAMPLES))
         tables = []
@@ -184,7 +201,7 @@ class Parts:
         """Write both files of a batch; after an error none of it is visible."""
         try:
             self.write_samples(part, [samples])
-            self.write_rows(part, rows)
+            self.write_rows(part, [rows])
         except StoreError:
             # A rename that could not be made durable may have happened: take it back, the commit before what it commits.
             with contextlib.suppress(StoreError):
@@ -192,9 +209,9 @@ class Parts:
                 self._files.remove(f"{SAMPLES}/{part.name}")
             raise
 
-    def write_rows(self, part: Part, rows: pa.Table) -> None:
+    def write_rows(self, part: Part, tables: Iterable[pa.Table]) -> None:
         """The commit of ``part``."""
-        data = self._parquet(schema.ROWS, [rows])
+        data = self._parquet(schema.ROWS, tables)
         self._fence()
         self._files.write(f"{TASKS}/{part.name}", data)
 
@@ -266,7 +283,7 @@ def winning(keys: pa.Table) -> list[int] | None:
 
 def _beaten(keys: Sequence[tuple[Part, pa.Table]]) -> dict[str, set[str]]:
     """For each part, the tasks whose row in it does not count."""
-    winners = winning(concat((rows for _, rows in keys), schema.ROWS, ("task_id", "attempt", "started")))
+    winners = winning(concat((rows for _, rows in keys), schema.ROWS, _KEYS))
     if winners is None:
         return {}
     counting, beaten, index = set(winners), {}, 0

@@ -44,7 +44,6 @@ RULES: dict[FailureClass, Rule] = {
     FailureClass.WORKER_LOST: Rule(INFRASTRUCTURE, suspect=True, backoff_s=1.0, why="the process that supervised the task died"),
     FailureClass.NODE_LOST: Rule(INFRASTRUCTURE, elsewhere=True, backoff_s=1.0, why="the node left or fell silent"),
     FailureClass.UNSCHEDULED: Rule(INFRASTRUCTURE, backoff_s=5.0, why="the cluster did not start the task in time"),
-    FailureClass.INTERRUPTED: Rule(why="a user stopped it; --resume runs it again"),
 }
 
 

@@ -28,6 +28,7 @@ from tasks.step import State, Workload
 
 Results = dict[str, Any]  # by name: a tensor, or a plain value
 
+RESULTS = ("loss", "output", "gradient")  # the kinds of which at least one must hold a number for a verdict
 _EPSILON = {None: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 _TF32_EPSILON = 2.0**-10
 
@@ -189,7 +190,7 @@ class _Check:
             accuracy = Accuracy.FAIL
             detail = worst.reason or f"error {worst.compiled_rmse:.3g}, eager's {worst.eager_rmse:.3g}, {worst.ratio:.3g} times its limit"
             remarks.insert(0, f"{len(failing)} of {len(findings)} values differ, most of all {worst.name}: {detail}")
-        elif not any(finding.finite for finding in findings):
+        elif not any(finding.finite for finding in findings if _kind(finding.name) in RESULTS):
             accuracy = Accuracy.SKIPPED
             remarks.insert(0, "nothing finite to compare")
         else:

@@ -110,7 +110,7 @@ def _plain(tensor: torch.Tensor) -> torch.Tensor:
 def compare_plain(name: str, eager: Any, compiled: Any) -> Finding:
     """Values that are no tensors: equal, or both NaN."""
     same = eager == compiled or (eager != eager and compiled != compiled)
-    return _found(name) if same else _fails(name, f"eager gives {eager!r:.60}, compiled {compiled!r:.60}")
+    return _found(name, finite=False) if same else _fails(name, f"eager gives {eager!r:.60}, compiled {compiled!r:.60}")
 
 
 def compare_tensors(
@@ -192,8 +192,9 @@ def _comparable(eager: torch.Tensor, compiled: torch.Tensor, reference: torch.Te
         return eager_ok, f"{lost} of {eager.numel()} elements are not finite where eager's are, or not in the same way"
     gained = compiled_ok & ~eager_ok
     if bool(gained.any()):
-        limit = NEAR * rule.tolerance * (torch.abs(reference) + rms(reference[torch.isfinite(reference)]))
-        wrong = int((gained & ~(torch.abs(compiled - reference) <= limit)).sum())
+        known = torch.isfinite(reference)
+        limit = NEAR * rule.tolerance * (torch.abs(reference) + rms(reference[known]))
+        wrong = int((gained & ~(known & (torch.abs(compiled - reference) <= limit))).sum())
         if wrong:
             return eager_ok, f"{wrong} of {eager.numel()} elements are finite where eager's are not, and no finite reference agrees"
     return eager_ok & compiled_ok, None

@@ -69,7 +69,6 @@ class FailureClass(StrEnum):
     WORKER_LOST = "worker_lost"  # the process that supervised the task died
     NODE_LOST = "node_lost"
     UNSCHEDULED = "unscheduled"  # never started within its start deadline
-    INTERRUPTED = "interrupted"  # stopped by a user
 
 
 class Quality(StrEnum):

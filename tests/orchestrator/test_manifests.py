@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import jsonschema
@@ -77,7 +78,7 @@ def test_the_reference_sweep_has_its_163_models():
 
 
 @pytest.mark.parametrize(("name", "mode"), [("pt2.yaml", "training"), ("pt2_inference.yaml", "inference")])
-def test_the_reference_sweep_has_326_tasks_at_the_announcement_s_settings(name, mode):
+def test_the_reference_sweep_has_326_tasks_at_the_settings_of_the_announcement(name, mode):
     loaded = load_manifest(MANIFESTS / name)
     planned = plan_tasks(loaded, "cuda")
 
@@ -93,7 +94,7 @@ def test_the_reference_sweep_has_326_tasks_at_the_announcement_s_settings(name, 
 
 
 @pytest.mark.parametrize(("name", "mode"), [("pt2.yaml", "training"), ("pt2_inference.yaml", "inference")])
-def test_batch_sizes_and_lengths_are_those_of_the_suites_tables(name, mode):
+def test_batch_sizes_and_lengths_are_those_of_the_tables(name, mode):
     tables = {"huggingface": reference.HUGGINGFACE, "timm": reference.TIMM, "torchbench": torchbench.MODELS}
 
     for task in plan_tasks(load_manifest(MANIFESTS / name), "cuda").tasks:
@@ -103,7 +104,7 @@ def test_batch_sizes_and_lengths_are_those_of_the_suites_tables(name, mode):
         assert task.spec.model.options == lengths, task.spec.task_id
 
 
-def test_tolerances_are_those_of_the_suites_tables():
+def test_tolerances_are_those_of_the_tables():
     for suite, table in (("huggingface", reference.HUGGINGFACE), ("timm", reference.TIMM)):
         for model in models("pt2.yaml")[suite]:
             entry = table[model.name]
@@ -126,3 +127,25 @@ def test_the_toy_sweep_has_every_kind_of_toy_and_short_deadlines():
     assert len(planned.tasks) >= 40
     assert any(task.skip for task in planned.tasks)
     assert max(task.spec.deadlines.task_s for task in planned.tasks) <= 60
+
+
+def test_the_examples_of_the_documentation_are_sound(tmp_path, monkeypatch):
+    monkeypatch.setattr("orchestrator.catalogue._installed_models", lambda suite: None)
+    blocks = re.findall(r"^```yaml\n(.*?)^```$", (MANIFESTS.parent / "docs/manifest.md").read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "suites").symlink_to(MANIFESTS / "suites")
+
+    for index, block in enumerate(blocks):
+        (tmp_path / f"{index}.yaml").write_text(block)
+        jsonschema.Draft202012Validator(json_schema()).validate(document(tmp_path / f"{index}.yaml").data)
+    least, complete = (load_manifest(tmp_path / f"{index}.yaml").manifest for index in range(2))
+
+    assert names(least.suites["torchbench"]) == ["dcgan"]
+    assert [model.batch_size for model in complete.suites["timm"] if model.name == "lcnet_050"] == [256]
+    assert set(complete.model_fields_set) == set(type(complete).model_fields)
+
+
+def test_the_documentation_names_every_field():
+    text = (MANIFESTS.parent / "docs/manifest.md").read_text()
+    properties = {field for kind in json_schema()["$defs"].values() for field in kind.get("properties", {})}
+
+    assert {field for field in properties if not re.search(rf"\b{field}\b", text)} == set()

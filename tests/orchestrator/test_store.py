@@ -688,6 +688,7 @@ def test_a_store_works_through_pyarrow_filesystems(in_objects):
     again.acquire()
     assert content(again) == before
     assert (again.ingest_orphans(), again.record.state) == ([], RunState.INTERRUPTED)
+    assert again.plan() == tuple(a_plan(TASKS))
     assert again.read_log(content(again)[0][TASKS[0].task_id].log) == "built\ntimed\n"
     again.append([(TASKS[3], passed(TASKS[3]))])
     assert [record.run_id for record in in_objects.runs()] == ["run-1"]

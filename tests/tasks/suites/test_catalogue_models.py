@@ -50,7 +50,7 @@ ONE_PER_FAMILY = [
     "huggingface/T5Small",
     "timm/lcnet_050",
     "timm/swin_base_patch4_window7_224",
-    "torchbench/hf_GPT2_large",
+    "torchbench/hf_DistilBert",
     "torchbench/resnet18",
     "torchbench/timm_vision_transformer_large",
 ]

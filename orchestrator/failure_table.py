@@ -1,0 +1,64 @@
+"""docs/failures.md, generated from the policy: ``python -m orchestrator.failure_table > docs/failures.md``."""
+
+from __future__ import annotations
+
+import sys
+
+from orchestrator.policy import INFRASTRUCTURE, QUARANTINE_AFTER_TASKS, RULES, Rule
+from tasks.spec import FailureClass
+
+PRODUCED_BY: dict[FailureClass, str] = {
+    FailureClass.MODEL: "tests/tasks/test_execute.py::test_a_model_that_fails_in_eager_mode",
+    FailureClass.COMPILER: "tests/tasks/test_execute.py::test_a_compiler_that_fails",
+    FailureClass.ACCURACY: "tests/tasks/test_execute.py::test_a_wrong_gradient_of_one_parameter",
+    FailureClass.DEVICE_OOM: "tests/orchestrator/test_sweep.py::test_out_of_memory_with_neighbours_means_once_more_alone",
+    FailureClass.HOST_OOM: "tests/tasks/test_verdict.py::test_without_a_result_the_ending_decides_and_nothing_passes",
+    FailureClass.DEADLINE: "tests/tasks/test_supervisor.py::test_a_phase_that_takes_too_long_is_ended_with_its_stacks_in_the_log",
+    FailureClass.CRASH: "tests/ray/test_cluster.py::test_a_crash_costs_one_task_and_no_ray_worker",
+    FailureClass.UNSUPPORTED: "tests/tasks/test_execute.py::test_a_package_that_is_missing",
+    FailureClass.EXCLUDED: "tests/orchestrator/test_sweep.py::test_a_run_in_which_everything_is_excluded_has_measured_nothing",
+    FailureClass.DEVICE: "tests/tasks/test_supervisor.py::test_a_gpu_task_without_a_gpu_is_refused",
+    FailureClass.WORKER_LOST: "tests/ray/test_cluster.py::test_the_death_of_a_supervisor_is_a_lost_worker",
+    FailureClass.NODE_LOST: "tests/ray/test_nodes.py::test_a_node_that_is_removed_is_noticed_and_its_task_runs_elsewhere",
+    FailureClass.UNSCHEDULED: "tests/orchestrator/test_sweep.py::test_a_task_that_never_starts_although_nothing_else_runs_is_unscheduled",
+}
+"""Failure class -> the test that makes it happen."""
+
+HEAD = f"""\
+# Failures
+
+Every task ends in exactly one row, with a `status` and, unless it passed, a `failure_class`. The class decides what happens next. This page is generated from
+`orchestrator/policy.py` by `make schema`; a test keeps it fresh.
+
+An infrastructure failure is tried again as often as the manifest's `retries.infrastructure` says; all infrastructure classes share that number. A node on which
+{QUARANTINE_AFTER_TASKS} different tasks fail for a reason that makes it suspect gets no more tasks in that run, unless it is the last one.
+
+| failure class | tried again | where | makes its node suspect | why | produced by |
+|---|---|---|---|---|---|
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    return HEAD + "".join(_line(failure, rule) for failure, rule in RULES.items())
+
+
+def _line(failure: FailureClass, rule: Rule) -> str:
+    again = {0: "no", 1: "once", INFRASTRUCTURE: "`retries.infrastructure` times"}[rule.retries]
+    if rule.backoff_s:
+        again += f", after {rule.backoff_s:g} s, doubling"
+    where = (
+        "with the device to itself"
+        if rule.alone
+        else "elsewhere, if there is another node"
+        if rule.elsewhere
+        else "anywhere"
+        if rule.retries
+        else ""
+    )
+    suspect = "yes" if rule.suspect else "no"
+    return f"| `{failure.value}` | {again} | {where} | {suspect} | {rule.why} | `{PRODUCED_BY[failure]}` |\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())
