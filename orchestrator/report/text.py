@@ -76,7 +76,7 @@ def _intervals(estimate: Estimate, covered: bool) -> list[str]:
 
 
 def _suites(configuration: Configuration) -> Table:
-    table = _table(
+    table = simple_table(
         "suites", ["suite", "dtype"], ["geomean", "95 % (measured again)", "median", "passed", "rate", "compile s", "memory", "breaks"]
     )
     for answer in configuration.suites:
@@ -97,7 +97,7 @@ def _suites(configuration: Configuration) -> Table:
 
 def _variants(configuration: Configuration) -> Table:
     dtypes = [answer.dtype for answer in configuration.dtypes]
-    table = _table("the same rows by other definitions", ["definition"], ["score", *dtypes])
+    table = simple_table("the same rows by other definitions", ["definition"], ["score", *dtypes])
     table.add_column("meaning", overflow="fold")
     for variant in configuration.variants:
         values = (times(variant.by_dtype.get(dtype), 3) for dtype in dtypes)
@@ -128,7 +128,7 @@ def _failures(groups: Sequence[FailureGroup]) -> RenderableType:
 
 
 def _tasks(rows: Sequence[Row]) -> Table:
-    table = _table(
+    table = simple_table(
         "tasks, fastest first", ["task", "status"], ["speedup", "95 %", "eager ms", "compiled ms", "compile s", "memory", "breaks"]
     )
     table.add_column("quality")
@@ -150,7 +150,8 @@ def _tasks(rows: Sequence[Row]) -> Table:
     return table
 
 
-def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
+def simple_table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
+    """A table without lines; the columns of ``right`` are numbers."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in left:
         table.add_column(name, overflow="fold")

@@ -30,7 +30,7 @@ LEAST_PROCESS_SD = 0.005
 """Between fresh processes ln(speedup) was seen to vary by 0.5 to 2 %, by more for models that are bound by launches."""
 MAD_TO_SD = 1.482602218505602
 CUTOFF = 2.5
-KEPT_TO_SD = 1.042456  # standard deviation of a normal law over that of the part of it within CUTOFF standard deviations
+KEPT_TO_SD = 1.0475619455  # standard deviation of a normal law over that of the part of it within CUTOFF standard deviations
 ROUNDS = 3
 EFFICIENCY = 0.4
 """The robust scale of n normal values is as good as the standard deviation of at least 0.4 n; 0.6 n in simulations."""

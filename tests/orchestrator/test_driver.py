@@ -7,7 +7,6 @@ import os
 import signal
 
 import pytest
-from tests.orchestrator.fakes import NODE, FakeCluster, FakeProgress, FakeSink, passed, task
 
 from orchestrator.driver import Driver
 from orchestrator.errors import ExitCode
@@ -15,6 +14,7 @@ from orchestrator.events import Ended, Lost, Started
 from orchestrator.policy import Policy
 from orchestrator.sweep import Sweep, SweepTask
 from tasks.spec import Attempt, FailureClass, Status
+from tests.orchestrator.fakes import NODE, FakeCluster, FakeProgress, FakeSink, passed, task
 
 
 def drive(tasks, cluster, sink=None, policy=None, max_in_flight=2):

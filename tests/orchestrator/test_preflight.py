@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from tests.orchestrator.fakes import NODE, task
 
 from orchestrator.errors import ExitCode, PreflightError
 from orchestrator.preflight import capacity, check, resolve_device
 from tasks.probe import Gpu, NodeProbe
 from tasks.spec import ModelSpec, ResourceSpec
+from tests.orchestrator.fakes import NODE, task
 
 GPU_NODE = replace(NODE, name="gpu:0002", num_gpus=4.0, num_cpus=16.0, accelerators=("H200",))
 PROBE = NodeProbe("host", "3.11.7", "v1", 2, {"torch": "2.13.0"}, compiler="/usr/bin/g++")
