@@ -30,7 +30,7 @@ from orchestrator.statistics.differences import (
     sign_flip_p,
 )
 from orchestrator.statistics.intervals import standard_errors
-from orchestrator.statistics.means import geomean, weighted_score
+from orchestrator.statistics.means import FloatArray, geomean, weighted_score
 
 COLUMNS = (
     *("task_id", "suite", "model", "dtype", "mode", "backend", "status", "phase", "error", "skip_reason", "carried_from", "batch_size"),
@@ -171,10 +171,11 @@ def compare(
     unlike = {name for name in passed if before[name].batch_size != after[name].batch_size}
     environment = differences([before[name] for name in both], [after[name] for name in both])
     pairs = [(before[name], after[name]) for name in passed if name not in carried | unlike]
-    measured = [pair for pair in pairs if all(math.isfinite(error) for error in _own_errors(pair))]
+    own = _own_errors(pairs)
+    measured = [pair for pair, error in zip(pairs, own, strict=True) if math.isfinite(error)]
     singles = _singles(base, new)
     effect = math.log1p(min_effect)
-    changes, scale = _changes(measured, singles, effect, process_sd, rate, environment)
+    changes, scale = _changes(measured, own[np.isfinite(own)], singles, effect, process_sd, rate, environment)
     return Comparison(
         base_id=base.run_id,
         new_id=new.run_id,
@@ -215,12 +216,16 @@ def _singles(base: Run, new: Run) -> Callable[[str], int]:
     return lambda task_id: sum(task_id not in names for names in repeated)
 
 
-def _own_errors(pair: tuple[Row, Row]) -> tuple[float, ...]:
-    return tuple(standard_errors([row.speedup_low for row in pair], [row.speedup_high for row in pair]))
+def _own_errors(pairs: Sequence[tuple[Row, Row]]) -> FloatArray:
+    """Standard errors of the changes from the rows' own intervals; NaN where a row has none."""
+    sides = ([pair[side] for pair in pairs] for side in (0, 1))
+    base, new = (standard_errors([row.speedup_low for row in rows], [row.speedup_high for row in rows]) for rows in sides)
+    return np.asarray(np.hypot(base, new))
 
 
 def _changes(
     pairs: Sequence[tuple[Row, Row]],
+    own: FloatArray,
     singles: Callable[[str], int],
     effect: float,
     process_sd: float | None,
@@ -228,7 +233,6 @@ def _changes(
     environment: Sequence[tuple[str, str, str]],
 ) -> tuple[tuple[Change, ...], Scale]:
     deltas = np.array([math.log((new.speedup or math.nan) / (base.speedup or math.nan)) for base, new in pairs])
-    own = np.array([math.hypot(*_own_errors(pair)) for pair in pairs])
     single = np.array([singles(base.task_id) for base, _ in pairs], dtype=np.int64)
     scale = process_scale(deltas, own, single) if process_sd is None else Scale(process_sd, "given")
     errors = np.sqrt(own**2 + single * scale.process_sd**2)

@@ -46,7 +46,7 @@ class Files(Protocol):
         """The names of the visible files of ``folder``, sorted; none if there is no such folder."""
 
     def read(self, name: str) -> bytes:
-        """The whole file."""
+        """The whole file. ``FileNotFoundError`` if there is none; a ``StoreError`` if it cannot be read."""
 
     def source(self, name: str) -> Any:
         """The file for random access, as pyarrow takes it."""
@@ -118,7 +118,12 @@ class LocalFiles:
             raise explain("list", self.at(folder), error) from error
 
     def read(self, name: str) -> bytes:
-        return (self._root / name).read_bytes()
+        try:
+            return (self._root / name).read_bytes()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise explain("read", self.at(name), error) from error
 
     def source(self, name: str) -> Any:
         return pafs.LocalFileSystem().open_input_file(str(self._root / name))
@@ -196,8 +201,13 @@ class ObjectFiles:
         return sorted(info.base_name for info in infos if info.is_file and not info.base_name.startswith("."))
 
     def read(self, name: str) -> bytes:
-        with self.source(name) as file:
-            return bytes(file.read())
+        try:
+            with self.source(name) as file:
+                return bytes(file.read())
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise explain("read", self.at(name), error) from error
 
     def source(self, name: str) -> Any:
         return self._filesystem.open_input_file(self._path(name))

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import logging
 import os
 import socket
 import time
@@ -20,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.errors import RunLockedError
+from orchestrator.errors import RunLockedError, StoreError
 from orchestrator.files import Files, explain
 from tasks.spec import SpecError, decode, encode
 
@@ -30,6 +31,8 @@ HEARTBEAT_S = 15.0
 """How often a driver is to call ``refresh``."""
 STALE_AFTER_S = 120.0
 """A holder on another machine that gave no sign of life for this long is taken to be dead."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +120,13 @@ class RunLock:
         self._write(self.owner, durable=False)
 
     def release(self) -> None:
-        """Give the lock back, if it is still ours."""
+        """Give the lock back, if it is still ours. One that cannot be removed goes stale by itself."""
         try:
             with contextlib.suppress(RunLockedError):
                 self.check()
                 self._files.remove(LOCK_FILE)
+        except StoreError as error:
+            log.warning("the lock stays behind: %s", error)
         finally:
             _close(self._flock)
             self._flock = None

@@ -14,6 +14,7 @@ import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -22,7 +23,7 @@ import pyarrow.parquet as pq
 
 from orchestrator import schema
 from orchestrator.errors import StoreError
-from orchestrator.files import Files, explain
+from orchestrator.files import Files
 
 TASKS, SAMPLES = "tasks", "samples"
 CORRUPT = ".corrupt"
@@ -92,7 +93,7 @@ class Parts:
             StoreError: it is damaged.
         """
         path = f"{TASKS}/{part.name}"
-        rows = self._guarded(path, lambda path: self._read_rows(path, None))
+        rows = self._guarded(path, lambda source: self._read_rows(source, None))
         if rows is None:
             raise StoreError(f"{self._files.at(path)} is damaged: {self.damaged[path]}")
         return rows
@@ -130,13 +131,13 @@ class Parts:
                 self._note_damage(f"{SAMPLES}/{part.name}", "the file is missing")
                 continue
             only = None if task_ids is None and part.name not in beaten else chosen
-            table = self._guarded(f"{SAMPLES}/{part.name}", lambda path, only=only: self._read_samples(path, only, columns))
+            table = self._guarded(f"{SAMPLES}/{part.name}", partial(self._read_samples, task_ids=only, columns=columns))
             if table is not None:
                 tables.append(table)
         return concat(tables, schema.SAMPLES, columns)
 
-    def _read_samples(self, path: str, task_ids: set[str] | None, columns: Sequence[str] | None) -> pa.Table:
-        with self._files.source(path) as source, pq.ParquetFile(source, page_checksum_verification=True) as file:
+    def _read_samples(self, source: Any, task_ids: set[str] | None, columns: Sequence[str] | None) -> pa.Table:
+        with pq.ParquetFile(source, page_checksum_verification=True) as file:
             if task_ids is None:
                 return schema.conform(file.read(_present(file, columns)), schema.SAMPLES, columns)
             groups = _row_groups(file, "task_id", task_ids)
@@ -144,9 +145,9 @@ class Parts:
         table = table.filter(_is_one_of(table.column("task_id"), task_ids))
         return schema.conform(table, schema.SAMPLES, columns)
 
-    def _check_samples(self, path: str) -> bool:
+    def _check_samples(self, source: Any) -> bool:
         """Read the whole file, a piece at a time, and forget it."""
-        with self._files.source(path) as source, pq.ParquetFile(source, page_checksum_verification=True) as file:
+        with pq.ParquetFile(source, page_checksum_verification=True) as file:
             for batch in file.iter_batches(ROW_GROUP_ROWS):
                 schema.conform(pa.table(batch), schema.SAMPLES)
         return True
@@ -156,25 +157,34 @@ class Parts:
         for _ in range(_ATTEMPTS_TO_LIST):
             try:
                 found = [
-                    (part, self._guarded(f"{TASKS}/{part.name}", lambda path: self._read_rows(path, columns))) for part in self.parts()
+                    (part, self._guarded(f"{TASKS}/{part.name}", lambda source: self._read_rows(source, columns))) for part in self.parts()
                 ]
             except FileNotFoundError:
                 continue
             return [(part, rows) for part, rows in found if rows is not None]
         raise StoreError(f"the parts in {self._files.at(TASKS)} keep changing; try again")
 
-    def _read_rows(self, path: str, columns: Sequence[str] | None) -> pa.Table:
-        with self._files.source(path) as source, pq.ParquetFile(source, page_checksum_verification=True) as file:
+    def _read_rows(self, source: Any, columns: Sequence[str] | None) -> pa.Table:
+        with pq.ParquetFile(source, page_checksum_verification=True) as file:
             return schema.conform(file.read(_present(file, columns)), schema.ROWS, columns)
 
-    def _guarded(self, path: str, read: Any) -> pa.Table | None:
-        """What ``read`` returns; None for a damaged file, which is noted."""
+    def _guarded(self, path: str, read: Callable[[Any], Any]) -> Any:
+        """What ``read`` makes of the file; None for a damaged one, which is noted.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            StoreError: it cannot be read, which says nothing of its content.
+        """
         try:
-            return read(path)
-        except (FileNotFoundError, PermissionError) as error:
-            if isinstance(error, PermissionError):
-                raise explain("read", self._files.at(path), error) from error
+            with self._files.source(path) as source:
+                return read(source)
+        except FileNotFoundError:
             raise
+        except _DAMAGE:
+            # A bad file and a bad connection raise the same errors. With the bytes at hand only the file can be at fault.
+            data = self._files.read(path)
+        try:
+            return read(pa.BufferReader(data))
         except _DAMAGE as error:
             self._note_damage(path, str(error).splitlines()[0])
             return None
@@ -253,7 +263,7 @@ class Parts:
 
     def _damaged_file(self, part: Part) -> str | None:
         rows, samples = f"{TASKS}/{part.name}", f"{SAMPLES}/{part.name}"
-        if self._guarded(rows, lambda path: self._read_rows(path, None)) is None:
+        if self._guarded(rows, lambda source: self._read_rows(source, None)) is None:
             return rows
         try:
             intact = self._guarded(samples, self._check_samples) is not None

@@ -49,9 +49,7 @@ def check(tasks: Sequence[TaskSpec], nodes: Sequence[NodeInfo], probes: Mapping[
     for node in nodes:
         needs_cuda = any(task.resources.device == "cuda" for task in tasks)
         real = any(task.model.suite != "toy" for task in tasks)
-        problems += _node_problems(
-            node, probes.get(node.name, "was not asked"), needs_cuda=needs_cuda, real=real, code_version=code_version
-        )
+        problems += node_problems(node, probes.get(node.name, "was not asked"), needs_cuda=needs_cuda, real=real, code_version=code_version)
     if problems:
         raise PreflightError("the cluster cannot run this plan:\n" + "\n".join(f"  - {problem}" for problem in problems))
 
@@ -95,7 +93,8 @@ def _unschedulable(resources: ResourceSpec, askers: Sequence[TaskSpec], nodes: S
     return [f"{len(askers)} task(s), {askers[0].task_id} for one, ask for {wish} (execution: in the manifest)"]
 
 
-def _node_problems(node: NodeInfo, found: NodeProbe | str, *, needs_cuda: bool, real: bool, code_version: str) -> list[str]:
+def node_problems(node: NodeInfo, found: NodeProbe | str, *, needs_cuda: bool, real: bool, code_version: str) -> list[str]:
+    """Why ``node`` cannot do its part. ``real``: models of libraries are to run there, not only toys."""
     if isinstance(found, str):
         return [f"node {node.name} cannot run this project's code: {found}"]
     problems = []

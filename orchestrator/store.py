@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 from orchestrator import schema
 from orchestrator.compact import compact
 from orchestrator.errors import RunLockedError, StoreError, UsageError
-from orchestrator.files import Files, explain, open_files
+from orchestrator.files import Files, open_files
 from orchestrator.lock import STALE_AFTER_S, Owner, RunLock, read_owner
 from orchestrator.parts import Part, Parts
 from orchestrator.record import PLAN_FILE, RECORD_FILE, PlannedTask, RunRecord, RunState, plan_bytes, read_plan, read_record, record_bytes
@@ -36,6 +36,7 @@ from tasks.spec import Outcome, Samples, Status, TaskSpec, slug
 
 RUNS_WITH_DURATIONS = 20
 """How many runs back ``recorded_durations`` looks."""
+_PROBE_FILE = "writable.probe"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,16 @@ class Store:
             except StoreError as error:
                 log.warning("%s; the run is left out", error)
         return sorted(found, key=lambda record: (record.started, record.run_id))
+
+    def check_writable(self) -> int:
+        """Write something and remove it again; the number of runs that are there.
+
+        Raises:
+            StoreError: this process cannot write here.
+        """
+        self._files.write(_PROBE_FILE, b"", durable=False)
+        self._files.remove(_PROBE_FILE)
+        return len(self.runs())
 
     def resolve(self, name: str) -> RunStore:
         """The run called ``name``, which may be ``latest``, a run id, or the beginning of exactly one run id.
@@ -133,7 +144,7 @@ class RunStore:
         """Whether the run has a record; a folder alone is no run."""
         try:
             self.files.read(RECORD_FILE)
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return False
         return True
 
@@ -144,12 +155,7 @@ class RunStore:
 
     def reload(self) -> RunRecord:
         """Read the record anew."""
-        try:
-            self._record = read_record(self.files.read(RECORD_FILE), self.files.at(RECORD_FILE))
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise explain("read", self.files.at(RECORD_FILE), error) from error
+        self._record = read_record(self.files.read(RECORD_FILE), self.files.at(RECORD_FILE))
         return self._record
 
     def plan(self) -> tuple[PlannedTask, ...]:

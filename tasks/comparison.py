@@ -10,6 +10,8 @@ square over the elements:
 * noise: only where eager's own error is half of the reference or more, so that the tensor holds no digits to compare (the gradient of a
   bias in front of a normalisation, say): rms(c - r) <= 10 rms(e - r) + epsilon rms(kind), with the epsilon of the computing dtype.
 
+Where there is no reference, a tensor also passes if it has eager's direction and size.
+
 NaN and infinities: elements where both results hold the same non-finite value are equal and take no further part. A result that is finite
 where the other is not fails, unless eager is the one that is not finite and compiled agrees with a finite reference.
 """
@@ -19,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +30,7 @@ FEW = 1000
 BORROWED_FROM = 3  # tensors of a kind, at least, for their median error to mean something
 NOISE_FACTOR = 10.0
 NEAR = 4.0  # tolerances within which a compiled element must be of the reference where eager has no number
+MAX_ANGLE = 0.01  # 1 - cosine, between tensors that have no reference
 MAX_RATIO = 1e6  # how far beyond its limit a tensor can be said to be
 
 
@@ -126,7 +129,8 @@ def compare_tensors(
 ) -> Finding:
     """Judge ``compiled``. ``errors`` are eager's; ``kind_error`` (relative) and ``kind_size`` are those of tensors of its kind.
 
-    Without a reference, eager is the reference and ``errors.error`` its distance from a second eager run.
+    Without a reference, eager is the reference and ``errors.error`` its distance from a second eager run; as nothing then tells what
+    rounding is legitimate, a tensor of the same direction and size passes too, and one that is small among its kind.
     """
     if eager.dtype != compiled.dtype:
         return _fails(name, f"eager gives {eager.dtype}, compiled {compiled.dtype}")
@@ -134,21 +138,39 @@ def compare_tensors(
         return _fails(name, f"eager gives shape {tuple(eager.shape)}, compiled {tuple(compiled.shape)}")
     if not eager.is_floating_point():
         return _compare_exact(name, eager, compiled, rule)
-    target = eager if reference is None or reference.shape != eager.shape else reference
-    one, other, truth = (tensor.to(torch.float64) for tensor in (eager, compiled, target))
+    blind = reference is None or reference.shape != eager.shape
+    one, other, truth = (tensor.to(torch.float64) for tensor in (eager, compiled, eager if blind or reference is None else reference))
     truth = torch.where(torch.isfinite(truth), truth, one)
     usable, mismatch = _comparable(one, other, truth, rule)
     if mismatch is not None:
         return _fails(name, mismatch)
     if not bool(usable.any()):
         return _found(name, finite=eager.numel() == 0)
-    return _judge(name, one[usable], other[usable], truth[usable], rule, errors, kind_error, kind_size)
+    one, other, truth = (tensor[usable] for tensor in (one, other, truth))
+    found = _judge(name, one, other, truth, rule, errors, kind_error, kind_size)
+    return found if not blind else replace(found, ratio=min(found.ratio, _blind_ratio(one, other, rule, kind_size)))
+
+
+def _blind_ratio(eager: torch.Tensor, compiled: torch.Tensor, rule: Rule, kind_size: float) -> float:
+    """By how much two tensors differ in direction and size, or among their kind, relative to what is allowed."""
+    one, other = rms(eager), rms(compiled)
+    small = _ratio(rms(compiled - eager), NOISE_FACTOR * rule.epsilon * kind_size)
+    if one == 0.0 or other == 0.0:
+        return small
+    cosine = float(torch.mean((eager / one) * (compiled / other)))
+    return min(small, max(_ratio(max(0.0, 1.0 - cosine), MAX_ANGLE), _ratio(abs(other / one - 1.0), rule.tolerance)))
 
 
 def _judge(
-    name: str, eager: torch.Tensor, compiled: torch.Tensor, reference: torch.Tensor, rule: Rule, errors: Errors, *kind: float
+    name: str,
+    eager: torch.Tensor,
+    compiled: torch.Tensor,
+    reference: torch.Tensor,
+    rule: Rule,
+    errors: Errors,
+    kind_error: float,
+    kind_size: float,
 ) -> Finding:
-    kind_error, kind_size = kind
     size, few = rms(eager), eager.numel() < FEW
     close = float((torch.abs(compiled - eager) / (rule.tolerance * (torch.abs(eager) + size / 10)).clamp_min(1e-300)).max())
     error, reference_size = rms(compiled - reference), rms(reference)

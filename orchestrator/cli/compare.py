@@ -5,11 +5,15 @@ from __future__ import annotations
 import json as jsonlib
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.errors import ExitCode, RegressionError
+
+if TYPE_CHECKING:
+    from orchestrator.compare import Comparison
+    from orchestrator.store import RunStore
 
 
 def compare(
@@ -29,8 +33,7 @@ def compare(
     """What changed from BASE to NEW, how sure that is, and whether the compiled step or the eager baseline moved."""
     from orchestrator import compare as core
     from orchestrator import gate as policies
-    from orchestrator.cli.confirm import write_confirmation
-    from orchestrator.report import comparison, present, rows
+    from orchestrator.report import comparison, data, present, rows
     from orchestrator.store import Store
 
     policy = policies.load_policy(gate) if gate else None
@@ -39,12 +42,29 @@ def compare(
     found = core.compare(*runs, min_effect=min_effect, process_sd=process_sd, allow_mixed=allow_mixed)
     broken = policies.violations(found, policy) if policy else ()
     if json:
-        data = comparison.as_data(found) | {"violations": comparison.plain_data(broken)}
-        sys.stdout.write(jsonlib.dumps(data, indent=1, allow_nan=False) + "\n")
+        shown = comparison.as_data(found) | {"violations": data.plain_data(broken)}
+        sys.stdout.write(jsonlib.dumps(shown, indent=1, allow_nan=False) + "\n")
     else:
         sys.stdout.write(present.printed(lambda console: comparison.render_comparison(found, console)))
     if confirm:
-        write_confirmation(found, stores[1], confirm, processes)
+        _write_confirmation(found, stores[1], confirm, processes)
     if broken:
         raise RegressionError(f"{runs[1].run_id} breaks {gate}:\n{policies.table(broken)}")
     return ExitCode.PASSED
+
+
+def _write_confirmation(found: Comparison, new: RunStore, path: Path, processes: int) -> None:
+    """Write the manifest of the unclear tasks to ``path``; one beside it per further mode and backend."""
+    from orchestrator.confirm import confirmation
+    from orchestrator.report.present import write_file
+    from orchestrator.statistics.differences import Verdict
+
+    unclear = {change.task_id for change in found.of(Verdict.UNCLEAR)}
+    specs = [entry.task for entry in new.plan() if entry.task.task_id in unclear]
+    texts = confirmation(specs, f"confirm-{found.new_id}"[:100], processes)
+    if not texts:
+        sys.stderr.write("no task is unclear: nothing to confirm\n")
+    for (mode, backend), text in texts.items():
+        target = path if len(texts) == 1 else path.with_name(f"{path.stem}-{mode}-{backend}{path.suffix}")
+        write_file(target, text)
+        sys.stderr.write(f"{target}: run it in both environments with `sweep run {target}`, then compare those two runs\n")

@@ -106,7 +106,7 @@ def _changes(title: str, changes: Sequence[Change]) -> Table:
             f"{change.judgement.q:.2g}",
             _moved(change.eager),
             _moved(change.compiled),
-            change.moved.value if change.moved else NOTHING,
+            change.moved.value if change.moved and change.verdict is not Verdict.UNCLEAR else NOTHING,
         )
     return table
 

@@ -96,8 +96,10 @@ def failed(row: Row, kind: int = 0) -> Row:
 
 
 def _row(suite: str, model: str, dtype: str, log: float, pair_sd: float, rng: np.random.Generator) -> Row:
-    eager_ms = float(np.exp(rng.normal(math.log(60), 0.8)))
-    breaks = int(rng.poisson(0.4))
+    """What belongs to the model is drawn from its name; what belongs to the run from ``rng``."""
+    own = np.random.default_rng(list(f"{suite}/{model}/{dtype}".encode()))
+    eager_ms = float(np.exp(own.normal(math.log(60), 0.8) + rng.normal(0, pair_sd)))
+    breaks = int(own.poisson(0.4))
     half = NORMAL_95 * pair_sd
     return Row(
         task_id=f"{suite}/{model}/{dtype}/training/inductor",
@@ -112,20 +114,20 @@ def _row(suite: str, model: str, dtype: str, log: float, pair_sd: float, rng: np
         speedup=math.exp(log),
         speedup_low=math.exp(log - half),
         speedup_high=math.exp(log + half),
-        quality="wide" if rng.random() < 0.05 else "ok",
+        quality="wide" if own.random() < 0.05 else "ok",
         pairs=10,
         eager_ms=eager_ms,
         compiled_ms=eager_ms / math.exp(log),
-        compile_s=float(rng.gamma(6, 8)),
-        eager_peak_mib=float(rng.uniform(2e3, 3e4)),
-        compiled_peak_mib=float(rng.uniform(2e3, 2.5e4)),
+        compile_s=float(own.gamma(6, 8) * np.exp(rng.normal(0, 0.05))),
+        eager_peak_mib=float(own.uniform(2e3, 3e4)),
+        compiled_peak_mib=float(own.uniform(2e3, 2.5e4)),
         graphs=breaks + 1,
         graph_breaks=breaks,
         graph_break_reasons=("Tensor.item() call",) * min(breaks, 1),
         recompiles=0,
         accuracy="pass",
         batch_size=32,
-        parameters=int(rng.integers(1_000_000, 400_000_000)),
+        parameters=int(own.integers(1_000_000, 400_000_000)),
         node="node-1",
         device="NVIDIA H200",
         gpu_uuid="GPU-00000000-0000-0000-0000-000000000001",

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 from orchestrator.statistics.means import FloatArray, normalised
 
@@ -121,4 +121,4 @@ def _log_score_and_error(matrix: FloatArray, weight: FloatArray, times: FloatArr
 
 
 def _z(level: float) -> float:
-    return float(stats.norm.ppf(0.5 + level / 2))
+    return float(special.ndtri(0.5 + level / 2))

@@ -191,6 +191,19 @@ def test_a_lock_that_cannot_be_written_is_a_clear_message_and_not_held(tmp_path)
         RunLock.acquire(LocalFiles(tmp_path / "run"))
 
 
+def test_a_lock_that_cannot_be_given_back_is_left_to_go_stale(files, monkeypatch, caplog):
+    lock = RunLock.acquire(files)
+
+    def unreachable(name):
+        raise StoreError(f"cannot read {name}: connection reset")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(files, "read", unreachable)
+        lock.release()
+    assert "the lock stays behind: cannot read lock.json" in caplog.text
+    assert read_owner(files) == lock.owner
+
+
 def test_a_name_with_parentheses_does_not_hide_the_start_of_a_process(tmp_path):
     script = tmp_path / "a (very) odd) name"
     script.symlink_to("/bin/sleep")

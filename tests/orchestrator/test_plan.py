@@ -361,6 +361,13 @@ def test_autocast_is_no_business_of_float32(tmp_path):
     assert len(digests) == 1
 
 
+def test_the_order_of_options_changes_nothing(tmp_path):
+    left, right = (only(tmp_path, f"suites: {{toy: [{{name: pass, options: {options}}}]}}") for options in ("{a: 1, b: 2}", "{b: 2, a: 1}"))
+
+    assert left.digest == right.digest
+    assert left.manifest_digest == right.manifest_digest
+
+
 def test_two_names_of_one_backend_give_one_digest(tmp_path):
     text = "matrix: {dtype: [amp], backend: [inductor, same]}\nbackends: {same: {backend: inductor}}\nsuites: {toy: [pass]}"
 

@@ -155,8 +155,9 @@ def test_all_problems_of_a_file_are_found_and_the_rest_is_read():
 def test_aliases_cannot_blow_up():
     wide = "\n".join(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9) if level else 1}]" for level in range(20))
     deep = "\n".join(f"a{level}: &a{level} [{f'*a{level - 1}' if level else 1}]" for level in range(3000))
+    rather_deep = "\n".join(deep.splitlines()[: source.MAX_DEPTH + 10])
 
-    for text in (wide, deep):
+    for text in (wide, deep, rather_deep):
         document, problems = parse(text)
         assert len(problems) == 1
         assert problems[0].endswith("more than 100,000 values or 64 levels after expanding aliases")

@@ -556,6 +556,36 @@ def test_a_damaged_part_is_set_aside_by_name_and_its_tasks_run_again(store, harm
     assert set(resumed.terminal()) == {task.task_id for task in TASKS}
 
 
+class Unreachable(LocalFiles):
+    """A place whose files can be named but, while it is down, not read."""
+
+    down = True
+
+    def source(self, name):
+        if self.down and name.endswith(".parquet"):
+            raise OSError("connection reset")
+        return super().source(name)
+
+    def read(self, name):
+        if self.down and name.endswith(".parquet"):
+            raise StoreError(f"cannot read {self.at(name)}: connection reset")
+        return super().read(name)
+
+
+def test_a_place_that_cannot_be_reached_is_no_damage(store):
+    with a_run(store, TASKS) as run:
+        run.append([(TASKS[0], passed(TASKS[0]))])
+    far = RunStore(Unreachable(run.files.local("")), run.run_id)
+    for use in (far.rows, far.samples, far.acquire):
+        with pytest.raises(StoreError, match="connection reset"):
+            use()
+    far.close()
+    assert far.damaged() == {}
+    Unreachable.down = False
+    assert (far.acquire(), set(far.terminal())) == ([], {TASKS[0].task_id})
+    far.close()
+
+
 def test_files_of_others_are_left_alone(store):
     run = a_run(store, TASKS)
     run.append([(TASKS[0], passed(TASKS[0]))])

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 
 import pyarrow.fs as pafs
 import pytest
@@ -26,30 +25,24 @@ TASKS = [a_task(number) for number in range(4)]
 
 
 @pytest.fixture(scope="module")
-def endpoint():
+def endpoint(tmp_path_factory):
     """host:port of a server that forgets everything when the tests are over."""
+    log = tmp_path_factory.mktemp("s3") / "log"
     command = [sys.executable, "-c", "from moto.server import main; main(['--host', '127.0.0.1', '--port', '0'])"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as server:
+    with log.open("w") as stderr, subprocess.Popen(command, stdout=stderr, stderr=stderr) as server:
         try:
-            line = next(line for line in server.stderr if "http://127.0.0.1:" in line)
-            address = line.rsplit("http://", 1)[1].split()[0]
-            _wait_for(f"http://{address}/moto-api/")
-            yield address
+            yield _address(log, server)
         finally:
             server.kill()
 
 
-def _wait_for(url):
-    for _ in range(200):
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-        except urllib.error.HTTPError:
-            return
-        except OSError:
-            time.sleep(0.1)
-        else:
-            return
-    pytest.fail(f"no server at {url}")
+def _address(log, server):
+    for _ in range(600):
+        if found := re.search(r"Running on http://(127\.0\.0\.1:\d+)", log.read_text()):
+            return found[1]
+        assert server.poll() is None, log.read_text()
+        time.sleep(0.1)
+    return pytest.fail(log.read_text())
 
 
 @pytest.fixture

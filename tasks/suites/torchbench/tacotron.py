@@ -217,6 +217,9 @@ def build_tacotron2(request: BuildRequest) -> Benchmark:
     fidelity = f"synthetic speech of {frames} mel frames instead of LJSpeech, whose batches have about 832 (option mel_frames: 832)"
     benchmark = assemble(request, Tacotron2(), speech(batch_size, frames), batch_size, fidelity=fidelity)
     benchmark.module.train()
+    if request.training:
+        benchmark.tolerance = 8e-2
+        benchmark.tolerance_reason = "upstream's tolerance for training this model"
     return benchmark
 
 

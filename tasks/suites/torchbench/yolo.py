@@ -152,6 +152,9 @@ def build_yolov3(request: BuildRequest) -> Benchmark:
     args = (torch.rand(batch_size, 3, _HEIGHT, _WIDTH),)
     benchmark = assemble(request, YoloV3(), args, batch_size, fidelity=None if request.training else _FIDELITY)
     benchmark.module.train()
+    if request.training:
+        benchmark.tolerance = 8e-2
+        benchmark.tolerance_reason = "upstream's tolerance for training this model: 73 batch norms with random weights"
     return benchmark
 
 

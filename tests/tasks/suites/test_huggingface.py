@@ -94,7 +94,7 @@ def test_an_option_reaches_the_configuration_under_either_of_its_names():
 
 
 def test_an_unknown_option_names_the_nearest():
-    with pytest.raises(ValueError, match="unknown option 'hiden_size' .did you mean 'hidden_size'"):
+    with pytest.raises(ValueError, match=r"unknown option 'hiden_size' .did you mean 'hidden_size'"):
         tiny("BertForMaskedLM", hiden_size=8)
 
 

@@ -101,7 +101,7 @@ def test_anything_else_from_a_factory_is_a_type_error(factories, name):
 
 
 def test_a_missing_package_is_unsupported_and_named(factories):
-    with pytest.raises(UnsupportedModelError, match="needs the Python package a_package_that_nobody_has.*pip install"):
+    with pytest.raises(UnsupportedModelError, match=r"needs the Python package a_package_that_nobody_has.*pip install"):
         from_factory("needy")
 
 

@@ -121,7 +121,7 @@ def test_an_unknown_name_names_the_nearest():
 
 
 def test_an_unknown_option_names_the_nearest():
-    with pytest.raises(ValueError, match="unknown option 'imagesize' .did you mean 'image_size'"):
+    with pytest.raises(ValueError, match=r"unknown option 'imagesize' .did you mean 'image_size'"):
         tiny("lcnet_050", imagesize=32)
 
 

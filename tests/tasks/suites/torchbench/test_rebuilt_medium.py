@@ -25,6 +25,7 @@ class Expected:
     inputs: list[tuple[int, ...]]
     outputs: list[tuple[int, ...]] | None  # None: the forward pass reads data, so there is nothing to see without arithmetic
     unused: int = 0  # parameters (tensors) without a gradient
+    tolerance: float | None = None  # in training
 
 
 EXPECTED = {
@@ -41,8 +42,8 @@ EXPECTED = {
     "moco": Expected(47_540_608, [(32, 3, 224, 224), (32, 3, 224, 224)], None),
     "speech_transformer": Expected(44_823_040, [(10, 204, 320), (10,), (10, 21)], None),
     "Super_SloMo": Expected(39_610_473 + 7_635_264, [(6,), (6, *IMAGE), (6, *IMAGE), (6, *IMAGE)], [(6, *IMAGE), ()], unused=20),
-    "tacotron2": Expected(28_193_153, [(64, 160), (64,), (64, 80, 64), (64,)], None),
-    "yolov3": Expected(62_998_749, [(16, 3, 384, 512)], [(16, 3, 12, 16, 85), (16, 3, 24, 32, 85), (16, 3, 48, 64, 85)]),
+    "tacotron2": Expected(28_193_153, [(64, 160), (64,), (64, 80, 64), (64,)], None, tolerance=8e-2),
+    "yolov3": Expected(62_998_749, [(16, 3, 384, 512)], [(16, 3, 12, 16, 85), (16, 3, 24, 32, 85), (16, 3, 48, 64, 85)], tolerance=8e-2),
 }
 
 
@@ -114,6 +115,7 @@ def test_parameters_shapes_modes_and_gradients_at_the_historical_batch(name):
     assert inference.module.training == (name in ALWAYS_TRAINING)
     assert (training.batch_size, inference.batch_size) == (MODELS[name].batch_size, MODELS[name].eval_batch_size)
     assert (training.source, training.kwargs) == ("rebuilt", {})
+    assert (training.tolerance, inference.tolerance) == (expected.tolerance, None)
     assert training.fidelity is None or "\n" not in training.fidelity
 
 

@@ -87,11 +87,13 @@ def test_the_attention_sees_what_it_has_summed_up():
     memory, hidden = torch.randn(1, 7, 6), torch.zeros(1, 7, dtype=torch.bool)
     state = decoder._start(memory)
     keys = decoder.attention.memory(memory)
-    seen = []
+    histories, seen = [], [state.weights]
+    decoder.attention.register_forward_pre_hook(lambda module, args: histories.append(args[3]))
     for _ in range(3):
         _, _, state = decoder._step(torch.randn(1, 5), state, memory, keys, hidden)
         seen.append(state.weights)
-    torch.testing.assert_close(state.summed_weights, torch.stack(seen).sum(0))
+    for step, history in enumerate(histories):
+        torch.testing.assert_close(history, torch.stack([seen[step], torch.stack(seen[: step + 1]).sum(0)], dim=1))
 
 
 def test_the_postnet_has_five_convolutions_and_a_linear_end():

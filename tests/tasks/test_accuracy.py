@@ -1,0 +1,389 @@
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from tasks import accuracy, comparison, step
+from tasks.accuracy import Reference, check, rule_for, tolerance_for
+from tasks.comparison import Errors, Rule, compare_plain, compare_tensors, errors_of, leaves, rms
+from tasks.spec import Accuracy, PrecisionSpec
+from tests.tasks import models
+
+CPU = torch.device("cpu")
+RULE = Rule(tolerance=1e-3, multiplier=2.0, epsilon=2.0**-23)
+
+
+def compare(eager, compiled, reference=None, rule=RULE, **more):
+    known = errors_of(eager, reference) if reference is not None else Errors(0.0, rms(eager.double()))
+    return compare_tensors("value", eager, compiled, reference, rule, **({"errors": known} | more))
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+class TestTensors:
+    def test_equal_tensors_use_nothing_of_their_limit(self):
+        assert compare(normal(50), normal(50)).ratio == 0.0
+
+    @pytest.mark.parametrize("scale", [1e-30, 1e-6, 1.0, 1e6])
+    def test_the_size_of_a_tensor_does_not_matter(self, scale):
+        value = normal(2000).double()
+        off, close = (compare(value * scale, value * scale * factor, value * scale) for factor in (1.02, 1.0005))
+        assert (off.passes, close.passes) == (False, True)
+        assert off.ratio == pytest.approx(compare(value, value * 1.02, value).ratio, rel=1e-6)
+
+    @settings(max_examples=40)
+    @given(st.integers(0, 10_000), st.integers(1, 3000))
+    def test_rounding_no_worse_than_eager_passes(self, seed, size):
+        truth = normal(size, seed=seed).double()
+        eager, compiled = (truth + 0.01 * rms(truth) * normal(size, seed=seed + other) for other in (1, 2))
+        assert compare(eager, compiled, truth, kind_error=0.01).passes
+
+    def test_rounding_much_worse_than_eager_fails(self):
+        truth = normal(5000).double()
+        eager, compiled = truth + 0.01 * normal(5000, seed=1), truth + 0.03 * normal(5000, seed=2)
+        assert not compare(eager, compiled, truth).passes
+        assert compare(eager, compiled, truth, dataclasses.replace(RULE, multiplier=4.0)).passes
+
+    def test_a_small_tensor_borrows_the_error_of_its_kind(self):
+        truth = normal(3).double()
+        compiled = truth * 1.01
+        assert not compare(truth, compiled, truth).passes
+        assert compare(truth, compiled, truth, kind_error=0.005).passes
+
+    def test_a_large_tensor_does_not(self):
+        truth = normal(5000).double()
+        assert not compare(truth, truth * 1.01, truth, kind_error=0.005).passes
+
+    def test_noise_passes_as_noise(self):
+        """The gradient of a bias in front of a normalisation: zero, but for rounding."""
+        truth, eager, compiled = (scale * normal(64, seed=seed) for seed, scale in ((0, 1e-18), (1, 1e-9), (2, 6e-9)))
+        assert compare(eager, compiled, truth.double(), kind_size=1.0).passes
+        assert not compare(eager, compiled * 1e4, truth.double(), kind_size=1.0).passes
+
+    def test_a_signal_is_not_noise_however_small(self):
+        truth = 1e-9 * normal(64).double()
+        assert not compare(truth, truth * 1.05, truth, kind_size=1.0).passes
+
+    def test_zeros_may_be_noise(self):
+        zero = torch.zeros(64)
+        assert compare(zero, 1e-9 * normal(64), zero.double(), kind_size=1.0).passes
+        assert not compare(zero, 1e-3 * normal(64), zero.double(), kind_size=1.0).passes
+
+    def test_one_wrong_element_of_many_fails(self):
+        eager = normal(100, 100)
+        compiled = eager.clone()
+        compiled[3, 4] += 10
+        assert not compare(eager, compiled, eager.double()).passes
+
+    def test_without_a_reference_eager_is_it(self):
+        value = normal(2000)
+        assert compare(value, value * 1.0005).passes
+        assert not compare(value, value * 1.02).passes
+        assert compare(value, value * 1.02, errors=Errors(0.05, rms(value.double()))).passes
+
+    def test_without_a_reference_direction_and_size_are_enough(self):
+        value = normal(5000)
+        rounded = value + 0.02 * normal(5000, seed=1)
+        assert compare(value, rounded / rms(rounded.double()) * rms(value.double())).passes
+        assert not compare(value, rounded, value.double()).passes
+        assert not compare(value, value + 0.3 * normal(5000, seed=1)).passes
+        assert compare(1e-9 * value, 1e-9 * normal(5000, seed=2), kind_size=1.0).passes
+
+    def test_dtype_and_shape_must_agree(self):
+        assert "float64" in compare(normal(3), normal(3).double()).reason
+        assert "(3, 1)" in compare(normal(3), normal(3, 1)).reason
+
+    @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.uint8])
+    def test_few_of_many_integers_may_differ(self, dtype):
+        eager = torch.zeros(10_000).to(dtype)
+        compiled = eager.clone()
+        compiled[:10] = 1
+        assert compare(eager, compiled).passes
+        compiled[:11] = 1
+        assert not compare(eager, compiled).passes
+        assert "11 of 10000" in compare(eager, compiled).reason
+
+    def test_a_single_integer_must_be_right(self):
+        assert not compare(torch.tensor(3), torch.tensor(4)).passes
+
+    def test_empty_tensors_are_equal(self):
+        found = compare(torch.zeros(0), torch.zeros(0))
+        assert (found.passes, found.finite) == (True, True)
+
+    def test_complex_sparse_and_quantised_tensors_are_compared(self):
+        complex_one, sparse = torch.complex(normal(4), normal(4)), normal(4, 4).relu().to_sparse()
+        quantised = torch.quantize_per_tensor(normal(4), 0.1, 0, torch.qint8)
+        for value in (complex_one, sparse, quantised):
+            [(_, plain)] = leaves(value, "value")
+            assert compare(plain, plain).passes
+            assert not compare(plain, plain * 1.1).passes
+
+
+INF, NAN = math.inf, math.nan
+
+
+class TestNotFinite:
+    @pytest.mark.parametrize(
+        ("eager", "compiled", "reference", "passes"),
+        [
+            ([1, NAN], [1, NAN], [1, NAN], True),
+            ([1, NAN], [1, NAN], [1, 2], True),
+            ([1, INF], [1, INF], [1, INF], True),
+            ([1, INF], [1, -INF], [1, INF], False),
+            ([1, INF], [1, NAN], [1, INF], False),
+            ([1, NAN], [1, INF], [1, INF], False),
+            ([1, 2], [1, NAN], [1, 2], False),
+            ([1, 2], [1, INF], [1, 2], False),
+            ([1, NAN], [1, 2], [1, 2], True),  # eager overflowed, compiled did not, and is right
+            ([1, INF], [1, 2], [1, 2.5], False),
+            ([1, NAN], [1, 2], [1, NAN], False),
+            ([1, INF], [1, 3e38], [1, INF], False),
+            ([1, 2], [1, 2], [1, NAN], True),
+            ([1, 2], [1, 3], [1, NAN], False),
+            ([NAN, 2], [NAN, 2.2], [1, 2], False),
+        ],
+    )
+    def test_what_is_not_finite(self, eager, compiled, reference, passes):
+        one, other, truth = (torch.tensor(values, dtype=torch.float32) for values in (eager, compiled, reference))
+        assert compare(one, other, truth.double()).passes is passes
+
+    def test_nothing_but_nan_is_no_evidence(self):
+        nothing = torch.full((3,), NAN)
+        found = compare(nothing, nothing, nothing.double())
+        assert (found.passes, found.finite) == (True, False)
+
+
+class Color(enum.Enum):
+    RED = 1
+
+
+@dataclasses.dataclass
+class Output:
+    logits: torch.Tensor
+    extra: object = None
+
+
+class Cache:
+    def __init__(self, value):
+        self.layers = [value]
+        self.parent = self
+        self._private = 1
+
+
+class TestOutputs:
+    def names(self, value):
+        return dict(leaves(value, "output"))
+
+    def test_containers_are_opened(self):
+        from transformers.modeling_outputs import BaseModelOutput
+
+        tensor = torch.ones(2)
+        assert "output.logits" in self.names(Output(tensor))
+        assert "output.last_hidden_state" in self.names(BaseModelOutput(last_hidden_state=tensor))
+        assert "output[0].boxes" in self.names([{"boxes": tensor, "labels": tensor.long()}])
+        assert "output[1][0]" in self.names((1, [tensor]))
+
+    def test_distributions_are_their_parameters(self):
+        found = self.names(torch.distributions.Normal(torch.zeros(2), torch.ones(2)))
+        assert {"output.loc", "output.scale"} <= found.keys()
+        assert found["output<kind>"].startswith("Normal")
+
+    def test_objects_of_unknown_kinds_are_opened_once(self):
+        found = self.names(Cache(torch.ones(2)))
+        assert "output.layers[0]" in found
+        assert "output.parent" in found
+        assert not any("_private" in name for name in found)
+
+    def test_a_container_of_another_kind_or_length_is_another_result(self):
+        kinds = [self.names(value)["output<kind>"] for value in ([1, 2], (1, 2), [1], {"a": 1})]
+        assert len(set(kinds)) == 4
+
+    @pytest.mark.parametrize("value", [1, 1.5, True, "text", None, Color.RED, NAN, torch.float32, torch.Size([2])])
+    def test_plain_values_must_be_equal(self, value):
+        [(name, found)] = leaves(value, "output")
+        assert compare_plain(name, found, found).passes
+        assert not compare_plain(name, found, "another").passes
+
+
+class TestRules:
+    @pytest.mark.parametrize(
+        ("suite", "training", "dtype", "autocast", "expected"),
+        [
+            ("huggingface", True, "float32", None, 1e-2),
+            ("huggingface", False, "amp", torch.float16, 1e-3),
+            ("timm", True, "amp", torch.float16, 1e-2),
+            ("timm", False, "float32", None, 1e-3),
+            ("torchbench", False, "float32", None, 1e-4),
+            ("torchbench", True, "float32", None, 1e-3),
+            ("torchbench", False, "amp", torch.float16, 1e-3),
+            ("torchbench", True, "amp", torch.bfloat16, 1e-2),
+            ("timm", False, "amp", torch.bfloat16, 1e-2),
+        ],
+    )
+    def test_tolerances_are_those_of_the_suite(self, suite, training, dtype, autocast, expected):
+        assert tolerance_for(suite, training, PrecisionSpec(dtype), autocast) == expected
+
+    def test_lower_precision_has_a_wider_multiplier(self):
+        for dtype, multiplier in (("float32", 2.0), ("amp", 3.0)):
+            rule = rule_for(1e-3, workload(dtype=dtype), PrecisionSpec(dtype), CPU)
+            assert rule.multiplier == multiplier
+        assert rule_for(1e-3, workload(), PrecisionSpec("float32"), torch.device("cuda")).epsilon == 2.0**-10
+
+
+def workload(module=None, inputs=None, loss=models.squares, mode="training", dtype="float32", optimizer="none"):
+    torch.manual_seed(0)
+    made = models.benchmark(module or nn.Linear(8, 4), (inputs if inputs is not None else torch.randn(6, 8),), loss, mode == "training")
+    return step.prepare(made, mode, PrecisionSpec(dtype), optimizer, CPU)
+
+
+def checked(work, compiled=None, iterations=2, rule=RULE):
+    state = step.State(work, seed=0)
+    return check(work, compiled or work.step, state, iterations=iterations, rule=rule, device=CPU)
+
+
+class NoDouble(nn.Linear):
+    def forward(self, inputs):
+        if inputs.dtype == torch.float64:
+            raise NotImplementedError("no kernel for Double")
+        return super().forward(inputs)
+
+
+class OutOfMemoryInDouble(nn.Linear):
+    def forward(self, inputs):
+        if inputs.dtype == torch.float64:
+            raise torch.OutOfMemoryError("no room")
+        return super().forward(inputs)
+
+
+class Unstable(nn.Linear):
+    """Not deterministic: every call adds other noise that no seed controls."""
+
+    def __init__(self, *sizes, noise=1e-3):
+        super().__init__(*sizes)
+        self.noise = noise
+        self.calls = 0
+
+    def forward(self, inputs):
+        self.calls += 1
+        noise = torch.randn(inputs.shape, generator=torch.Generator().manual_seed(self.calls), dtype=torch.float32)
+        return super().forward(inputs * (1 + self.noise * noise.to(inputs.dtype)))
+
+
+class TestCheck:
+    def test_a_step_agrees_with_itself(self):
+        verdict = checked(workload())
+        assert (verdict.accuracy, verdict.margin, verdict.deterministic, verdict.reference) == (Accuracy.PASS, 1.0, True, "float64")
+
+    def test_the_state_is_as_before_afterwards(self):
+        work = workload(nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)), optimizer="adam")
+        work.step()
+        state = step.State(work, seed=0)
+        before = {name: value.clone() for name, value in step.named_state(work.module)}
+        check(work, work.step, state, iterations=2, rule=RULE, device=CPU)
+        assert all(torch.equal(value, before[name]) for name, value in step.named_state(work.module))
+
+    @pytest.mark.parametrize(
+        ("module", "dtype", "reference"),
+        [
+            (NoDouble(8, 4), "amp", "float32 (float64: NotImplementedError: no kernel for Double)"),
+            (NoDouble(8, 4), "float32", "none (float64: NotImplementedError: no kernel for Double)"),
+            (OutOfMemoryInDouble(8, 4), "float32", "none (float64: out of memory)"),
+        ],
+    )
+    def test_a_reference_that_fails_is_replaced_and_named(self, module, dtype, reference):
+        verdict = checked(workload(module, dtype=dtype))
+        assert (verdict.accuracy, verdict.reference) == (Accuracy.PASS, reference)
+        work = workload(module, dtype=dtype)
+        assert checked(work, lambda: work.step() * 1.02).accuracy is Accuracy.FAIL
+
+    def test_results_can_be_held_on_the_host(self, monkeypatch):
+        monkeypatch.setattr(accuracy, "_references", lambda work, device: [Reference(torch.float64, on_host=True)])
+        verdict = checked(workload())
+        assert (verdict.accuracy, verdict.reference) == (Accuracy.PASS, "float64, results on the host")
+
+    def test_when_nothing_fits_it_is_out_of_memory(self):
+        work = workload()
+
+        def too_big():
+            raise torch.OutOfMemoryError("no room")
+
+        with pytest.raises(torch.OutOfMemoryError):
+            checked(work, too_big)
+
+    def test_a_model_that_does_not_repeat_itself_is_judged_by_its_spread(self):
+        work = workload(Unstable(8, 4), inputs=torch.randn(600, 8))
+        verdict = checked(work)
+        assert (verdict.accuracy, verdict.deterministic) == (Accuracy.PASS, False)
+        assert "does not repeat itself" in verdict.reason
+        assert checked(work, lambda: work.step() * 1.1).accuracy is Accuracy.FAIL
+
+    def test_no_gradient_equals_a_gradient_of_zeros(self):
+        work = workload()
+
+        def with_zeros():
+            loss = work.step()
+            work.module.unused.grad = torch.zeros(3)
+            return loss
+
+        work.module.unused = nn.Parameter(torch.ones(3))
+        assert checked(work, with_zeros).accuracy is Accuracy.PASS
+        work.module.unused.grad = None
+
+        def with_ones():
+            loss = work.step()
+            work.module.unused.grad = torch.ones(3)
+            return loss
+
+        assert checked(work, with_ones).accuracy is Accuracy.FAIL
+
+    def test_the_reason_counts_and_names(self):
+        work = workload()
+        verdict = checked(work, lambda: work.step() * 1.5)
+        assert verdict.reason.startswith("2 of 6 values differ, most of all loss.0: error ")
+        assert verdict.margin < 0
+        assert verdict.compiled_rmse > verdict.eager_rmse
+
+    def test_a_result_that_is_overwritten_by_the_next_step_is_copied_in_time(self):
+        """As CUDA graphs do it."""
+        work, place = workload(optimizer="sgd"), torch.zeros(())
+
+        def into_place():
+            return place.copy_(work.step().detach())
+
+        verdict = checked(work, into_place)
+        assert verdict.accuracy is Accuracy.PASS
+
+    def test_dropout_makes_no_difference(self):
+        work = workload(nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5)))
+        seeds = iter(range(100))
+
+        def other_numbers():
+            torch.manual_seed(next(seeds))
+            return work.step()
+
+        assert checked(work, other_numbers).accuracy is Accuracy.PASS
+
+
+def test_rms_neither_overflows_nor_vanishes():
+    assert rms(torch.tensor([3e200, 4e200], dtype=torch.float64)) == pytest.approx(math.sqrt(12.5) * 1e200)
+    assert rms(torch.tensor([3e-200, 4e-200], dtype=torch.float64)) == pytest.approx(math.sqrt(12.5) * 1e-200)
+    assert rms(torch.zeros(0)) == 0.0
+
+
+def test_distances_are_relative():
+    one, other = {"result": torch.tensor([2.0])}, {"result": torch.tensor([3.0])}
+    assert accuracy.distance(one, other) == 0.5
+    assert accuracy.distance(one, one) == 0.0
+
+
+def test_ratios_have_a_ceiling():
+    assert compare(torch.ones(1), torch.full((1,), 1e30)).ratio == comparison.MAX_RATIO

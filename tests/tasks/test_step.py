@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from tasks import step
+from tasks.spec import PrecisionSpec
+from tests.tasks import models
+
+CPU = torch.device("cpu")
+
+
+def workload(module=None, mode="training", precision=None, optimizer="none", **more):
+    torch.manual_seed(0)
+    made = models.benchmark(module or nn.Linear(8, 4), (torch.randn(6, 8),), models.squares, mode == "training", **more)
+    return step.prepare(made, mode, precision or PrecisionSpec("float32"), optimizer, CPU)
+
+
+class Recording(nn.Linear):
+    """Notes what it computes in, and whether gradients are wanted."""
+
+    def forward(self, inputs):
+        outputs = super().forward(inputs)
+        self.seen = outputs.dtype, torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), self.weight.grad
+        return outputs
+
+
+class TestTrainingStep:
+    def test_it_computes_the_gradients_of_the_loss(self):
+        work = workload()
+        loss = work.step()
+        expected = torch.autograd.grad(models.squares(work.module(*work.args)), list(work.module.parameters()))
+        assert torch.equal(loss, models.squares(work.module(*work.args)))
+        assert all(torch.equal(parameter.grad, its) for parameter, its in zip(work.module.parameters(), expected, strict=True))
+
+    def test_gradients_are_gone_when_the_forward_pass_begins_and_do_not_add_up(self):
+        work = workload(Recording(8, 4))
+        work.step()
+        first = work.module.weight.grad.clone()
+        work.step()
+        assert work.module.seen[3] is None
+        assert torch.equal(work.module.weight.grad, first)
+
+    @pytest.mark.parametrize(
+        ("precision", "dtype"),
+        [
+            (PrecisionSpec("float32"), torch.float32),
+            (PrecisionSpec("amp"), torch.bfloat16),
+            (PrecisionSpec("amp", autocast_dtype="float16"), torch.float16),
+        ],
+    )
+    def test_the_forward_pass_runs_under_autocast(self, precision, dtype):
+        work = workload(Recording(8, 4), precision=precision)
+        work.step()
+        assert work.module.seen[0] is dtype
+        assert work.module.weight.grad.dtype is torch.float32
+        assert work.autocast_dtype is (None if dtype is torch.float32 else dtype)
+
+    def test_the_loss_is_under_autocast_and_the_backward_pass_is_not(self):
+        seen = {}
+
+        def loss(outputs):
+            seen["loss"] = torch.is_autocast_enabled("cpu")
+            outputs.register_hook(lambda gradient: seen.update(backward=torch.is_autocast_enabled("cpu")))
+            return outputs.float().sum()
+
+        made = models.benchmark(nn.Linear(8, 4), (torch.randn(6, 8),), loss)
+        step.prepare(made, "training", PrecisionSpec("amp"), "none", CPU).step()
+        assert seen == {"loss": True, "backward": False}
+
+    def test_without_an_optimizer_parameters_stay(self):
+        work = workload()
+        before = work.module.weight.clone()
+        work.step()
+        assert torch.equal(work.module.weight, before)
+
+    @pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam)])
+    def test_an_optimizer_moves_them(self, name, kind):
+        work = workload(optimizer=name)
+        before = work.module.weight.clone()
+        work.step()
+        moved = (work.module.weight - before).abs().max().item()
+        assert type(work.optimizer) is kind
+        assert moved == pytest.approx(0.01 * (work.module.weight.grad.abs().max().item() if name == "sgd" else 1.0), rel=1e-2)
+
+    def test_capturable_only_where_there_is_something_to_capture(self):
+        assert workload(optimizer="adam").optimizer.defaults["capturable"] is False
+        cuda = step.make_optimizer("adam", nn.Linear(2, 2), torch.device("cuda"))
+        assert (cuda.defaults["capturable"], cuda.defaults["lr"], cuda.defaults["foreach"]) == (True, 0.01, True)
+
+    def test_frozen_parameters_stay_frozen(self):
+        module = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
+        module[0].requires_grad_(False)
+        work = workload(module, optimizer="sgd")
+        work.step()
+        assert module[0].weight.grad is None
+        assert module[1].weight.grad is not None
+
+    def test_keyword_inputs_reach_the_model(self):
+        class Named(nn.Linear):
+            def forward(self, inputs, *, scale):
+                return super().forward(inputs) * scale
+
+        assert workload(Named(8, 4), scale=0.0).step() == 0
+
+
+class TestInferenceStep:
+    def test_it_returns_the_outputs_and_wants_no_gradients(self):
+        work = workload(Recording(8, 4), mode="inference")
+        outputs = work.step()
+        assert outputs.shape == (6, 4)
+        assert work.module.seen[1] is False
+        assert not any(parameter.requires_grad for parameter in work.module.parameters())
+
+    def test_it_has_no_optimizer(self):
+        assert workload(mode="inference", optimizer="adam").optimizer is None
+
+
+class TestNames:
+    def test_unknown_ones_are_refused(self):
+        with pytest.raises(ValueError, match="unknown optimizer 'lion'"):
+            workload(optimizer="lion")
+        with pytest.raises(ValueError, match="unknown precision 'float8'"):
+            workload(precision=PrecisionSpec("float8"))
+        with pytest.raises(ValueError, match="unknown autocast dtype 'int8'"):
+            workload(precision=PrecisionSpec("amp", autocast_dtype="int8"))
+
+    def test_autocast_defaults_to_what_the_device_is_good_at(self):
+        assert step.autocast_dtype(PrecisionSpec("amp"), CPU) is torch.bfloat16
+        assert step.autocast_dtype(PrecisionSpec("amp"), torch.device("cuda")) is torch.float16
+
+
+@pytest.fixture
+def tf32():
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tf32_is_set_for_products_and_convolutions(allowed, tf32):
+    step.set_tf32(not allowed, torch.device("cuda"))
+    step.set_tf32(allowed, torch.device("cuda"))
+    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (allowed, allowed)
+    assert torch.get_float32_matmul_precision() == ("high" if allowed else "highest")  # what Inductor's autotuner asks for
+    step.set_tf32(not allowed, CPU)
+    assert torch.backends.cuda.matmul.allow_tf32 is allowed
+
+
+class TestDropout:
+    def test_every_rate_becomes_negligible(self):
+        module = nn.ModuleDict({"drop": nn.Dropout(0.5), "attention": nn.MultiheadAttention(8, 2, dropout=0.1), "other": nn.LeakyReLU(0.2)})
+        module["drop"].drop_path_rate = 0.3
+        assert step.neutralise_dropout(module) == 3
+        assert (module["drop"].p, module["attention"].dropout, module["drop"].drop_path_rate) == (step.NEGLIGIBLE,) * 3
+        assert module["other"].negative_slope == 0.2
+        assert step.neutralise_dropout(module) == 0
+
+    def test_rates_of_zero_and_one_mean_something_and_stay(self):
+        module = nn.Sequential(nn.Dropout(0.0), nn.Dropout(1.0))
+        assert step.neutralise_dropout(module) == 0
+
+    def test_the_kernel_stays_and_drops_nothing(self):
+        layer = nn.Dropout(0.5)
+        step.neutralise_dropout(layer)
+        inputs = torch.randn(1000, requires_grad=True)
+        outputs = layer(inputs)
+        assert outputs.grad_fn is not None
+        assert torch.equal(outputs, inputs)
+
+
+class TestReference:
+    def test_it_computes_in_its_precision_and_leaves_the_original_alone(self):
+        work = workload(precision=PrecisionSpec("amp"), optimizer="adam")
+        work.step()
+        before = work.module.weight.clone()
+        reference = step.in_precision(work, torch.float64, CPU)
+        reference.step()
+        assert {value.dtype for _, value in step.named_state(reference.module)} == {torch.float64}
+        assert reference.args[0].dtype is torch.float64
+        assert reference.module.weight.grad.dtype is torch.float64
+        assert (type(reference.optimizer), len(work.optimizer.state)) == (torch.optim.Adam, 2)
+        assert torch.equal(work.module.weight, before)
+
+    def test_it_agrees_with_the_original(self):
+        work = workload()
+        assert step.in_precision(work, torch.float64, CPU).step().item() == pytest.approx(work.step().item())
+
+
+class TestState:
+    def moved(self, optimizer="adam"):
+        module = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
+        module.register_buffer("cache", torch.zeros(3), persistent=False)
+        return workload(module, optimizer=optimizer)
+
+    def test_restoring_undoes_steps_in_place(self):
+        work = self.moved()
+        state = step.State(work, seed=3)
+        places = {name: value.data_ptr() for name, value in step.named_state(work.module)}
+        first = [work.step().item() for _ in range(3)]
+        with torch.no_grad():
+            work.args[0].add_(1.0)
+            work.module.cache.add_(1.0)
+        state.restore()
+        assert [work.step().item() for _ in range(3)] == first
+        assert work.module.cache.sum() == 0
+        assert {name: value.data_ptr() for name, value in step.named_state(work.module)} == places
+
+    def test_generators_start_from_the_seed(self):
+        state = step.State(self.moved(), seed=3)
+        draws = []
+        for _ in range(2):
+            state.restore()
+            draws.append(torch.rand(3).tolist())
+        assert draws[0] == draws[1]
+
+    def test_old_gradients_are_poisoned_and_not_removed(self):
+        work = self.moved("none")
+        state = step.State(work, seed=3)
+        work.step()
+        state.restore()
+        assert all(parameter.grad.isnan().all() for parameter in work.module.parameters())
+
+    def test_initial_values_are_named(self):
+        work = self.moved("sgd")
+        state = step.State(work, seed=3)
+        work.step()
+        assert list(state.initial) == [name for name, _ in step.named_state(work.module)]
+        assert state.initial["buffer.1.running_mean"].sum() == 0
+        assert not torch.equal(state.initial["parameter.0.weight"], work.module[0].weight)
+
+
+def test_shapes_are_written_down():
+    assert step.shapes(((torch.ones(2, 3),), {"ids": torch.ones(4, dtype=torch.int64), "flag": True})) == "float32[2, 3], int64[4]"
