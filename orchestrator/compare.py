@@ -238,7 +238,7 @@ def _changes(
     errors = np.sqrt(own**2 + single * scale.process_sd**2)
     errors = np.maximum(errors, np.finfo(np.float64).tiny)  # equal rows of a toy have no error at all
     judgements = judge(deltas, errors, effect=effect, freedom=scale.freedom, rate=rate)
-    same_device = not any(name in ("device", "machine.cpu", "machine.cpu_model") for name, _, _ in environment)
+    same_device = not any(name == "device" for name, _, _ in environment)
     made = [_change(base, new, judgement, same_device) for (base, new), judgement in zip(pairs, judgements, strict=True)]
     return tuple(sorted(made, key=lambda change: (change.judgement.change, change.task_id))), scale
 

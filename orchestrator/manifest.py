@@ -14,6 +14,7 @@ import fnmatch
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from pydantic import ValidationError
 from orchestrator import catalogue, source
 from orchestrator.complaints import complaints, show
 from orchestrator.errors import ManifestError, Problem
-from orchestrator.fields import Backend, Exclude, IncludedFile, Manifest, Model, ModelFields
+from orchestrator.fields import NAME_PATTERN, Backend, Exclude, IncludedFile, Manifest, Model, ModelFields
 from orchestrator.source import Document, Trail
 
 FileT = TypeVar("FileT", bound=IncludedFile)
@@ -301,7 +302,8 @@ def _check_models(entries: Mapping[str, _Entry], manifest: Manifest, top: _File)
         yield top.document.problem((), "no models: give them under 'suites' or 'include' files that do")
     reported: set[tuple[str, str]] = set()
     for entry in entries.values():
-        unknown = catalogue.suite_problem(entry.suite)
+        own = entry.given.get("factory") and re.fullmatch(NAME_PATTERN, entry.suite)  # whoever brings the model may name its suite
+        unknown = None if own else catalogue.suite_problem(entry.suite)
         where = entry.trail[:2]
         if unknown and (entry.document.file, entry.suite) not in reported:
             reported.add((entry.document.file, entry.suite))
@@ -316,7 +318,7 @@ def _check_models(entries: Mapping[str, _Entry], manifest: Manifest, top: _File)
 
 def _check_model(entry: _Entry, manifest: Manifest, *, dtypes_known: bool) -> Iterator[Problem]:
     given = entry.given
-    if not given.get("factory"):
+    if not given.get("factory") and given.get("source") != "checkout":  # a checkout has names and batch sizes of its own
         yield from _check_name(entry, manifest)
     if given.get("source") and entry.suite != "torchbench":
         yield entry.problem("only torchbench has a choice of sources", "source")

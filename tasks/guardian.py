@@ -35,7 +35,7 @@ from tasks.processes import (
     reap,
     stop_descendants,
 )
-from tasks.scratch import attempt_directory
+from tasks.scratch import UnsafeDirectoryError, attempt_directory
 from tasks.spec import FailureClass, Outcome, Phase, Status, WorkerResult, decode, encode
 from tasks.spool import leave
 from tasks.supervisor import Heartbeat, PhaseStarted, Request, Started
@@ -92,7 +92,7 @@ class Guardian:
         self._expired: str | None = None
         self._killed = False
         self._steps: deque[tuple[float, Callable[[], None]]] = deque()  # what is still to be done to a worker that has run out of time
-        self._heartbeat_due = 0.0
+        self._heartbeat_due = time.monotonic() + request.heartbeat_s
         self._signals = signals
         self._selector = selectors.DefaultSelector()
         self._selector.register(signals, selectors.EVENT_READ, self._on_signal)
@@ -109,7 +109,7 @@ class Guardian:
                 result = self._run_in(scratch)
         except NoDeviceError as error:
             result = self._infrastructure(FailureClass.DEVICE, str(error))
-        except (OSError, ToldToEndError) as error:
+        except (OSError, UnsafeDirectoryError, ToldToEndError) as error:
             result = self._infrastructure(FailureClass.WORKER_LOST, f"the guardian of the worker could not go on: {error}")
         except SupervisorGoneError:
             raise
@@ -144,14 +144,12 @@ class Guardian:
         environment = worker_environment(task, attempt, scratch, Path(self._request.directory), self._request.python_path, os.environ)
         self._environment = recorded(environment)
         (scratch / "spec.json").write_text(json.dumps(encode(task)), encoding="utf-8")
-        self._clock = PhaseClock(task.deadlines, time.monotonic())
         self._pid, self._output, connection = start_worker(scratch, environment)
         os.set_blocking(self._output, False)
         self._channel = GuardianEnd(connection)
         self._selector.register(self._output, selectors.EVENT_READ, self._on_output)
         self._selector.register(self._channel, selectors.EVENT_READ, self._on_message)
         self._uplink.tell(Started(self._request.node, self._pid, attempt.gpu_ids, time.time()))
-        self._heartbeat_due = time.monotonic() + self._request.heartbeat_s
 
     # --- what happens ---------------------------------------------------------------------------------------------------------------
 
@@ -186,8 +184,7 @@ class Guardian:
             case {"phase": str(name)} if name in set(Phase):
                 self._enter(Phase(name))
             case {"lease": "acquire"}:
-                self._clock.halt(WAITING, time.monotonic())
-                self._lease.acquire()
+                self._acquire()
             case {"lease": "release"}:
                 self._lease.release()
             case {"ask": "paused_s"}:
@@ -198,6 +195,11 @@ class Guardian:
         self._uplink.tell(PhaseStarted(phase, time.time()))
 
     # --- sharing the device: what its lease asks of a worker's tree -------------------------------------------------------------------
+
+    def _acquire(self) -> None:
+        self._clock.halt(WAITING, time.monotonic())
+        if not self._lease.acquire():  # a worker that asks twice must not stop its own clock
+            self._clock.go_on(WAITING, time.monotonic())
 
     def pause(self) -> None:
         """Stop everything below this process, for a neighbour."""
@@ -215,9 +217,13 @@ class Guardian:
 
     def _join(self) -> None:
         """Become a neighbour; while another worker times, none is started."""
+        self._clock.halt(WAITING, time.monotonic())
         while not self._lease.try_join():
             for key, _ in self._selector.select(JOIN_POLL_S):
                 key.data()
+            if time.monotonic() >= self._heartbeat_due:
+                self._beat(time.monotonic())
+        self._clock.go_on(WAITING, time.monotonic())
 
     # --- time -----------------------------------------------------------------------------------------------------------------------
 
@@ -237,6 +243,8 @@ class Guardian:
         now = time.monotonic()
         if now >= self._heartbeat_due:
             self._beat(now)
+        if self._wait_status is not None:  # it has just ended, and there is nobody to be sent a signal
+            return
         if self._expired is None:
             self._expired = self._clock.expired(now)
             if self._expired is not None:

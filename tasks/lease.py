@@ -104,11 +104,13 @@ class Lease:
         with self._briefly_shared_queue() as free:
             return free and _try_lock(self._turn, fcntl.LOCK_SH)
 
-    def acquire(self) -> None:
-        """The worker wants to time; ``Tree.granted`` follows."""
-        if self._wanted_since is None and not self._owning:
-            self._wanted_since = time.monotonic()
-            self._queue_up()
+    def acquire(self) -> bool:
+        """The worker wants to time; ``Tree.granted`` follows. False, and nothing follows, if it has said so before."""
+        if self._wanted_since is not None or self._owning:
+            return False
+        self._wanted_since = time.monotonic()
+        self._queue_up()
+        return True
 
     def release(self) -> None:
         """The worker is done timing."""

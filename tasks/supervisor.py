@@ -65,7 +65,10 @@ class PhaseStarted:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """The guardian lives, about every ``HEARTBEAT_S``. ``paused_s``: seconds that have not counted, paused or waiting for the device."""
+    """The guardian lives, about every ``HEARTBEAT_S``; the first may precede ``Started``, for no worker starts while a neighbour times.
+
+    ``paused_s``: seconds so far that do not count, paused or waiting for the device.
+    """
 
     phase: Phase
     at: float

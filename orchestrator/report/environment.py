@@ -48,8 +48,8 @@ def _facts(row: Row) -> Iterator[tuple[str, str]]:
 
 
 def _decides(name: str) -> bool:
-    """Whether two values of ``name`` may not enter one mean: devices and library versions; of a machine its CPU model."""
-    return name not in INFORMATIVE and (not name.startswith("machine.") or name in {"machine.cpu", "machine.cpu_model"})
+    """Whether two values of ``name`` may not enter one mean: devices (on the CPU that is its model) and library versions."""
+    return name not in INFORMATIVE and not name.startswith("machine.")
 
 
 def _listed(fact: Fact) -> str:

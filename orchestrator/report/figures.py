@@ -52,7 +52,7 @@ def distribution(rows: Sequence[Row], dtypes: Sequence[str]) -> go.Figure:
         )
     suites = len({row.suite for row in rows})
     figure.update_layout(boxmode="group", height=150 + 60 * suites * max(len(dtypes), 1), xaxis=_speedups(rows), yaxis={"automargin": True})
-    return _finished(figure)
+    return finished(figure)
 
 
 def ranking(rows: Sequence[Row], dtypes: Sequence[str]) -> go.Figure:
@@ -79,7 +79,7 @@ def ranking(rows: Sequence[Row], dtypes: Sequence[str]) -> go.Figure:
         )
     figure.add_hline(y=1.0, line_width=1, line_dash="dash")
     figure.update_layout(height=380, xaxis={"title": {"text": "models, slowest first"}}, yaxis=_speedups(rows))
-    return _finished(figure)
+    return finished(figure)
 
 
 def eager_against_compiled(rows: Sequence[Row], dtypes: Sequence[str]) -> go.Figure:
@@ -100,7 +100,7 @@ def eager_against_compiled(rows: Sequence[Row], dtypes: Sequence[str]) -> go.Fig
     figure.add_scatter(x=ends, y=ends, mode="lines", line={"dash": "dash", "width": 1}, name="same time", hoverinfo="skip")
     axes = {"type": "log", "dtick": 1, "automargin": True}
     figure.update_layout(height=420, xaxis={**axes, "title": {"text": "eager ms"}}, yaxis={**axes, "title": {"text": "compiled ms"}})
-    return _finished(figure)
+    return finished(figure)
 
 
 def label(text: str) -> str:
@@ -129,7 +129,8 @@ def _speedups(rows: Sequence[Row]) -> dict[str, object]:
     }
 
 
-def _finished(figure: go.Figure) -> go.Figure:
+def finished(figure: go.Figure) -> go.Figure:
+    """``figure`` with everything that all figures of a page have in common."""
     figure.update_layout(
         template="none",
         paper_bgcolor="rgba(0,0,0,0)",

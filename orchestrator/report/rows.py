@@ -100,6 +100,7 @@ class Planned:
     mode: str
     backend: str
     processes: int = 1  # fresh processes that each measure; from two on, intervals cover what varies between them
+    device: str = "cuda"  # "cuda" or "cpu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +172,12 @@ def load(store: RunStore, columns: Sequence[str] = COLUMNS) -> Run:
 
 
 def _planned(task: TaskSpec) -> Planned:
-    return Planned(task.task_id, task.model.suite, task.model.name, task.precision.dtype, task.mode, task.backend, task.measure.processes)
+    model = task.model
+    return Planned(
+        *(task.task_id, model.suite, model.name, task.precision.dtype, task.mode, task.backend),
+        processes=task.measure.processes,
+        device=task.resources.device,
+    )
 
 
 def rows_of(table: pa.Table) -> tuple[Row, ...]:

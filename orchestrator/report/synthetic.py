@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orchestrator.report.rows import Planned, Row, Run
-from tasks.spec import FailureClass, Measurement, ModelSpec, Outcome, Phase, PrecisionSpec, Samples, Status, TaskSpec
+from tasks.spec import FailureClass, Measurement, ModelSpec, Outcome, Phase, PrecisionSpec, ResourceSpec, Samples, Status, TaskSpec
 
 if TYPE_CHECKING:
     from orchestrator.store import RunStore
@@ -149,7 +149,8 @@ def store_run(root: str, run: Run, samples: Samples | None = None) -> RunStore:
 
 def _spec(task: Planned) -> TaskSpec:
     model = ModelSpec(task.suite, task.model, batch_size=32)
-    return TaskSpec(task.task_id, model, task.mode, task.backend, PrecisionSpec(task.dtype), digest=f"digest of {task.task_id}")
+    precision, resources = PrecisionSpec(task.dtype), ResourceSpec(task.device)
+    return TaskSpec(task.task_id, model, task.mode, task.backend, precision, resources=resources, digest=f"digest of {task.task_id}")
 
 
 def _outcome(row: Row, samples: Samples) -> Outcome:

@@ -14,7 +14,7 @@ from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 
 from orchestrator.statistics.intervals import LEVEL, SEED, Interval
 from orchestrator.statistics.means import FloatArray
@@ -107,11 +107,12 @@ def judge(
     """A verdict per change. ``errors`` are whole, process part included; ``rate`` bounds the false share of faster and slower ones."""
     if not changes.size:
         return []
-    law = stats.t(freedom) if math.isfinite(freedom) else stats.norm
-    ps = 2 * law.sf(np.abs(changes) / errors)
+    from scipy import stats  # takes most of a second to import
+
+    ps = np.asarray(2 * special.stdtr(freedom, -np.abs(changes) / errors))
     qs = stats.false_discovery_control(ps, method="bh")
     same = margin(errors, effect)
-    wide, narrow = float(law.ppf(0.5 + LEVEL / 2)), float(law.ppf(0.95))
+    wide, narrow = (float(special.stdtrit(freedom, share)) for share in (0.5 + LEVEL / 2, 0.95))
     return [
         Judgement(
             change=float(change),
@@ -134,13 +135,15 @@ def _verdict(change: float, half: float, effect: float, same: float) -> Verdict:
 def mean_half_width(errors: Sequence[float] | FloatArray) -> float:
     """Half the 95 % measurement interval of the mean of changes with these whole standard errors."""
     spread = np.asarray(errors, dtype=np.float64)
-    return float(stats.norm.ppf(0.5 + LEVEL / 2)) * float(np.sqrt(np.sum(spread**2))) / spread.size
+    return float(special.ndtri(0.5 + LEVEL / 2)) * float(np.sqrt(np.sum(spread**2))) / spread.size
 
 
 def sign_flip_p(changes: Sequence[float] | FloatArray) -> float | None:
     """P of the mean of ``changes`` being zero, by a permutation test on their signs; None for fewer than two."""
     if len(changes) < 2:
         return None
+    from scipy import stats
+
     values = np.asarray(changes, dtype=np.float64)
     rng = np.random.default_rng(SEED)
     test = stats.permutation_test((values,), np.mean, permutation_type="samples", vectorized=True, n_resamples=RESAMPLES, rng=rng)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tasks.suites import huggingface_audio
 from tasks.suites.benchmark import Benchmark, BuildRequest, UnsupportedModelError
 from tasks.suites.huggingface_configs import CONFIGS, FIDELITY
 from tasks.suites.reference import HUGGINGFACE, HuggingFaceEntry
@@ -68,8 +69,9 @@ def _model_class(name: str, entry: HuggingFaceEntry | None) -> Any:
         raise UnsupportedModelError(f"transformers {transformers.__version__} has no model class {class_name}")
     if not class_name.endswith(_HEADS):
         raise UnsupportedModelError(f"{class_name}: no inputs and labels are known for this head; known heads: {', '.join(_HEADS)}")
-    if model_class.main_input_name != "input_ids":
-        raise UnsupportedModelError(f"{class_name} reads {model_class.main_input_name}; this suite makes token ids only")
+    if model_class.main_input_name != "input_ids" and not huggingface_audio.reads_features(model_class):
+        message = f"{class_name} reads {model_class.main_input_name}; this suite makes token ids, and Whisper's features of sound"
+        raise UnsupportedModelError(message)
     return model_class
 
 
@@ -120,7 +122,9 @@ def _default_seq_len(config: Any) -> int:
 
 
 def _inputs(name: str, entry: HuggingFaceEntry | None, model_class: Any, config: Any, shape: tuple[int, int]) -> dict[str, torch.Tensor]:
-    """Token ids int64 [batch, seq_len] and the labels of the model's head."""
+    """Token ids int64 [batch, seq_len], or features of sound, and the labels of the model's head."""
+    if huggingface_audio.reads_features(model_class):
+        return huggingface_audio.features(config, shape[0]) | _labels(name, model_class.__name__, config, shape)
     input_ids = torch.randint(0, 1 if name.startswith("Roberta") else config.vocab_size, shape)
     if "Bart" in name:
         input_ids[:, -1] = config.eos_token_id

@@ -58,9 +58,7 @@ def _builder(model: ModelSpec) -> Builder:
     if model.suite in _LIBRARY_SUITES:
         return cast("Builder", _import(f"tasks.suites.{model.suite}:build"))
     if model.source == "checkout":
-        raise UnsupportedModelError(
-            f"{model.suite}/{model.name}: models from a TorchBench checkout are not supported yet; use source: library"
-        )
+        return cast("Builder", _import("tasks.suites.checkout:build"))
     if model.suite == "torchbench":
         return _torchbench_builder(model.name)
     return _added_builder(model.suite)

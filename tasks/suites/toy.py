@@ -14,6 +14,7 @@ import random
 import resource
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -203,6 +204,16 @@ def _write_all(data: bytes) -> None:
         data = data[os.write(sys.stdout.fileno(), data) :]
 
 
+def _litter(act: Act) -> WorkerResult:
+    """Fills its temporary directory, and the disk below it if that is smaller; what it leaves there is its supervisor's to remove."""
+    act.up_to(Phase.COMPILE)
+    with tempfile.NamedTemporaryFile(delete=False) as file:
+        for _ in range(int(act.number("mib"))):
+            file.write(b"." * 2**20)
+            file.flush()
+    return _pass(act)
+
+
 def _orphans(act: Act) -> WorkerResult:
     """Children that leave the session and whose parent dies: the first without any environment."""
     for number in range(int(act.number("count"))):
@@ -295,6 +306,7 @@ MODELS: dict[str, Toy] = {
     "noisy": Toy("passes with a wide interval", _pass, {**PLANTED, "noise": 0.3}, at_once=True),
     "garbage": Toy("prints binary junk, then passes", _garbage, PLANTED),
     "flood": Toy("prints many MiB, then passes", _flood, {**PLANTED, "mib": 64}),
+    "litter": Toy("leaves many MiB in its temporary directory, then passes", _litter, {**PLANTED, "mib": 64}),
     "orphans": Toy("leaves children behind in sessions of their own, then passes", _orphans, {**PLANTED, "count": 3}),
     "fail_eager": Toy(
         "fails in eager mode",

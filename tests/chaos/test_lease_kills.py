@@ -93,7 +93,7 @@ def kill_random(callers, node_directory, source):
 
 def run_and_kill(node_directory, kills, pause_s):
     seed = random.randrange(2**32)
-    print(f"seed {seed}")  # noqa: T201 - shown when a run fails
+    print(f"seed {seed}")
     source = random.Random(seed)
     callers = Callers(node_directory)
     wait_until(lambda: len(callers.reports()) >= CALLERS, "the first outcomes")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 
+import psutil
 import pyarrow.fs as pafs
 import pytest
 
@@ -68,6 +69,12 @@ def test_a_second_driver_is_refused_by_name_and_told_what_to_do(files, holder):
         str(files.local("").name),
     ):
         assert told in str(refusal.value)
+
+
+def test_removing_the_lock_file_of_a_living_driver_does_not_let_another_in(files, holder):
+    files.remove("lock.json")
+    with pytest.raises(RunLockedError, match="not yet said its name"):
+        RunLock.acquire(files)
 
 
 def test_a_killed_driver_frees_the_lock_at_once(files, holder):
@@ -209,8 +216,8 @@ def test_a_name_with_parentheses_does_not_hide_the_start_of_a_process(tmp_path):
     script.symlink_to("/bin/sleep")
     process = subprocess.Popen([str(script), "60"])
     try:
-        assert process_start(process.pid).isdigit()
-        assert process_start(process.pid) == process_start(process.pid) != process_start(1)
+        started = int(process_start(process.pid)) / os.sysconf("SC_CLK_TCK") + psutil.boot_time()
+        assert started == pytest.approx(psutil.Process(process.pid).create_time(), abs=2.0)
     finally:
         process.kill()
         process.wait()

@@ -65,11 +65,8 @@ def guardians_of(node_directory):
 
 
 def attempts_in(node_directory):
-    return [
-        path
-        for path in node_directory.rglob("*")
-        if path.name.endswith(".lock") or (path.is_dir() and path.parent.name.startswith("sweep-"))
-    ]
+    """Directories and lock files of attempts; the caches of whole runs may stay."""
+    return [path for path in node_directory.glob("sweep-*/*") if not path.name.startswith("cache-")]
 
 
 def wait_until(condition, what):

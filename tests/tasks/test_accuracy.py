@@ -283,6 +283,11 @@ class TestCheck:
         verdict = checked(workload())
         assert (verdict.accuracy, verdict.margin, verdict.deterministic, verdict.reference) == (Accuracy.PASS, 1.0, True, "float64")
 
+    @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+    def test_every_arm_starts_from_the_same_state(self, optimizer):
+        verdict = checked(workload(nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)), optimizer=optimizer))
+        assert (verdict.accuracy, verdict.deterministic, verdict.margin) == (Accuracy.PASS, True, 1.0)
+
     def test_the_state_is_as_before_afterwards(self):
         work = workload(nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)), optimizer="adam")
         work.step()

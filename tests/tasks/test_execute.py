@@ -329,14 +329,15 @@ class TestPlantedFaults:
 
         self.caught(monkeypatch, fault, "buffer.1.num_batches_tracked")
 
+    @pytest.mark.parametrize("share", [0.0, 0.9])
     @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-    def test_an_optimizer_step_that_is_skipped(self, monkeypatch, optimizer):
+    def test_an_optimizer_step_that_is_skipped_or_too_short(self, monkeypatch, optimizer, share):
         before = {}
 
         def fault(loss, module):
             with torch.no_grad():
                 for name, parameter in module.named_parameters():
-                    parameter.copy_(before[name])
+                    parameter.lerp_(before[name], 1.0 - share)
             return loss
 
         original = execute.State.restore

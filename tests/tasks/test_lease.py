@@ -224,8 +224,8 @@ def test_what_a_worker_should_not_say_changes_nothing(make):
     one, tree = make()
     assert one.try_join()
     one.release()
-    one.acquire()
-    one.acquire()
+    assert one.acquire()
+    assert not one.acquire()
     assert len(tree.calls) == 1
     one.release()
     one.release()

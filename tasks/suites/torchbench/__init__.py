@@ -70,9 +70,13 @@ MODELS: dict[str, Entry] = {
 # Models beside the historical 56: TorchBench names that came later, or that never had a training result.
 EXTRA: dict[str, Entry] = {
     "dlrm": Entry("recommendation:build_dlrm", 1024, 2048),
+    "hf_Bert_large": Entry("transformers_models:build_language_model", 4, 1),
+    "hf_T5_base": Entry("transformers_models:build_language_model", 8, 1),
+    "mobilenet_v2_quantized_qat": Entry("torchvision_models:build_quantized_classifier", 96, 96),
     "phlippe_densenet": Entry("cifar:build_phlippe_densenet", 128, 128),
     "phlippe_resnet": Entry("cifar:build_phlippe_resnet", 128, 128),
     "pyhpc_equation_of_state": Entry("scientific:build_pyhpc_equation_of_state", 1_048_576, 1_048_576),
     "pyhpc_isoneutral_mixing": Entry("scientific:build_pyhpc_isoneutral_mixing", 1_048_576, 1_048_576),
     "pyhpc_turbulent_kinetic_energy": Entry("scientific:build_pyhpc_turbulent_kinetic_energy", 1_048_576, 1_048_576),
+    "resnet50_quantized_qat": Entry("torchvision_models:build_quantized_classifier", 32, 32),
 }

@@ -1,5 +1,8 @@
 """The TorchBench models that are torchvision's: twelve classifiers, a classifier of CIFAR-sized images, and Mask R-CNN.
 
+Two more classifiers are prepared for quantization-aware training: their layers are fused and their weights and activations pass through
+fake quantization, with observers that follow the range of the values.
+
 ``functorch_dp_cifar10`` is a ResNet-18 with group norm in the place of batch norm, as per-sample gradients need it; the sweep takes an
 ordinary step with it. ``vision_maskrcnn`` runs its eval-mode forward with gradients in training too, as the historical harness ran it.
 """
@@ -12,7 +15,7 @@ import torch
 from torch import nn
 
 from tasks.suites import torchvision_compat
-from tasks.suites.benchmark import Benchmark, BuildRequest
+from tasks.suites.benchmark import Benchmark, BuildRequest, UnsupportedModelError
 from tasks.suites.torchbench.library import assemble
 from tasks.suites.torchbench.rebuilt import batch_size_of
 
@@ -23,6 +26,8 @@ _GROUPS = 32
 _DETECTION_SIZES = ((427, 640), (640, 640), (640, 443), (459, 640))
 # With random weights no box scores above the default threshold, and the mask head would have nothing to do.
 _DETECTION_ARGUMENTS = {"box_score_thresh": 0.0, "box_detections_per_img": 4}
+_QUANTIZED = {"mobilenet_v2_quantized_qat": "mobilenet_v2", "resnet50_quantized_qat": "resnet50"}
+_QUANTIZATION_BACKEND = "fbgemm"
 _DETECTION_OPTIONS = ("min_size", "max_size", "rpn_post_nms_top_n_test")
 
 
@@ -34,6 +39,22 @@ def build_classifier(request: BuildRequest) -> Benchmark:
     batch_size, size = batch_size_of(request), request.integer_option("image_size", _CLASSIFIER_SIZE)
     module = models.get_model(request.name, weights=None).train(request.training)
     return assemble(request, module, batch_size, (torch.randn(batch_size, 3, size, size),))
+
+
+def build_quantized_classifier(request: BuildRequest) -> Benchmark:
+    """A classifier in quantization-aware training; images float32 [batch, 3, 224, 224].
+
+    In inference the model is converted to 8-bit integers, which torch can run on the CPU only.
+    """
+    from torchvision import models
+
+    request.check_options(())
+    if not request.training and request.device.type != "cpu":
+        raise UnsupportedModelError(f"{request.name}: torch runs 8-bit models on the CPU only, not on {request.device.type}")
+    batch_size = batch_size_of(request)
+    images = torch.randn(batch_size, 3, _CLASSIFIER_SIZE, _CLASSIFIER_SIZE)
+    module = _prepare_for_quantization(models.get_model(_QUANTIZED[request.name], weights=None).train(), images[:1])
+    return assemble(request, module if request.training else _convert(module, images[:1]), batch_size, (images,))
 
 
 def build_functorch_dp_cifar10(request: BuildRequest) -> Benchmark:
@@ -63,6 +84,28 @@ def build_vision_maskrcnn(request: BuildRequest) -> Benchmark:
     remark = "random images of COCO's sizes; no box is below the score threshold, because random weights give low scores"
     fidelity = remark if with_extension else f"{remark}; {torchvision_compat.DETECTION_FIDELITY}"
     return assemble(request, module, batch_size, (images,), fidelity=fidelity)
+
+
+def _prepare_for_quantization(module: nn.Module, example: torch.Tensor) -> torch.fx.GraphModule:
+    try:
+        from torch.ao.quantization import get_default_qat_qconfig_mapping
+        from torch.ao.quantization.quantize_fx import prepare_qat_fx
+    except ImportError as error:
+        raise UnsupportedModelError(
+            f"torch {torch.__version__} has no quantization-aware training by FX (torch.ao.quantization)"
+        ) from error
+    prepared: torch.fx.GraphModule = prepare_qat_fx(module, get_default_qat_qconfig_mapping(_QUANTIZATION_BACKEND), (example,))
+    return prepared
+
+
+def _convert(prepared: torch.fx.GraphModule, example: torch.Tensor) -> nn.Module:
+    """The integer model, after one look at an image, without which the observers know no range."""
+    from torch.ao.quantization.quantize_fx import convert_fx
+
+    prepared(example)
+    prepared.eval()
+    converted: nn.Module = convert_fx(prepared)
+    return converted
 
 
 def _group_norm(channels: int) -> nn.Module:

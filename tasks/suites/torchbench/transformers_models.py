@@ -1,4 +1,4 @@
-"""The TorchBench models that are transformers': eleven language models built from configurations that are written out here.
+"""The TorchBench models that are transformers': eleven language models, and two later ones, from configurations written out here.
 
 Inputs are uniform random token ids and nothing else, as in 2022: no labels, and for sequence-to-sequence models a second draw as the
 decoder's input. The loss is the mean of the logits. Dropout stays as the configuration has it.
@@ -58,6 +58,10 @@ _MODELS = {
         },
     ),
     "hf_Bert": _LanguageModel("BertForMaskedLM", 512, 512),
+    # Not BERT-large: TorchBench leaves the feed-forward layers at the width that they have in BERT-base.
+    "hf_Bert_large": _LanguageModel(
+        "BertForMaskedLM", 512, 512, {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 3072}
+    ),
     "hf_BigBird": _LanguageModel("BigBirdForMaskedLM", 1024, 4096, {"attention_type": "block_sparse"}),
     "hf_DistilBert": _LanguageModel("DistilBertForMaskedLM", 512, 512),
     "hf_GPT2": _LanguageModel("GPT2LMHeadModel", 512, 1024),
@@ -65,6 +69,12 @@ _MODELS = {
     "hf_Longformer": _LanguageModel("LongformerForMaskedLM", 1024, 4096, CONFIGS["longformer-base-4096"]),
     "hf_Reformer": _LanguageModel("ReformerForMaskedLM", 4096, 4096, {"num_buckets": 128}, always_train=True),
     "hf_T5": _LanguageModel("T5ForConditionalGeneration", 1024, 2048, CONFIGS["t5-small"]),
+    "hf_T5_base": _LanguageModel(
+        "T5ForConditionalGeneration",
+        1024,
+        2048,
+        {"d_model": 768, "d_ff": 3072, "num_layers": 12, "num_heads": 12, "decoder_start_token_id": 0},
+    ),
     "hf_T5_large": _LanguageModel(
         "T5ForConditionalGeneration",
         512,

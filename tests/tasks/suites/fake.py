@@ -1,38 +1,7 @@
-"""Models without memory or arithmetic: tensors that have a shape, a type and a device, and no data.
-
-What a library computes on the host while it builds a model (timm asks for ``device="cpu"`` there) stays real, and so does what follows
-from it, because Python loops over the numbers. LayerDrop's draw, the one number that a forward pass decides upon, is a constant.
-"""
+"""The product's fake tensors, under the name by which the tests of the suites know them."""
 
 from __future__ import annotations
 
-import contextlib
+from tasks.suites.fake import fake_tensors
 
-import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_iter
-
-_DRAW = 0.5
-
-
-class _HostArithmetic(TorchFunctionMode):
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func is torch.rand and args and args[0] in ([], ()):
-            return _DRAW
-        if kwargs.get("device") == "cpu" or _only_real_tensors(args, kwargs):
-            with unset_fake_temporarily():
-                return func(*args, **kwargs)
-        return func(*args, **kwargs)
-
-
-def _only_real_tensors(args, kwargs):
-    tensors = [value for value in tree_iter((args, kwargs)) if isinstance(value, torch.Tensor)]
-    return bool(tensors) and not any(isinstance(tensor, FakeTensor) for tensor in tensors)
-
-
-@contextlib.contextmanager
-def fake_tensors():
-    with FakeTensorMode(), _HostArithmetic():
-        yield
+__all__ = ["fake_tensors"]

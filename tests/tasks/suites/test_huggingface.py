@@ -117,13 +117,21 @@ def test_a_modern_decoder_works():
     benchmark.loss(benchmark.module(**benchmark.kwargs)).backward()
 
 
+def test_whisper_hears_half_a_minute_and_writes_labels():
+    tiny_layers = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    benchmark = tiny("WhisperForConditionalGeneration", seq_len=8, **tiny_layers)
+    assert benchmark.kwargs["input_features"].shape == (2, 80, 3000)
+    assert benchmark.kwargs["labels"].shape == (2, 8)
+    benchmark.loss(benchmark.module(**benchmark.kwargs)).backward()
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("NoSuchModelForMaskedLM", "has no model class NoSuchModelForMaskedLM"),
         ("BertForTokenClassification", "known heads: ForMaskedLM"),
         ("ViTForImageClassification", "known heads"),
-        ("WhisperForConditionalGeneration", "reads input_features"),
+        ("Speech2TextForConditionalGeneration", "reads input_features"),
     ],
 )
 def test_what_has_no_inputs_here_is_unsupported(name, message):
