@@ -9,8 +9,8 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -96,7 +96,8 @@ def history(seen: Observations, model: str | None = None) -> History:
         logs = seen.logs[np.ix_(chosen, at)]
         tasks = [seen.tasks[place] for place in chosen]
         present = np.flatnonzero(np.isfinite(logs).any(axis=1))
-        series += _of_device(device, runs, [tasks[place] for place in present], logs[present], seen.weights, model)
+        found = _of_device(device, runs, [tasks[place] for place in present], logs[present], seen.weights, model)
+        series += [_with_environments(each, seen.facts) for each in found]
     order = list(Kind)
     ordered = sorted(series, key=lambda each: (order.index(each.kind), each.name, each.device))
     return History(seen.runs, tuple(ordered), tuple(run.run_id for run in seen.runs if run.device not in devices))
@@ -114,7 +115,7 @@ def _of_device(
         named += _groups(tasks, logs, weights)
     found = change_points(np.stack([values for _, _, values, _ in named])) if named else []
     return [
-        Series(kind, name, device, runs, np.exp(values), count, tuple(_change(runs, values, point) for point in points))
+        Series(kind, name, device, runs, np.exp(values), count, tuple(_change(runs, point) for point in points))
         for (kind, name, values, count), points in zip(named, found, strict=True)
     ]
 
@@ -153,8 +154,17 @@ def _level(logs: FloatArray) -> FloatArray:
     return np.where(counts > 0, medians.mean() + sums / np.maximum(counts, 1), np.nan)
 
 
-def _change(runs: tuple[RunInfo, ...], values: FloatArray, point: ChangePoint) -> Change:
-    before = max(place for place in range(point.index) if math.isfinite(values[place]))
-    old, new = runs[before].facts, runs[point.index].facts
-    environment = tuple((name, old.get(name, "none"), new.get(name, "none")) for name in {**old, **new} if old.get(name) != new.get(name))
-    return Change(runs[point.index].run_id, point.index, math.exp(point.change), math.exp(point.low), math.exp(point.high), environment)
+def _change(runs: tuple[RunInfo, ...], point: ChangePoint) -> Change:
+    return Change(runs[point.index].run_id, point.index, math.exp(point.change), math.exp(point.low), math.exp(point.high), ())
+
+
+def _with_environments(series: Series, facts: Callable[[str], Mapping[str, str]]) -> Series:
+    """``series`` with what else was different at each of its changes."""
+    known = np.flatnonzero(np.isfinite(series.values))
+    changes = []
+    for change in series.changes:
+        before = int(known[np.searchsorted(known, change.index) - 1])
+        old, new = facts(series.runs[before].run_id), facts(change.run_id)
+        names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        changes.append(replace(change, environment=tuple((name, old.get(name, "none"), new.get(name, "none")) for name in names)))
+    return replace(series, changes=tuple(changes))

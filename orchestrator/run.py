@@ -81,7 +81,7 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
             if earlier:
                 _reopen(run_store, console)
             ending = _drive(run_store, plan, loaded, cluster, nodes, request.rerun, console)
-            return Ended(run_store.run_id, _conclude(run_store, plan, ending))
+            return Ended(run_store.run_id, _conclude(run_store, plan, ending, rerun=bool(earlier and request.rerun)))
 
 
 def resume_command(request: RunRequest, run_id: str) -> str:
@@ -230,8 +230,10 @@ def _progress(console: Console, planned: int, done: int) -> AbstractContextManag
 # --- after ----------------------------------------------------------------------------------------------------------------------
 
 
-def _conclude(run_store: RunStore, plan: Sequence[PlannedTask], ending: Ending) -> Ending:
+def _conclude(run_store: RunStore, plan: Sequence[PlannedTask], ending: Ending, *, rerun: bool) -> Ending:
     """Record how the run ended. The store has the last word on whether every planned task has its row."""
+    if rerun:  # else a query over the bare files would find the rows that were run again beside those that replace them
+        run_store.compact()
     if ending.exit_code in (ExitCode.PASSED, ExitCode.SOME_FAILED) and len(run_store.terminal()) != len(plan):
         ending = replace(ending, exit_code=ExitCode.INFRASTRUCTURE, reason="the store lacks rows of finished tasks")
     states = {ExitCode.INTERRUPTED: RunState.INTERRUPTED, ExitCode.INFRASTRUCTURE: RunState.INCOMPLETE}

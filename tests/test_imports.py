@@ -120,7 +120,8 @@ def run_without(blocked, code):
 
 
 def test_a_gpu_node_needs_nothing_of_the_driver_side():
-    done = run_without({"pydantic", "pyarrow", "yaml", "ray", "typer", "rich", "scipy"}, "import tasks.worker, tasks.supervisor, tasks.estimator")
+    driver_side = {"pydantic", "pyarrow", "yaml", "ray", "typer", "rich", "scipy"}
+    done = run_without(driver_side, "import tasks.worker, tasks.supervisor, tasks.estimator")
     assert done.returncode == 0, done.stderr
 
 

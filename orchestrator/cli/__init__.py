@@ -28,6 +28,7 @@ COMMANDS = {
     "history": "many runs over time",
     "export": "a run in other formats",
     "verify": "the invariants of a stored run",
+    "compact": "merge a run's many small files",
     "models": "the catalogue of models",
     "schema": "the JSON Schema of manifests",
     "doctor": "what works on this machine",

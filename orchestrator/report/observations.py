@@ -1,11 +1,16 @@
-"""Many stored runs as one matrix: which task had which speedup in which run. Reads the few columns that a history needs."""
+"""Many stored runs as one matrix: which task had which speedup in which run.
+
+Of every run five columns are read. What a task is called is read from one run that has it, and what a run ran on only when somebody asks.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +24,14 @@ from orchestrator.statistics.means import FloatArray
 from tasks.spec import Status
 
 if TYPE_CHECKING:
+    from orchestrator.record import RunRecord
     from orchestrator.store import Store
 
-TASK = ("task_id", "suite", "model", "dtype", "mode", "backend", "batch_size")
-FACTS = ("device", *VERSIONS)
-COLUMNS = (*TASK, "status", "speedup", *FACTS)
+IDENTITY = ("task_id", "suite", "model", "dtype", "mode", "backend")
+OBSERVED = ("task_id", "batch_size", "status", "speedup", "device")
+FACTS = ("status", "device", *VERSIONS)
+UNKNOWN_DEVICE = "unknown device"
+IntArray = npt.NDArray[np.int64]
 
 log = logging.getLogger(__name__)
 
@@ -43,18 +51,13 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """One run: when it was, what it ran on, and how many of its planned tasks passed."""
+    """One run: when it was, on which device (several joined with " + " if it was mixed), how many of its planned tasks passed."""
 
     run_id: str
     started: float
     planned: int
     passed: int
-    facts: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def device(self) -> str:
-        """The GPU model, or what else it ran on; several, if it was mixed."""
-        return self.facts.get("device", "unknown device")
+    device: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,55 +68,81 @@ class Observations:
     tasks: tuple[Task, ...]
     logs: FloatArray
     weights: Mapping[str, float]  # those of the newest run
+    facts: Callable[[str], Mapping[str, str]]  # run_id -> device and versions of the rows that passed
 
 
 def observe(store: Store, *, newest: int | None = None) -> Observations:
     """Every run of ``store``, or the ``newest`` ones. A run that cannot be read is left out and named in the log."""
     records = store.runs()
-    records = records[-newest:] if newest else records
-    infos, tables = [], []
-    for record in records:
-        try:
-            table = store.resolve(record.run_id).rows(COLUMNS)
-        except StoreError as error:
-            log.warning("%s; the run is left out", error)
-            continue
-        usable = pc.and_(pc.equal(table["status"], Status.PASS), pc.and_(pc.is_finite(table["speedup"]), pc.greater(table["speedup"], 0.0)))
-        table = table.filter(usable)
-        infos.append(RunInfo(plain(record.run_id), record.started, record.planned, table.num_rows, _facts(table)))
-        tables.append(table.select([*TASK, "speedup"]))
+    records, tables = _readable(store, records[-newest:] if newest else records)
+
+    @cache
+    def facts(run_id: str) -> Mapping[str, str]:
+        return _facts(store.resolve(run_id).rows(FACTS))
+
     weights = dict(records[-1].weights) if records else {}
     if not tables:
-        return Observations((), (), np.empty((0, 0)), weights)
-    return Observations(tuple(infos), *_matrix(tables), weights)
+        return Observations((), (), np.empty((0, 0)), weights, facts)
+    whole = pa.concat_tables(tables).combine_chunks()
+    run_of = np.repeat(np.arange(len(tables)), [table.num_rows for table in tables])
+    speedups = np.nan_to_num(pc.fill_null(whole["speedup"], 0.0).to_numpy(), posinf=0.0)
+    usable = pc.equal(whole["status"], Status.PASS).to_numpy() & (speedups > 0)
+    names, (task_ids, sizes), series_of = _series(whole, usable)
+    logs = np.full((len(task_ids), len(records)), np.nan)
+    logs[series_of, run_of[usable]] = np.log(speedups[usable])
+    passed, devices = np.bincount(run_of[usable], minlength=len(records)), _devices(whole, run_of, usable, len(records))
+    infos = (
+        RunInfo(plain(record.run_id), record.started, record.planned, int(count), plain(device))
+        for record, count, device in zip(records, passed, devices, strict=True)
+    )
+    first_run = np.isfinite(logs).argmax(axis=1)
+    tasks = _described(store, records, first_run, [names[place] for place in task_ids], sizes)
+    return Observations(tuple(infos), tasks, logs, weights, facts)
+
+
+def _readable(store: Store, records: Sequence[RunRecord]) -> tuple[list[RunRecord], list[pa.Table]]:
+    found = []
+    for record in records:
+        try:
+            found.append((record, store.resolve(record.run_id).rows(OBSERVED)))
+        except StoreError as error:
+            log.warning("%s; the run is left out", error)
+    return [record for record, _ in found], [table for _, table in found]
+
+
+def _series(whole: pa.Table, usable: npt.NDArray[np.bool_]) -> tuple[list[str], tuple[IntArray, IntArray], IntArray]:
+    """The task_ids; per series its task_id's place and its batch size (-1: not known); per usable row its series."""
+    names = pc.dictionary_encode(whole["task_id"]).combine_chunks()
+    sizes = pc.fill_null(whole["batch_size"], -1).to_numpy()[usable]
+    codes = names.indices.to_numpy()[usable].astype(np.int64)
+    # Two small integers in one, since sorting numbers is far cheaper than sorting pairs.
+    span = int(sizes.max(initial=0)) + 2
+    keys, series_of = np.unique(codes * span + sizes + 1, return_inverse=True)
+    return names.dictionary.to_pylist(), (keys // span, keys % span - 1), series_of
+
+
+def _devices(whole: pa.Table, run_of: IntArray, usable: npt.NDArray[np.bool_], runs: int) -> list[str]:
+    encoded = pc.dictionary_encode(pc.fill_null(whole["device"], UNKNOWN_DEVICE)).combine_chunks()
+    names = encoded.dictionary.to_pylist()
+    found: dict[int, list[str]] = defaultdict(list)
+    for pair in np.unique(run_of[usable] * len(names) + encoded.indices.to_numpy()[usable]):
+        found[int(pair) // len(names)].append(names[int(pair) % len(names)])
+    return [" + ".join(sorted(found[run])) or UNKNOWN_DEVICE for run in range(runs)]
+
+
+def _described(
+    store: Store, records: Sequence[RunRecord], first_run: IntArray, task_ids: Sequence[str], sizes: IntArray
+) -> tuple[Task, ...]:
+    """Every series' task, each looked up in the first run that has it."""
+    known: dict[str, dict[str, str]] = {}
+    for run in np.unique(first_run):
+        for row in store.resolve(records[run].run_id).rows(IDENTITY).to_pylist():
+            known.setdefault(row["task_id"], {name: plain(text) for name, text in row.items()})
+    return tuple(Task(**known[name], batch_size=int(size) if size >= 0 else None) for name, size in zip(task_ids, sizes, strict=True))
 
 
 def _facts(table: pa.Table) -> dict[str, str]:
     """Each fact's value, or its values joined, of the rows that passed."""
-    found = {name: sorted(value for value in pc.unique(table[name]).to_pylist() if value) for name in FACTS}
+    table = table.filter(pc.equal(table["status"], Status.PASS))
+    found = {name: sorted(value for value in pc.unique(table[name]).to_pylist() if value) for name in FACTS[1:]}
     return {name: plain(" + ".join(values)) for name, values in found.items() if values}
-
-
-def _matrix(tables: list[pa.Table]) -> tuple[tuple[Task, ...], FloatArray]:
-    whole = pa.concat_tables(tables).combine_chunks()
-    # One code per task and batch size; the text columns are looked at once per series and not once per row.
-    sizes = pc.fill_null(whole["batch_size"], -1).to_numpy()
-    names = pc.dictionary_encode(whole["task_id"]).combine_chunks()
-    keys = np.stack([names.indices.to_numpy(), sizes])
-    unique, first, codes = _unique_columns(keys)
-    runs = np.repeat(np.arange(len(tables)), [table.num_rows for table in tables])
-    logs = np.full((unique, len(tables)), np.nan)
-    logs[codes, runs] = np.log(whole["speedup"].to_numpy())
-    described = ({name: whole[name][int(place)].as_py() for name in TASK} for place in first)
-    return tuple(map(_task, described)), logs
-
-
-def _task(columns: dict[str, Any]) -> Task:
-    texts = {name: plain(columns[name]) for name in TASK if name != "batch_size"}
-    return Task(**texts, batch_size=columns["batch_size"])
-
-
-def _unique_columns(keys: npt.NDArray[np.int64]) -> tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """How many different columns, where each is first, and for every column which it is."""
-    unique, first, codes = np.unique(keys, axis=1, return_index=True, return_inverse=True)
-    return unique.shape[1], first, codes.reshape(-1)

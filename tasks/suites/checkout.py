@@ -212,7 +212,7 @@ def _private_process_groups() -> Iterator[None]:
     original = distributed.init_process_group
 
     def alone(backend: str | None = None, *_: Any, **__: Any) -> None:
-        original(backend=backend, store=distributed.HashStore(), rank=0, world_size=1)
+        original(backend=backend, store=distributed.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
 
     with mock.patch.object(distributed, "init_process_group", alone):
         yield

@@ -1,6 +1,6 @@
 """What the orchestrator itself costs: many toys that finish at once, through real Ray, and many more through the core and the store alone.
 
-``python -m tests.benchmarks.bench_driver [--tasks N] [--core-tasks N]`` prints tasks per second, driver CPU per task and peak resident memory.
+``python -m tests.benchmarks.bench_driver [--tasks N] [--core-tasks N]`` prints tasks per second, driver CPU per task and peak memory.
 """
 
 from __future__ import annotations
@@ -94,8 +94,9 @@ def main() -> None:
         ("core", arguments.core_tasks, True),
     ):
         found = _in_fresh_process(tasks, core_only)
-        line = "{:5s} {tasks:7d} tasks in {seconds:7.1f} s: {per_second:7.0f} per s, {driver_cpu_ms:6.3f} ms of driver CPU each, peak {peak_mib:5.0f} MiB"
-        sys.stdout.write(line.format(label, **found) + "\n")
+        speed = "{tasks:7d} tasks in {seconds:7.1f} s: {per_second:7.0f} per s".format(**found)
+        cost = "{driver_cpu_ms:6.3f} ms of driver CPU each, peak {peak_mib:5.0f} MiB".format(**found)
+        sys.stdout.write(f"{label:5s} {speed}, {cost}\n")
         sys.stdout.flush()
 
 

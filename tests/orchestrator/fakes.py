@@ -14,7 +14,8 @@ NODE = NodeInfo(name="host:0001", node_id="0001", num_cpus=2.0, num_gpus=0.0, me
 
 
 def task(name, **fields):
-    return TaskSpec(f"toy/{name}/float32/training/inductor", ModelSpec("toy", name), "training", "inductor", PrecisionSpec("float32"), **fields)
+    model, precision = ModelSpec("toy", name), PrecisionSpec("float32")
+    return TaskSpec(f"toy/{name}/float32/training/inductor", model, "training", "inductor", precision, **fields)
 
 
 def passed(task_id, attempt):
