@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 SWEEP := $(BIN)/python -m orchestrator
 
 .DEFAULT_GOAL := help
-.PHONY: help sweep test test-slow test-models test-gpu check chaos bench report schema plan install clean
+.PHONY: help sweep test test-slow test-models test-gpu check chaos bench report schema models plan install clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -61,6 +61,11 @@ check: $(READY) ## format, lint, types, import directions, freshness of generate
 schema: $(READY) ## write the generated files anew: the manifests' JSON Schema, the table of failures
 	$(SWEEP) schema --write manifests/manifest.schema.json
 	$(BIN)/python -m orchestrator.failure_table > docs/failures.md
+
+models: $(READY) ## survey every model of the shipped manifests: the catalogue and docs/models.md
+	$(SWEEP) models manifests/pt2.yaml manifests/extra.yaml manifests/pyhpc.yaml --parameters --json > orchestrator/models.json.new
+	mv orchestrator/models.json.new orchestrator/models.json
+	$(BIN)/python -m orchestrator.model_page > docs/models.md
 
 clean: ## remove what the other targets made, but not the results
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

@@ -13,6 +13,7 @@ PRODUCED_BY: dict[FailureClass, str] = {
     FailureClass.ACCURACY: "tests/tasks/test_execute.py::test_a_wrong_gradient_of_one_parameter",
     FailureClass.DEVICE_OOM: "tests/orchestrator/test_sweep.py::test_out_of_memory_with_neighbours_means_once_more_alone",
     FailureClass.HOST_OOM: "tests/tasks/test_verdict.py::test_without_a_result_the_ending_decides_and_nothing_passes",
+    FailureClass.DISK_FULL: "tests/tasks/test_verdict.py::test_a_full_disk_is_the_fault_of_whoever_filled_it",
     FailureClass.DEADLINE: "tests/tasks/test_supervisor.py::test_a_phase_that_takes_too_long_is_ended_with_its_stacks_in_the_log",
     FailureClass.CRASH: "tests/ray/test_cluster.py::test_a_crash_costs_one_task_and_no_ray_worker",
     FailureClass.UNSUPPORTED: "tests/tasks/test_execute.py::test_a_package_that_is_missing",
@@ -27,11 +28,12 @@ PRODUCED_BY: dict[FailureClass, str] = {
 HEAD = f"""\
 # Failures
 
-Every task ends in exactly one row, with a `status` and, unless it passed, a `failure_class`. The class decides what happens next. This page is generated from
-`orchestrator/policy.py` by `make schema`; a test keeps it fresh.
+Every task ends in exactly one row, with a `status` and, unless it passed, a `failure_class`. The class decides what happens next. This page
+is generated from `orchestrator/policy.py` by `make schema`; a test keeps it fresh.
 
-An infrastructure failure is tried again as often as the manifest's `retries.infrastructure` says; all infrastructure classes share that number. A node on which
-{QUARANTINE_AFTER_TASKS} different tasks fail for a reason that makes it suspect gets no more tasks in that run, unless it is the last one.
+An infrastructure failure is tried again as often as the manifest's `retries.infrastructure` says; all infrastructure classes share that
+number. A node on which {QUARANTINE_AFTER_TASKS} different tasks fail for a reason that makes it suspect gets no more tasks in that
+run, unless it is the last one.
 
 | failure class | tried again | where | makes its node suspect | why | produced by |
 |---|---|---|---|---|---|

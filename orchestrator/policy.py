@@ -34,6 +34,7 @@ RULES: dict[FailureClass, Rule] = {
     FailureClass.ACCURACY: Rule(why="a verdict, not an accident"),
     FailureClass.DEVICE_OOM: Rule(retries=1, alone=True, why="a neighbour may have held the memory"),
     FailureClass.HOST_OOM: Rule(retries=1, elsewhere=True, backoff_s=5.0, why="the node's other processes may have held the memory"),
+    FailureClass.DISK_FULL: Rule(INFRASTRUCTURE, elsewhere=True, backoff_s=10.0, why="a neighbour or somebody else filled the node's disk"),
     FailureClass.DEADLINE: Rule(why="the deadline is the manifest's word; raise it there"),
     FailureClass.CRASH: Rule(why="a crash of the model or the compiler is a result"),
     FailureClass.UNSUPPORTED: Rule(why="every node has the same software"),

@@ -11,6 +11,7 @@ import torch
 
 from tasks.spec import FailureClass, Phase, Status
 from tasks.suites.benchmark import UnsupportedModelError
+from tasks.verdict import DISK_FULL
 
 MAX_MESSAGE_CHARACTERS = 2000
 _BY_PHASE = {
@@ -54,6 +55,8 @@ def classify(error: Exception, phase: Phase) -> Failure:
         return Failure(Status.OOM, FailureClass.DEVICE_OOM, message)
     if any(isinstance(one, MemoryError) for one in chain) or any(sign in text for sign in _HOST_OOM):
         return Failure(Status.OOM, FailureClass.HOST_OOM, message)
+    if any(isinstance(one, OSError) and one.errno in DISK_FULL for one in chain):
+        return Failure(Status.INFRA_ERROR, FailureClass.DISK_FULL, message)
     if isinstance(error, UnsupportedModelError):
         return Failure(Status.UNSUPPORTED, FailureClass.UNSUPPORTED, str(error))
     if isinstance(error, (NoDeviceError, ConnectionError)) or any(sign in text for sign in _DEVICE_LOST):

@@ -40,7 +40,7 @@ from tasks.spec import FailureClass, Outcome, Phase, Status, WorkerResult, decod
 from tasks.spool import leave
 from tasks.supervisor import Heartbeat, PhaseStarted, Request, Started
 from tasks.uplink import SupervisorGoneError, Uplink
-from tasks.verdict import Ending, has_risen, judge, oom_kills
+from tasks.verdict import Ending, blame_for_disk, has_risen, judge, oom_kills
 
 DUMP_S = 1.0
 """How long a worker that has run out of time may take to write its stacks."""
@@ -137,7 +137,8 @@ class Guardian:
         status = self._wait_status if self._wait_status is not None else ended.get(self._pid)
         self._drain()
         risen = has_risen(before, oom_kills())
-        return judge(Ending(status, self._clock.phase, self._expired, self._killed, risen, stuck), scratch / "result.json")
+        ending = Ending(status, self._clock.phase, self._expired, self._killed, risen, stuck)
+        return blame_for_disk(judge(ending, scratch / "result.json"), scratch)
 
     def _start(self, scratch: Path) -> None:
         task, attempt = self._request.task, self._request.attempt

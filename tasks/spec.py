@@ -61,6 +61,7 @@ class FailureClass(StrEnum):
     ACCURACY = "accuracy"
     DEVICE_OOM = "device_oom"
     HOST_OOM = "host_oom"
+    DISK_FULL = "disk_full"  # the node had no room left, and not by the task's own doing
     DEADLINE = "deadline"  # a phase or the task ran out of time
     CRASH = "crash"  # the worker died without a result
     UNSUPPORTED = "unsupported"  # this machine or these library versions cannot run it

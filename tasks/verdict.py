@@ -6,6 +6,7 @@ A whole result counts, however the process ended after leaving it: the measureme
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -15,6 +16,13 @@ from pathlib import Path
 
 from tasks.capture import printable
 from tasks.spec import FailureClass, Phase, SpecError, Status, WorkerResult, decode
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL_STATUS = 74
+"""What a worker exits with that could not write for lack of room; EX_IOERR of sysexits.h."""
+
+OWN_DISK_SHARE = 0.05
+"""A worker whose own files take this much of a full file system has filled it."""
 
 RESULT_LIMIT_BYTES = 256 * 2**20
 ERROR_LIMIT = 16 * 1024  # characters
@@ -53,6 +61,25 @@ def read_result(path: Path) -> WorkerResult | str:
         return "it left no result"
     except (SpecError, ValueError, RecursionError, OSError) as error:
         return f"its result cannot be read: {error}"
+
+
+def blame_for_disk(result: WorkerResult, scratch: Path) -> WorkerResult:
+    """``result``, or, if the disk was full and mostly of the worker's own files in ``scratch``, a crash."""
+    if result.failure_class is not FailureClass.DISK_FULL:
+        return result
+    system = os.statvfs(scratch)
+    own = sum(_allocated(Path(folder) / name) for folder, _, names in os.walk(scratch) for name in names)
+    if own < OWN_DISK_SHARE * system.f_blocks * system.f_frsize:
+        return result
+    text = f"it filled the node's disk: {own // 2**20} MiB in its temporary directory"
+    return replace(result, status=Status.CRASH, failure_class=FailureClass.CRASH, error=text)
+
+
+def _allocated(path: Path) -> int:
+    try:
+        return 512 * path.lstat().st_blocks
+    except FileNotFoundError:
+        return 0
 
 
 def oom_kills() -> dict[str, int]:
@@ -98,6 +125,8 @@ def _without_result(ending: Ending, lacks: str) -> WorkerResult:
     if ending.expired is not None:
         return _failure(ending, Status.TIMEOUT, FailureClass.DEADLINE, ending.expired)
     how = describe(ending.wait_status)
+    if ending.wait_status is not None and os.waitstatus_to_exitcode(ending.wait_status) == DISK_FULL_STATUS:
+        return _failure(ending, Status.INFRA_ERROR, FailureClass.DISK_FULL, "the node's disk is full")
     if ending.out_of_memory and not ending.killed and _signal(ending.wait_status) == signal.SIGKILL:
         return _failure(ending, Status.OOM, FailureClass.HOST_OOM, f"the worker {how}: the kernel was out of memory")
     return _failure(ending, Status.CRASH, FailureClass.CRASH, f"the worker {how} in phase {ending.phase.value}; {lacks}")

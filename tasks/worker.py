@@ -11,10 +11,12 @@ import json
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 from tasks.channel import Channel
 from tasks.spec import TaskSpec, WorkerResult, decode, encode
+from tasks.verdict import DISK_FULL, DISK_FULL_STATUS
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,7 +24,13 @@ def main(arguments: list[str] | None = None) -> int:
     spec_path, out_path = (Path(argument) for argument in (arguments or sys.argv[1:]))
     task = decode(TaskSpec, json.loads(spec_path.read_text(encoding="utf-8")))
     channel = Channel.from_environment()
-    write_result(run(task, channel, out_path), out_path)
+    try:
+        write_result(run(task, channel, out_path), out_path)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        traceback.print_exc()
+        return DISK_FULL_STATUS
     return 0
 
 

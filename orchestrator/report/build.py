@@ -169,7 +169,7 @@ def _variants(planned: Sequence[Planned], rows: Sequence[Row], dtypes: Sequence[
 
     return (
         of("passing only", "tasks that passed, slowdowns as they are; the score of this report", passing),
-        of("failures as 1.0", "every planned task; who has one that did not pass stays with eager", failing_as_one),
+        of("failures as 1.0", "every planned task; one that did not pass counts as 1.0, since its user stays with eager", failing_as_one),
         of("clipped at 1.0", "tasks that passed; a slowdown counts as 1.0, as in upstream's summary of 2022", no_slowdown),
         of(
             "weights in logs",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -31,6 +32,7 @@ IDENTITY = ("task_id", "suite", "model", "dtype", "mode", "backend")
 OBSERVED = ("task_id", "batch_size", "status", "speedup", "device")
 FACTS = ("status", "device", *VERSIONS)
 UNKNOWN_DEVICE = "unknown device"
+READERS = 4
 IntArray = npt.NDArray[np.int64]
 
 log = logging.getLogger(__name__)
@@ -101,12 +103,17 @@ def observe(store: Store, *, newest: int | None = None) -> Observations:
 
 
 def _readable(store: Store, records: Sequence[RunRecord]) -> tuple[list[RunRecord], list[pa.Table]]:
-    found = []
-    for record in records:
+    def read(record: RunRecord) -> pa.Table | None:
         try:
-            found.append((record, store.resolve(record.run_id).rows(OBSERVED)))
+            return store.resolve(record.run_id).rows(OBSERVED)
         except StoreError as error:
             log.warning("%s; the run is left out", error)
+            return None
+
+    # Each run is a store of its own; several at once, because most of the time is spent waiting for files.
+    with ThreadPoolExecutor(READERS) as readers:
+        tables = list(readers.map(read, records))
+    found = [(record, table) for record, table in zip(records, tables, strict=True) if table is not None]
     return [record for record, _ in found], [table for _, table in found]
 
 

@@ -33,7 +33,7 @@ def interval_words(interval: Interval | None, digits: int = 3) -> str:
 
 def rate_words(rate: Rate) -> str:
     """Passed of planned, the rate with its interval, and what the others are."""
-    ends = f" {percent(rate.value)} [{100 * rate.interval.low:.1f}, {100 * rate.interval.high:.1f}]" if rate.interval else ""
+    ends = f", {percent(rate.value)} [{100 * rate.interval.low:.1f}, {100 * rate.interval.high:.1f}]" if rate.interval else ""
     others = ((rate.failed, "failed"), (rate.skipped, "skipped"), (rate.infra, "lost to infrastructure"), (rate.missing, "without a row"))
     rest = ", ".join(f"{count} {name}" for count, name in others if count)
     return f"{rate.passed} of {rate.planned}{ends}" + (f"; {rest}" if rest else "")

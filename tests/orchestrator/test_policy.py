@@ -52,6 +52,7 @@ def test_only_classes_with_the_manifests_number_share_a_budget():
     past = (FailureClass.HOST_OOM, FailureClass.NODE_LOST)
     assert policy.retry(failed(FailureClass.NODE_LOST), shared=False, past=past) is not None
     assert [failure for failure, rule in RULES.items() if rule.retries == INFRASTRUCTURE] == [
+        FailureClass.DISK_FULL,
         FailureClass.DEVICE,
         FailureClass.WORKER_LOST,
         FailureClass.NODE_LOST,

@@ -120,6 +120,7 @@ def test_what_is_no_list_of_numbers_is_refused(values):
         estimate(values)
 
 
+@settings(max_examples=40)
 @given(log_ratios)
 def test_swapping_the_arms_inverts_the_speedup(values):
     one, other = estimate(values), estimate([-value for value in values])
@@ -128,6 +129,7 @@ def test_swapping_the_arms_inverts_the_speedup(values):
         assert one.low * other.high == pytest.approx(1.0, rel=1e-10)
 
 
+@settings(max_examples=40)
 @given(log_ratios, st.randoms())
 def test_the_order_of_pairs_does_not_matter(values, chance):
     shuffled = list(values)
@@ -135,6 +137,7 @@ def test_the_order_of_pairs_does_not_matter(values, chance):
     assert estimate(shuffled) == estimate(values)
 
 
+@settings(max_examples=40)
 @given(log_ratios)
 def test_the_interval_holds_the_estimate(values):
     found = estimate(values)
@@ -143,6 +146,7 @@ def test_the_interval_holds_the_estimate(values):
         assert found.half_width >= 0
 
 
+@settings(max_examples=20)
 @given(st.integers(1, 1000))
 def test_slower_clocks_change_nothing(factor):
     rows = [row for number in range(8) for row in pair(number, [110 + number, 120, 130], [100, 101, 99 + number])]
@@ -216,15 +220,15 @@ def test_processes_that_agree_by_chance_keep_the_interval_of_their_pairs():
 
 def test_intervals_of_processes_cover_what_pairs_alone_do_not():
     chance = np.random.default_rng(5)
-    runs, covered, covered_by_pairs = 400, 0, 0
+    runs, covered, covered_by_pairs = 300, 0, 0
     for _ in range(runs):
         parts = [chance.normal(chance.normal(0.0, 0.02), 0.005, 10) for _ in range(3)]
         low, high = (math.log(bound) for bound in (estimate_pairs(many(parts)).low, estimate_pairs(many(parts)).high))
         covered += low <= 0.0 <= high
         _, low, high = signed_rank_interval(np.concatenate(parts))
         covered_by_pairs += low <= 0.0 <= high
-    assert covered >= 368  # 99.5 % binomial band of 95 %
-    assert covered_by_pairs < 340
+    assert covered >= 275  # 99.5 % binomial band of 95 %
+    assert covered_by_pairs < 255
 
 
 def test_processes_are_put_into_one_table():

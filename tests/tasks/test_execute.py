@@ -82,8 +82,7 @@ def uncompiled(monkeypatch):
 
 
 class TestRow:
-    @pytest.mark.parametrize("precision", ["float32", "amp"])
-    @pytest.mark.parametrize("optimizer", ["none", "sgd", "adam"])
+    @pytest.mark.parametrize(("precision", "optimizer"), [("float32", "none"), ("amp", "none"), ("amp", "sgd"), ("float32", "adam")])
     def test_a_training_task_passes(self, precision, optimizer):
         result = run("mlp", precision=PrecisionSpec(precision), optimizer=optimizer)
         found = result.measurement
@@ -400,7 +399,7 @@ class TestCorrectModels:
     def test_outputs_of_many_kinds_pass(self, uncompiled):
         assert run("outputs", mode="inference").measurement.accuracy == "pass"
 
-    @pytest.mark.parametrize("seed", range(4))
+    @pytest.mark.parametrize("seed", range(2))
     @pytest.mark.parametrize("model", ["mlp", "convnet"])
     def test_legitimate_rounding_passes(self, monkeypatch, seed, model):
         """Random weights, BatchNorm, AMP; the compiled step sums in another order, as if its kernels were others."""

@@ -54,7 +54,7 @@ def at_least(runs):
 class TestCoverage:
     @pytest.mark.parametrize("name", REGIMES)
     def test_the_interval_covers_the_truth(self, name, collector_off):
-        assert covered(REGIMES[name], 100) >= at_least(100)
+        assert covered(REGIMES[name], 50) >= at_least(50)
 
     @pytest.mark.slow
     @pytest.mark.parametrize("half_width", [0.01, 0.005])
@@ -63,9 +63,9 @@ class TestCoverage:
         assert covered(REGIMES[name], 1000, spec=dataclasses.replace(SPEC, half_width=half_width)) >= at_least(1000)
 
     def test_a_planted_effect_is_found(self, collector_off):
-        timings = [simulated(REGIMES["base"], number, speedup=1.03).summary for number in range(100)]
+        timings = [simulated(REGIMES["base"], number, speedup=1.03).summary for number in range(60)]
         assert np.mean([math.log(timing.speedup) for timing in timings]) == pytest.approx(math.log(1.03), abs=0.001)
-        assert sum(timing.speedup_low > 1.0 for timing in timings) >= 90
+        assert sum(timing.speedup_low > 1.0 for timing in timings) >= 54
 
 
 class TestWrongDesigns:

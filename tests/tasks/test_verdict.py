@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import signal
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from tasks import verdict
 from tasks.spec import FailureClass, Measurement, Phase, Status, WorkerResult, encode
-from tasks.verdict import Ending, has_risen, judge, oom_kills
+from tasks.verdict import DISK_FULL_STATUS, Ending, blame_for_disk, has_risen, judge, oom_kills
 
 KILLED = int(signal.SIGKILL)
 PASSED = WorkerResult(Status.PASS, Phase.WRITE, measurement=Measurement(speedup=1.5))
@@ -99,3 +100,15 @@ def test_counters_of_killed_processes():
     assert "vmstat" in oom_kills()
     assert has_risen({"a": 1, "b": 2}, {"a": 1, "b": 3})
     assert not has_risen({"a": 1}, {"a": 1, "new": 5})
+
+
+def test_a_full_disk_is_the_fault_of_whoever_filled_it(tmp_path, monkeypatch):
+    result = judge(Ending(DISK_FULL_STATUS << 8, Phase.COMPILE), tmp_path / "result.json")
+    assert (result.status, result.failure_class) == (Status.INFRA_ERROR, FailureClass.DISK_FULL)
+    assert blame_for_disk(result, tmp_path) == result
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "large").write_bytes(b"." * 2**20)
+    monkeypatch.setattr("os.statvfs", lambda _: SimpleNamespace(f_blocks=16 * 2**8, f_frsize=2**12))
+    own = blame_for_disk(result, tmp_path)
+    assert (own.status, own.failure_class) == (Status.CRASH, FailureClass.CRASH)
+    assert "filled the node's disk: 1 MiB" in own.error

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -60,7 +61,7 @@ def bench(tmp_path, monkeypatch):
     (models / "__init__.py").touch()
     monkeypatch.setenv("TORCHBENCH_ROOT", str(tmp_path))
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.chdir(os.getcwd())
+    monkeypatch.chdir(Path.cwd())  # and back afterwards
     monkeypatch.delenv("KALDI_ROOT", raising=False)
 
     def write(name, text=TODAYS, attributes="pass", body="pass", inputs="(torch.ones(self.batch_size, 4),)", package="models"):
@@ -88,7 +89,7 @@ def test_a_model_of_today(bench):
     assert (benchmark.source, benchmark.batch_size, benchmark.args[0].shape) == ("checkout", 3, (3, 4))
     assert benchmark.fidelity == "TorchBench of an unknown commit"
     assert benchmark.module.training
-    assert os.getcwd() == str(root)
+    assert Path.cwd() == root
     benchmark.loss(benchmark.module(*benchmark.args)).backward()
 
 
@@ -164,7 +165,7 @@ def test_what_a_checkout_lacks_is_unsupported(bench, body, message):
 
 def test_a_missing_dependency_of_the_module_is_not_a_missing_model(bench):
     bench("resnet18", "import a_package_that_nobody_has")
-    with pytest.raises(UnsupportedModelError, match="is not installed.*a_package_that_nobody_has"):
+    with pytest.raises(UnsupportedModelError, match=r"is not installed.*a_package_that_nobody_has"):
         from_checkout("resnet18")
     with pytest.raises(UnsupportedModelError, match="has no model resnet19"):
         from_checkout("resnet19")

@@ -43,7 +43,9 @@ def own_suite(tmp_path, monkeypatch):
 
 
 def sweep(*arguments):
-    return subprocess.run([sys.executable, "-m", "orchestrator", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-m", "orchestrator", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
 
 
 def stepped(benchmark):
