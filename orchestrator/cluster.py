@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from orchestrator.errors import InfrastructureError
+from orchestrator.errors import ClusterLostError, InfrastructureError
 from orchestrator.events import Ended, Event, Heartbeat, Lost, PhaseStarted, Started
 from tasks import supervisor
 from tasks.probe import NodeProbe, probe
@@ -25,6 +26,12 @@ OBJECT_STORE_BYTES = 256 * 2**20
 """Outcomes are small; Ray's default is a third of the machine's memory, which models need."""
 
 PROBE_TIMEOUT_S = 120.0
+
+HEAD_LOST_S = 40.0
+"""A head that does not answer for this long is gone. Ray itself waits 60 s and then ends the process without a word to its program."""
+
+GOODBYE_S = 10.0
+"""How long to wait for Ray to let go of a cluster that may not be there any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +89,27 @@ class RayCluster:
             InfrastructureError: there is no cluster at ``address``, or Ray cannot start here.
         """
         self._clock = clock
+        self._nodes: tuple[NodeInfo, ...] = ()
         self._running: dict[Any, tuple[str, int]] = {}
         self._ray = _connect(address)
+        self._head = self._ray.get_runtime_context().gcs_address
+        self._heard_s = clock()
         self._attempt = self._ray.remote(max_retries=0, max_calls=0, scheduling_strategy="SPREAD")(_run_attempt)
 
     def nodes(self) -> tuple[NodeInfo, ...]:
+        """The live nodes; as last seen, while the head does not answer.
+
+        Raises:
+            ClusterLostError: it has not answered for ``HEAD_LOST_S``.
+        """
+        if _answers(self._head):
+            self._heard_s = self._clock()
+            self._nodes = self._look()
+        elif self._clock() - self._heard_s > HEAD_LOST_S:
+            raise ClusterLostError(f"the head of the Ray cluster at {self._head} has not answered for {HEAD_LOST_S:.0f} s")
+        return self._nodes
+
+    def _look(self) -> tuple[NodeInfo, ...]:
         found = []
         for node in self._ray.nodes():
             if node["Alive"]:
@@ -162,9 +185,22 @@ class RayCluster:
                 self._ray.cancel(stream, force=True)
 
     def close(self) -> None:
-        for task_id, attempt in list(self._running.values()):
-            self.cancel(task_id, attempt)
-        self._ray.shutdown()
+        if _answers(self._head):
+            for task_id, attempt in list(self._running.values()):
+                self.cancel(task_id, attempt)
+        # Without its head Ray's goodbye never ends; nor does the process, unless the goodbye is a daemon's.
+        goodbye = threading.Thread(target=self._ray.shutdown, daemon=True)
+        goodbye.start()
+        goodbye.join(GOODBYE_S if not _answers(self._head) else None)
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=2.0):
+            return True
+    except OSError:
+        return False
 
 
 def _connect(address: str | None) -> Any:

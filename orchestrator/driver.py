@@ -15,11 +15,12 @@ from types import FrameType
 from typing import Protocol
 
 from orchestrator.cluster import Cluster
-from orchestrator.errors import ExitCode, StoreError
+from orchestrator.errors import ClusterLostError, ExitCode, StoreError
 from orchestrator.events import (
     Action,
     Begin,
     Cancel,
+    ClusterLost,
     Drain,
     Event,
     Finish,
@@ -104,27 +105,36 @@ class Driver:
     def run(self) -> Ending:
         """Run to the end, or to where a signal or a failing store makes it stop."""
         with self._signal_handlers():
-            self._handle([NodesChanged(self._clock(), self._node_names()), Begin(self._clock())])
-            next_tick_s = next_housekeeping_s = self._clock()
-            signals_seen = 0
-            while self._ending is None:
-                events = self._cluster.poll(POLL_S)
-                now_s = self._clock()
-                if self._signals > signals_seen:
-                    events.append(Drain(now_s) if signals_seen == 0 and self._signals == 1 else Force(now_s))
-                    signals_seen = self._signals
-                if now_s >= next_tick_s:
-                    events.append(Tick(now_s))
-                    next_tick_s = now_s + TICK_S
-                if now_s >= next_housekeeping_s:
-                    events.append(NodesChanged(now_s, self._node_names()))
-                    self._keep_lock()
-                    self._sink.tell(self._sweep, ())
-                    next_housekeeping_s = now_s + HOUSEKEEPING_S
-                self._handle(events)
-                self._flush_if_due()
-                self._progress.tick(self._sweep)
+            try:
+                self._loop()
+            except ClusterLostError as error:
+                self._handle([ClusterLost(self._clock(), str(error))])
+                if self._unwritten:
+                    self._flush()
+        assert self._ending is not None
         return self._ending
+
+    def _loop(self) -> None:
+        self._handle([NodesChanged(self._clock(), self._node_names()), Begin(self._clock())])
+        next_tick_s = next_housekeeping_s = self._clock()
+        signals_seen = 0
+        while self._ending is None:
+            events = self._cluster.poll(POLL_S)
+            now_s = self._clock()
+            if self._signals > signals_seen:
+                events.append(Drain(now_s) if signals_seen == 0 and self._signals == 1 else Force(now_s))
+                signals_seen = self._signals
+            if now_s >= next_tick_s:
+                events.append(Tick(now_s))
+                next_tick_s = now_s + TICK_S
+            if now_s >= next_housekeeping_s:
+                events.append(NodesChanged(now_s, self._node_names()))
+                self._keep_lock()
+                self._sink.tell(self._sweep, ())
+                next_housekeeping_s = now_s + HOUSEKEEPING_S
+            self._handle(events)
+            self._flush_if_due()
+            self._progress.tick(self._sweep)
 
     def _handle(self, events: Iterable[Event]) -> None:
         for event in events:

@@ -4,6 +4,7 @@ SweepError
 ├── UsageError            2   arguments that make no sense
 │   └── ManifestError     2   a manifest, with every problem in it
 ├── InfrastructureError   4   the cluster, the store or the machine
+│   ├── ClusterLostError  4   the head of the cluster is gone
 │   ├── PreflightError    4   the plan cannot run here
 │   ├── StoreError        4   results cannot be written or read
 │   └── RunLockedError    4   another driver holds the run
@@ -66,6 +67,10 @@ class ManifestError(UsageError):
 
 class InfrastructureError(SweepError):
     """The cluster, the store or the machine does not do what the run needs."""
+
+
+class ClusterLostError(InfrastructureError):
+    """The head of the cluster does not answer any more; the run can be resumed on another."""
 
 
 class PreflightError(InfrastructureError):

@@ -96,6 +96,14 @@ class StoreFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class ClusterLost:
+    """The cluster is gone, and what it was running with it."""
+
+    at_s: float
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class Drain:
     """Stop launching and let what runs come to its end."""
 
@@ -116,7 +124,21 @@ class Tick:
     at_s: float
 
 
-Event = Begin | Started | PhaseStarted | Heartbeat | Ended | Lost | NodesChanged | RowsWritten | StoreFailed | Drain | Force | Tick
+Event = (
+    Begin
+    | Started
+    | PhaseStarted
+    | Heartbeat
+    | Ended
+    | Lost
+    | NodesChanged
+    | RowsWritten
+    | StoreFailed
+    | ClusterLost
+    | Drain
+    | Force
+    | Tick
+)
 
 # --- actions ----------------------------------------------------------------------------------------------------------------------
 

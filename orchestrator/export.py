@@ -17,8 +17,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.errors import StoreError
 from orchestrator.report.data import plain_data
+from orchestrator.report.present import write_file
 from orchestrator.report.rows import Row, Run, load
 from tasks.spec import Accuracy, Phase, Status, slug
 
@@ -96,7 +96,7 @@ def export(store: RunStore, form: Format, folder: Path) -> list[Path]:
         run = load(store)
         made = upstream_files(run) if form is Format.UPSTREAM_CSV else {f"{run.run_id}.json": hud_json(run)}
         files = {name: text.encode() for name, text in made.items()}
-    return [_write(folder / name, data) for name, data in files.items()]
+    return [write_file(folder / name, data) for name, data in files.items()]
 
 
 def upstream_files(run: Run) -> dict[str, str]:
@@ -224,14 +224,3 @@ def flat(table: pa.Table) -> pa.Table:
     table = table.append_column("log_speedup", pc.ln(positive))
     needed = pc.if_else(pc.greater(table["compiled_peak_mib"], 0.0), table["compiled_peak_mib"], pa.scalar(None, pa.float64()))
     return table.append_column("memory_ratio", pc.divide(table["eager_peak_mib"], needed))
-
-
-def _write(path: Path, data: bytes) -> Path:
-    partial = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(data)
-        partial.replace(path)
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
-    return path

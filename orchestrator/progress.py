@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.events import Event, Lost, StoreFailed
+from orchestrator.events import ClusterLost, Event, Lost, StoreFailed
 from orchestrator.sweep import State, Sweep
 from tasks.spec import Outcome, Status, TaskSpec
 
@@ -32,8 +32,8 @@ class PlainProgress:
             self._console.print(
                 f"lost {event.task_id} (attempt {event.attempt}): {event.error}", style="yellow", markup=False, highlight=False
             )
-        elif isinstance(event, StoreFailed):
-            self._console.print(f"the results store failed: {event.error}", style="red", markup=False, highlight=False)
+        elif isinstance(event, (StoreFailed, ClusterLost)):
+            self._console.print(event.error, style="red", markup=False, highlight=False)
 
     def row(self, task: TaskSpec, outcome: Outcome) -> None:
         self._done += 1

@@ -21,6 +21,7 @@ from orchestrator.events import (
     Action,
     Begin,
     Cancel,
+    ClusterLost,
     Drain,
     Ended,
     Event,
@@ -138,8 +139,9 @@ class Sweep:
         self._suspects: dict[str, set[str]] = {}
         self._quarantined: frozenset[str] = frozenset()
         self._last_activity_s = 0.0
-        self._draining = ""
-        self._store_error = ""
+        self._interrupted = ""
+        self._fatal = ""
+        self._store_failed = False
         self._finished = False
 
     # What a driver may look at ------------------------------------------------------------------------------------------------
@@ -191,10 +193,13 @@ class Sweep:
             case RowsWritten():
                 self._rows_written(event)
             case StoreFailed():
-                self._store_error = self._store_error or event.error
-                self._draining = self._draining or "the results store failed"
+                self._store_failed = True
+                self._fatal = self._fatal or event.error
+            case ClusterLost():
+                self._fatal = self._fatal or event.error
+                self._abandon(event.at_s, "the cluster is gone")
             case Drain():
-                self._draining = self._draining or "interrupted"
+                self._interrupted = "interrupted"
             case Force():
                 self._force(event, actions)
             case Tick():
@@ -272,10 +277,14 @@ class Sweep:
                 self._note(record, event.at_s, State.TERMINAL, "row written")
 
     def _force(self, event: Force, actions: list[Action]) -> None:
-        self._draining = self._draining or "interrupted"
-        for record in list(self._active.values()):
-            actions.append(Cancel(record.task.task_id, record.attempt))
-            self._note(record, event.at_s, State.QUEUED, "cancelled by the user; a resume runs it again")
+        self._interrupted = "interrupted"
+        actions += [Cancel(record.task.task_id, record.attempt) for record in self._active.values()]
+        self._abandon(event.at_s, "cancelled by the user")
+
+    def _abandon(self, at_s: float, why: str) -> None:
+        """Nothing more is expected of what is in flight."""
+        for record in self._active.values():
+            self._note(record, at_s, State.QUEUED, f"{why}; a resume runs it again")
         self._active.clear()
 
     def _tick(self, event: Tick, actions: list[Action]) -> None:
@@ -364,16 +373,22 @@ class Sweep:
     def _finish(self, actions: list[Action]) -> None:
         if self._finished or self._active:
             return
-        waiting_for_rows = any(r.state is State.TERMINAL and not r.written for r in self._records.values()) if self._draining else False
         if self._open == 0:
             actions.append(Finish(self._exit_code(), "finished"))
-        elif self._store_error:
-            actions.append(Finish(ExitCode.INFRASTRUCTURE, self._store_error))
-        elif self._draining and not waiting_for_rows:
-            actions.append(Finish(ExitCode.INTERRUPTED, self._draining))
+        elif self._draining and (self._store_failed or not self._rows_under_way()):
+            code = ExitCode.INFRASTRUCTURE if self._fatal else ExitCode.INTERRUPTED
+            actions.append(Finish(code, self._fatal or self._interrupted))
         else:
             return
         self._finished = True
+
+    @property
+    def _draining(self) -> bool:
+        """Nothing more is launched."""
+        return bool(self._interrupted or self._fatal)
+
+    def _rows_under_way(self) -> bool:
+        return any(record.state is State.TERMINAL and not record.written for record in self._records.values())
 
     def _exit_code(self) -> ExitCode:
         counts = self.status_counts()

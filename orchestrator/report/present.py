@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import shutil
@@ -54,13 +55,19 @@ def write_html(answers: Answers, path: Path) -> None:
     write_file(path, render_html(answers))
 
 
-def write_file(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` by way of a file beside it."""
+def write_file(path: Path, text: str | bytes) -> Path:
+    """Write ``text`` to ``path``, by way of a file beside it: whole or not at all.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
     partial = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(text.encode() if isinstance(text, str) else text)
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+    return path

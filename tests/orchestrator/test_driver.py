@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from orchestrator.driver import Driver
-from orchestrator.errors import ExitCode
+from orchestrator.errors import ClusterLostError, ExitCode
 from orchestrator.events import Ended, Lost, Started
 from orchestrator.policy import Policy
 from orchestrator.sweep import Sweep, SweepTask
@@ -91,3 +91,22 @@ def test_the_process_gets_its_signal_handlers_back():
     before = signal.getsignal(signal.SIGINT)
     drive([task("m")], FakeCluster())
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_cluster_that_is_gone_ends_the_run_with_what_had_finished_kept():
+    polls = itertools.count()
+
+    class Doomed(FakeCluster):
+        def nodes(self):
+            if next(polls) > 3:
+                raise ClusterLostError("the head has not answered for 40 s")
+            return super().nodes()
+
+    def behave(task_id, attempt):
+        return None if task_id.startswith("toy/m0") else [Started(0.0, task_id, attempt, NODE.name)]
+
+    ending, sink, sweep = drive([task(f"m{i}") for i in range(4)], Doomed(behave))
+    assert ending.exit_code is ExitCode.INFRASTRUCTURE
+    assert "has not answered" in ending.reason
+    assert [row.task_id for row in sink.rows] == ["toy/m0/float32/training/inductor"]
+    assert sweep.active() == ()

@@ -11,6 +11,7 @@ from orchestrator.errors import ExitCode
 from orchestrator.events import (
     Begin,
     Cancel,
+    ClusterLost,
     Drain,
     Ended,
     Finish,
@@ -232,6 +233,14 @@ def test_a_store_that_fails_stops_the_run_with_what_runs_drained():
     assert actions[-1] == Finish(ExitCode.INFRASTRUCTURE, "disk full")
 
 
+def test_a_cluster_that_is_gone_ends_the_run_once_what_had_finished_is_written():
+    sweep, _ = started(("t", "u", "v"), max_in_flight=2)
+    sweep.handle(Ended(1.0, "t", 1, outcome("t", 1)))
+    assert sweep.handle(ClusterLost(2.0, "the head is gone")) == []
+    assert sweep.handle(RowsWritten(3.0, ("t",))) == [Finish(ExitCode.INFRASTRUCTURE, "the head is gone")]
+    assert [sweep.state(task_id) for task_id in "tuv"] == [State.TERMINAL, State.QUEUED, State.QUEUED]
+
+
 def test_late_and_repeated_events_change_nothing():
     sweep, _ = started()
     sweep.handle(Lost(1.0, "t", 1, FailureClass.WORKER_LOST, "died"))
@@ -336,7 +345,10 @@ class World:
         elif choice < 0.77:
             event = NodesChanged(self.now_s, frozenset(rng.sample(sorted(NODES), rng.randint(1, 2))))
         elif choice < 0.771:
-            self.stopped, event = True, rng.choice([Drain(self.now_s), Force(self.now_s), StoreFailed(self.now_s, "disk full")])
+            self.stopped, event = (
+                True,
+                rng.choice([Drain(self.now_s), Force(self.now_s), StoreFailed(self.now_s, "disk full"), ClusterLost(self.now_s, "gone")]),
+            )
         else:
             self.now_s += rng.choice([0.0, 10.0, 200.0])
             event = Tick(self.now_s)

@@ -112,7 +112,7 @@ def _give_block_masks_the_autocast_dtype(module: nn.Module) -> None:
     """BigBird scatters attention weights into a tensor of its mask's dtype. CPU autocast leaves the two apart, CUDA's does not."""
     for part in module.modules():
         if type(part).__name__ == "BigBirdBlockSparseAttention":
-            pass
+            part.register_forward_pre_hook(_cast_from_mask)
 
 
 def _cast_from_mask(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

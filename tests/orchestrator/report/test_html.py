@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 import pytest
 
 from orchestrator.report.build import build
+from orchestrator.report.figures import figures_of
 from orchestrator.report.html import BAR_HIGH, bar, render_html
 from orchestrator.report.present import as_text, write_file
 from orchestrator.report.rows import Planned, Row, Run
@@ -108,6 +109,16 @@ def test_a_run_without_answers_still_has_a_page(name):
 
 def test_the_same_answers_give_the_same_bytes():
     assert render_html(build(synthetic_run())) == render_html(build(synthetic_run()))
+
+
+def test_plotly_gets_no_tag_from_a_run():
+    answers = build(hostile_run())
+    figures = figures_of(answers.configurations[0], answers.rows)
+    assert set(figures) == {"distribution", "ranking", "times"}
+    for figure in figures.values():
+        for trace in figure.to_plotly_json()["data"]:
+            shown = [trace.get("name"), *trace.get("text", ()), *(place for place in trace["y"] if isinstance(place, str))]
+            assert not [text for text in shown if text and ("<" in text or ">" in text)]
 
 
 def test_bars_stay_inside():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -18,14 +19,15 @@ from tasks.suites.benchmark import BuildRequest, UnsupportedModelError
 from tasks.suites.loader import load
 
 CPU = torch.device("cpu")
-TODAYS = """
+GUARD = """
     import torch
     from torch import nn
 
     class Guard(type):
         def __call__(cls, *args, **kwargs):  # as TorchBench's own metaclass, it hides the constructor's signature
             return super().__call__(*args, **kwargs)
-
+"""
+TODAYS = """
     class Model(metaclass=Guard):
         {attributes}
 
@@ -38,10 +40,7 @@ TODAYS = """
             return self.module, {inputs}
 """
 OF_2022 = """
-    from torch import nn
-    import torch
-
-    class Model:
+    class Model(metaclass=Guard):
         def __init__(self, test, device, jit, batch_size=None, extra_args=[]):
             assert jit is False
             self.batch_size = batch_size or 7
@@ -69,7 +68,7 @@ def bench(tmp_path, monkeypatch):
         folder.mkdir(parents=True)
         (folder.parent / "__init__.py").touch()
         text = text.replace("{attributes}", attributes).replace("{body}", body).replace("{inputs}", inputs)
-        (folder / "__init__.py").write_text(textwrap.dedent(text))
+        (folder / "__init__.py").write_text(textwrap.dedent(GUARD + text))
         return tmp_path
 
     yield write
@@ -164,7 +163,7 @@ def test_what_a_checkout_lacks_is_unsupported(bench, body, message):
 
 
 def test_a_missing_dependency_of_the_module_is_not_a_missing_model(bench):
-    bench("resnet18", "import a_package_that_nobody_has")
+    bench("resnet18", "\n    import a_package_that_nobody_has")
     with pytest.raises(UnsupportedModelError, match=r"is not installed.*a_package_that_nobody_has"):
         from_checkout("resnet18")
     with pytest.raises(UnsupportedModelError, match="has no model resnet19"):
@@ -179,14 +178,16 @@ def test_any_other_failure_is_the_models(bench, body):
 
 
 def test_a_process_group_is_opened_without_the_fixed_port(bench):
-    init = "torch.distributed.init_process_group(backend='gloo', init_method='tcp://localhost:1', world_size=1, rank=0)"
-    bench("moco", body=init)
     original = torch.distributed.init_process_group
-    try:
-        from_checkout("moco")
-        assert torch.distributed.get_world_size() == 1
-    finally:
-        torch.distributed.destroy_process_group()
+    with socket.create_server(("localhost", 0)) as taken:
+        where = f"tcp://localhost:{taken.getsockname()[1]}"
+        bench("moco", body=f"torch.distributed.init_process_group(backend='gloo', init_method='{where}', world_size=1, rank=0)")
+        try:
+            from_checkout("moco")
+            assert torch.distributed.get_world_size() == 1
+        finally:
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
     assert torch.distributed.init_process_group is original
 
 

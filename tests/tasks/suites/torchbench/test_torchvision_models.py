@@ -40,6 +40,7 @@ def test_the_cifar_model_normalises_groups_and_not_batches():
     torch.testing.assert_close(benchmark.module(*benchmark.args), one_by_one)  # samples do not see each other, even in train mode
 
 
+@pytest.mark.models
 def test_mask_rcnn_detects_in_training_and_passes_gradients():
     benchmark = build("vision_maskrcnn", batch_size=1, **SMALL_DETECTION)
     (detections,) = benchmark.module(*benchmark.args)
