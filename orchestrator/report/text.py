@@ -53,7 +53,8 @@ def _headline(answers: Answers, configuration: Configuration) -> RenderableType:
             if answer.spread
             else ""
         )
-        lines.append(Text(f"  {answer.dtype}: {value} {interval_words(answer.geomean.measurement)}{spread}; {rate_words(answer.rate)}"))
+        ends = f" {interval_words(answer.geomean.measurement)}" if answer.geomean.measurement else ""
+        lines.append(Text(f"  {answer.dtype}: {value}{ends}{spread}; {rate_words(answer.rate)}"))
     lines.append(Text(f"  passed: {rate_words(configuration.rate)}"))
     reference = (
         f"{times(PUBLISHED.weighted)}, amp {times(PUBLISHED.amp)}, float32 {times(PUBLISHED.float32)}, {percent(PUBLISHED.pass_rate)} work"
