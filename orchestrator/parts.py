@@ -307,7 +307,8 @@ def _beaten(keys: Sequence[tuple[Part, pa.Table]]) -> dict[str, set[str]]:
 
 def concat(tables: Iterable[pa.Table], arrow_schema: pa.Schema, columns: Sequence[str] | None) -> pa.Table:
     """``tables`` one below the other; with none, an empty table of those columns."""
-    return pa.concat_tables([schema.conform(arrow_schema.empty_table(), arrow_schema, columns), *tables])
+    found = list(tables)  # an empty table costs an import of pandas, where that is installed, and is made only if there is no other
+    return pa.concat_tables(found or [schema.conform(arrow_schema.empty_table(), arrow_schema, columns)])
 
 
 def _present(file: pq.ParquetFile, columns: Sequence[str] | None) -> list[str] | None:

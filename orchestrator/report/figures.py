@@ -19,6 +19,7 @@ COLOURS = ("#3b82c4", "#d97706", "#4d9a53", "#a26fc4")
 SYMBOLS = ("circle", "diamond-open", "square", "cross-open")
 TICKS = (0.125, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 16, 32)
 MAX_LABEL = 48
+ROOM_FOR_INTERVALS = 1.5
 
 
 def figures_of(configuration: Configuration, rows: Sequence[Row]) -> dict[str, go.Figure]:
@@ -78,7 +79,11 @@ def ranking(rows: Sequence[Row], dtypes: Sequence[str]) -> go.Figure:
             hovertemplate="%{text}<br>%{y:.3f}x [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra></extra>",
         )
     figure.add_hline(y=1.0, line_width=1, line_dash="dash")
-    figure.update_layout(height=380, xaxis={"title": {"text": "models, slowest first"}}, yaxis=_speedups(rows))
+    figure.update_layout(
+        height=380,
+        xaxis={"title": {"text": "models, slowest first"}, "tickformat": ",d", "nticks": min(len(rows) // max(len(dtypes), 1), 9) + 1},
+        yaxis=_speedups(rows, ROOM_FOR_INTERVALS),
+    )
     return finished(figure)
 
 
@@ -98,7 +103,7 @@ def eager_against_compiled(rows: Sequence[Row], dtypes: Sequence[str]) -> go.Fig
     times = [value for row in rows for value in (row.eager_ms, row.compiled_ms) if value]
     ends = [min(times), max(times)]
     figure.add_scatter(x=ends, y=ends, mode="lines", line={"dash": "dash", "width": 1}, name="same time", hoverinfo="skip")
-    axes = {"type": "log", "dtick": 1, "automargin": True}
+    axes = {"type": "log", "dtick": "D2", "automargin": True}
     figure.update_layout(height=420, xaxis={**axes, "title": {"text": "eager ms"}}, yaxis={**axes, "title": {"text": "compiled ms"}})
     return finished(figure)
 
@@ -113,9 +118,11 @@ def _series(place: int, name: str) -> dict[str, object]:
     return {"name": label(name), "marker": marker}
 
 
-def _speedups(rows: Sequence[Row]) -> dict[str, object]:
-    """A logarithmic axis with ticks that people read as speedups."""
+def _speedups(rows: Sequence[Row], room: float = 1.0) -> dict[str, object]:
+    """A logarithmic axis with ticks that people read as speedups; it shows interval ends up to ``room`` times beyond the speedups."""
     known = [row.speedup for row in rows if row.speedup]
+    first, last = min(known) / room, max(known) * room
+    known += [end for row in rows for end in (row.speedup_low, row.speedup_high) if end is not None and first < end < last]
     low, high = min([*known, 0.95]), max([*known, 1.05])
     ticks = [tick for tick in TICKS if low / 1.3 <= tick <= high * 1.3]
     ends = [math.log10(low / 1.08), math.log10(high * 1.08)]

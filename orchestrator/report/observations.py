@@ -32,7 +32,7 @@ IDENTITY = ("task_id", "suite", "model", "dtype", "mode", "backend")
 OBSERVED = ("task_id", "batch_size", "status", "speedup", "device")
 FACTS = ("status", "device", *VERSIONS)
 UNKNOWN_DEVICE = "unknown device"
-READERS = 4
+READERS_OF_OBJECTS = 16
 IntArray = npt.NDArray[np.int64]
 
 log = logging.getLogger(__name__)
@@ -110,8 +110,8 @@ def _readable(store: Store, records: Sequence[RunRecord]) -> tuple[list[RunRecor
             log.warning("%s; the run is left out", error)
             return None
 
-    # Each run is a store of its own; several at once, because most of the time is spent waiting for files.
-    with ThreadPoolExecutor(READERS) as readers:
+    # Waiting for an object store is done side by side. A disk keeps nobody waiting, and threads would fight over the interpreter.
+    with ThreadPoolExecutor(READERS_OF_OBJECTS if "://" in store.root else 1) as readers:
         tables = list(readers.map(read, records))
     found = [(record, table) for record, table in zip(records, tables, strict=True) if table is not None]
     return [record for record, _ in found], [table for _, table in found]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 
@@ -45,7 +46,8 @@ class Listener(Channel):
 
 @pytest.fixture(autouse=True)
 def tidy(monkeypatch):
-    """Blocks of two iterations, and no state of the compiler left behind."""
+    """Blocks of two iterations, no garbage collected before each, and no state of the compiler left behind."""
+    monkeypatch.setattr("tasks.measure._quiet_collector", contextlib.nullcontext)
     monkeypatch.setattr("tasks.measure.SHORT_BLOCK_NS", 1)
     monkeypatch.setattr("tasks.warmup.WINDOW_NS", 1)
     monkeypatch.setattr(execute, "WARM_CPU_S", 0.0)
