@@ -214,7 +214,7 @@ def test_the_second_ctrl_c_stops_at_once_and_leaves_no_process(manifest, tmp_pat
 
 
 def test_a_killed_driver_loses_nothing_and_nobody_else_may_write_while_it_lives(ray, manifest, tmp_path, mark):
-    models = [*(f"pass.{i}" for i in range(6)), *(f"{{name: slow_pass.{i}, options: {{seconds: 4}}}}" for i in range(4))]
+    models = [*(f"pass.{i}" for i in range(6)), *(f"{{name: slow_pass.{i}, options: {{seconds: 15}}}}" for i in range(4))]
     path = manifest(*models)
     driver = start(mark, path, tmp_path)
     wait_for(lambda: len(task_files(tmp_path)) >= 1)

@@ -306,6 +306,7 @@ def test_what_a_supervisor_and_guardian_killed_together_leave_is_ended_by_the_ne
     for pid in (*guardians_of(node_directory), caller.pid):
         os.kill(pid, signal.SIGKILL)
     caller.communicate()
+    wait_until(lambda: not guardians_of(node_directory), "the end of the guardian, which the kernel owes nobody at once")
     events = supervise(toy("hang"), attempt())
     pid = start(events)
     assert set(states_below(node_directory)) == {pid}
