@@ -37,7 +37,7 @@ from tasks.suites.torchvision_compat import DETECTION_FIDELITY
 CPU = torch.device("cpu")
 SEED = 1337  # what a manifest has unless it says otherwise
 WARM_STEPS = 2
-TIMED_S = 1.0  # step for this long
+TIMED_S = 0.5  # step for this long
 MAX_STEPS = 50
 _MIB = 2**20
 
