@@ -23,11 +23,12 @@ import torch
 
 from tasks import compilation, environment, estimator, measure, step
 from tasks.compilation import stance
+from tasks.hardware import HostMachine
 from tasks.measure import Timing
 from tasks.spec import CompileSpec, MeasureSpec, ModelSpec, PrecisionSpec, Samples
 from tasks.stepper import Side, Stepper
 from tests.gpu import planted
-from tests.gpu.planted import HostMachine, Step
+from tests.gpu.planted import Step
 
 Row = dict[str, Any]
 
@@ -248,7 +249,7 @@ def _agreement(device: torch.device, name: str, make: Callable[[], Step]) -> Row
 
 
 def _do_bench(once: Step) -> float:
-    from triton import testing
+    from triton import testing  # type: ignore[import-not-found, unused-ignore]
 
     return float(testing.do_bench(once, return_mode="median", **BENCH_MS))
 

@@ -33,7 +33,7 @@ def fresh_machine(device: torch.device) -> HostMachine:
 def spin(cycles: float) -> Step:
     """A step that keeps the device busy for so many cycles of its clock."""
     whole = int(cycles)
-    return lambda: torch.cuda._sleep(whole)
+    return lambda: torch.cuda._sleep(whole)  # type: ignore[no-untyped-call]
 
 
 def before(step: Step, delay: Step) -> Step:
@@ -93,7 +93,7 @@ def fixed_ms(machine: HostMachine, per_ms: float, rounds: int = 15) -> float:
     """What a spin of any length costs besides itself, in ms: the intercept of the line through spins of 1 ms and 10 ms."""
     short, long = spin(per_ms), spin(10 * per_ms)
     times = [(one_host_ms(machine, short), one_host_ms(machine, long)) for _ in range(rounds)]
-    short_ms, long_ms = (statistics.median(column) for column in zip(*times, strict=True))
+    short_ms, long_ms = (float(statistics.median(column)) for column in zip(*times, strict=True))
     return short_ms - (long_ms - short_ms) / 9
 
 
