@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 SWEEP := $(BIN)/python -m orchestrator
 
 .DEFAULT_GOAL := help
-.PHONY: help sweep test test-slow test-models test-gpu check chaos bench report schema models plan install clean
+.PHONY: help sweep test test-slow test-models test-gpu check chaos bench bench-gpu report schema models plan install clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -48,7 +48,10 @@ chaos: $(READY) ## kill workers, supervisors, nodes and drivers at random, and c
 	$(BIN)/python -m pytest -m chaos -s $(ARGS)
 
 bench: $(READY) ## measure the orchestrator itself
-	for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	for name in analysis driver store; do echo "== $$name"; $(BIN)/python -m tests.benchmarks.bench_$$name || exit 1; done
+
+bench-gpu: $(READY) ## measure the measurement on a GPU, about three minutes
+	$(BIN)/python -m tests.benchmarks.bench_measurement $(ARGS)
 
 check: $(READY) ## format, lint, types, import directions, freshness of generated files
 	$(BIN)/ruff format --check .
