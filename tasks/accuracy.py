@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
-import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,11 +21,12 @@ from typing import Any
 import torch
 
 from tasks import comparison, step
-from tasks.comparison import Errors, Finding, Rule
+from tasks.comparison import Finding, Rule
+from tasks.judgement import Results, change_of, compare_all, distance, eager_errors, gradient_of, identical, kind_of, losses_of
 from tasks.spec import Accuracy, PrecisionSpec
 from tasks.step import State, Workload
 
-Results = dict[str, Any]  # by name: a tensor, or a plain value
+__all__ = ["Reference", "Results", "Verdict", "check", "distance", "rule_for", "tolerance_for"]
 
 RESULTS = ("loss", "output", "gradient")  # the kinds of which at least one must hold a number for a verdict
 _EPSILON = {None: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
@@ -131,12 +131,12 @@ class _Check:
         truth = self._reference_results()
         eager = self._run_arm(self.workload.step, keep=True)
         again = self._run_arm(self.workload.step, keep=False)
-        deterministic = _identical(eager, again)
-        errors = {name: _errors(value, again.get(name), truth.get(name)) for name, value in eager.items()}
+        deterministic = identical(eager, again)
+        errors = {name: eager_errors(value, again.get(name), truth.get(name)) for name, value in eager.items()}
         del again
         compiled = self._run_arm(self.compiled, keep=False)
-        findings = _compare(eager, compiled, truth, errors, self.rule)
-        return self._verdict(findings, deterministic, fallen_back, _losses(eager))
+        findings = compare_all(eager, compiled, truth, errors, self.rule)
+        return self._verdict(findings, deterministic, fallen_back, losses_of(eager))
 
     def _reference_results(self) -> Results:
         """Raises: NoReferenceError."""
@@ -164,13 +164,15 @@ class _Check:
         found: Results = {}
         if workload.training:  # a step may write its loss to the same place each time: copy it at once
             found |= {f"loss.{index}": one_step().detach().clone() for index in steps}
-            found |= {f"gradient.{name}": self._hold(_gradient(parameter), keep) for name, parameter in workload.module.named_parameters()}
+            found |= {
+                f"gradient.{name}": self._hold(gradient_of(parameter), keep) for name, parameter in workload.module.named_parameters()
+            }
         else:
             for _ in steps[1:]:
                 one_step()
             found |= {name: self._hold(value, keep) for name, value in comparison.leaves(one_step(), "output")}
         with torch.no_grad():
-            changes = {name: _change(tensor.detach(), initial[name]) for name, tensor in step.named_state(workload.module)}
+            changes = {name: change_of(tensor.detach(), initial[name]) for name, tensor in step.named_state(workload.module)}
         return found | {name: self._hold(value, keep=False) for name, value in changes.items()}
 
     def _hold(self, value: Any, keep: bool) -> Any:
@@ -190,7 +192,7 @@ class _Check:
             accuracy = Accuracy.FAIL
             detail = worst.reason or f"error {worst.compiled_rmse:.3g}, eager's {worst.eager_rmse:.3g}, {worst.ratio:.3g} times its limit"
             remarks.insert(0, f"{len(failing)} of {len(findings)} values differ, most of all {worst.name}: {detail}")
-        elif not any(finding.finite for finding in findings if _kind(finding.name) in RESULTS):
+        elif not any(finding.finite for finding in findings if kind_of(finding.name) in RESULTS):
             accuracy = Accuracy.SKIPPED
             remarks.insert(0, "nothing finite to compare")
         else:
@@ -207,105 +209,6 @@ class _Check:
             deterministic=deterministic,
             reference=name,
         )
-
-
-def _compare(eager: Results, compiled: Results, truth: Results, errors: dict[str, Errors], rule: Rule) -> list[Finding]:
-    kinds = _kinds(eager, errors)
-    findings = []
-    for name in [*eager, *(name for name in compiled if name not in eager)]:
-        one, other = _none_as_zero(eager.get(name), compiled.get(name))
-        if not (isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)):
-            findings.append(comparison.compare_plain(name, one, other))
-            continue
-        kind_error, kind_size = kinds.get(_kind(name), (0.0, 0.0))
-        known = errors.get(name, Errors(0.0, 0.0))
-        reference = truth.get(name)
-        reference = reference if isinstance(reference, torch.Tensor) else None
-        findings.append(
-            comparison.compare_tensors(name, one, other, reference, rule, errors=known, kind_error=kind_error, kind_size=kind_size)
-        )
-    return findings
-
-
-def _kinds(eager: Results, errors: dict[str, Errors]) -> dict[str, tuple[float, float]]:
-    """By kind of tensor: eager's median relative error, and the root mean square of all elements."""
-    found: dict[str, list[tuple[int, Errors]]] = {}
-    for name, value in eager.items():
-        if isinstance(value, torch.Tensor) and value.is_floating_point():
-            found.setdefault(_kind(name), []).append((value.numel(), errors[name]))
-    return {kind: (_typical_error(entries), _overall_size(entries)) for kind, entries in found.items()}
-
-
-def _typical_error(entries: list[tuple[int, Errors]]) -> float:
-    known = [errors.relative for _, errors in entries if errors.size > 2 * errors.error]
-    return statistics.median(known) if len(known) >= comparison.BORROWED_FROM else 0.0
-
-
-def _overall_size(entries: list[tuple[int, Errors]]) -> float:
-    finite = [(count, errors.size) for count, errors in entries if math.isfinite(errors.size)]
-    return math.sqrt(sum(count * size**2 for count, size in finite) / max(1, sum(count for count, _ in finite)))
-
-
-def _errors(eager: Any, again: Any, truth: Any) -> Errors:
-    """Eager's error: against the reference the worse of its two runs, without one the distance between them."""
-    if not isinstance(eager, torch.Tensor) or not isinstance(again, torch.Tensor):
-        return Errors(0.0, 0.0)
-    if not isinstance(truth, torch.Tensor):
-        return comparison.errors_of(again, eager)
-    return max((comparison.errors_of(run, truth) for run in (eager, again)), key=lambda errors: errors.error)
-
-
-def distance(one: Results, other: Results) -> float:
-    """The largest relative distance between floating-point tensors of the same name; 0 for results that are the same."""
-    found = [0.0]
-    for name, value in one.items():
-        its = other.get(name)
-        if isinstance(value, torch.Tensor) and isinstance(its, torch.Tensor):
-            errors = comparison.errors_of(its, value)
-            found.append(errors.relative if errors.size > 0 else errors.error)
-    return max(found)
-
-
-def _identical(one: Results, other: Results) -> bool:
-    def same(left: Any, right: Any) -> bool:
-        if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
-            if left.shape != right.shape:
-                return False
-            return torch.equal(left, right) or (left.is_floating_point() and torch.equal(left.nan_to_num(), right.nan_to_num()))
-        return comparison.compare_plain("", left, right).passes
-
-    return one.keys() == other.keys() and all(same(value, other[name]) for name, value in one.items())
-
-
-def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor | None:
-    gradient = parameter.grad
-    return gradient.to_dense() if gradient is not None and gradient.is_sparse else gradient
-
-
-def _none_as_zero(one: Any, other: Any) -> tuple[Any, Any]:
-    """No gradient and a gradient of zeros are the same."""
-    if one is None and isinstance(other, torch.Tensor):
-        return torch.zeros_like(other), other
-    if other is None and isinstance(one, torch.Tensor):
-        return one, torch.zeros_like(one)
-    return one, other
-
-
-def _change(tensor: torch.Tensor, initial: torch.Tensor) -> torch.Tensor:
-    """What the steps added to ``tensor``; integers are compared as they are. Unchanged tensors cost no memory."""
-    if not tensor.is_floating_point():
-        return tensor.clone()
-    if torch.equal(tensor, initial):
-        return torch.zeros((), dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
-    return tensor - initial
-
-
-def _losses(results: Results) -> list[float]:
-    return [float(value) for name, value in results.items() if _kind(name) == "loss" and isinstance(value, torch.Tensor)]
-
-
-def _kind(name: str) -> str:
-    return name.partition(".")[0].partition("[")[0].partition("<")[0]
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ COMMANDS = {
     "run": "run a manifest, here or on the cluster at --address",
     "status": "how a run stands, from its results alone",
     "logs": "the log of one task",
+    "repro": "a standalone script for one task, or its smallest failing graph",
     "report": "the answers: score, suites, failures, table",
     "compare": "two runs, matched",
     "history": "many runs over time",

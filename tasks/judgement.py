@@ -1,0 +1,121 @@
+"""From what two arms computed to a list of findings: results by name, each judged by the rules of ``tasks.comparison``.
+
+Names are ``loss.0``, ``gradient.NAME``, ``parameter.NAME``, ``buffer.NAME`` and ``output...``; what stands before the first dot or bracket
+is the *kind* of a tensor, from which small tensors borrow an error and a size. Needs torch and ``tasks.comparison`` only, because
+``sweep repro`` copies both into its scripts.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import Any
+
+import torch
+
+from tasks.comparison import BORROWED_FROM, Errors, Finding, Rule, compare_plain, compare_tensors, errors_of
+
+Results = dict[str, Any]  # by name: a tensor, or a plain value
+
+
+def compare_all(eager: Results, compiled: Results, truth: Results, errors: dict[str, Errors], rule: Rule) -> list[Finding]:
+    """Judge every value of ``compiled``; ``errors`` are eager's, by name, against ``truth``, which may lack names or be empty."""
+    kinds = _kinds(eager, errors)
+    findings = []
+    for name in [*eager, *(name for name in compiled if name not in eager)]:
+        one, other = _none_as_zero(eager.get(name), compiled.get(name))
+        if not (isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)):
+            findings.append(compare_plain(name, one, other))
+            continue
+        kind_error, kind_size = kinds.get(kind_of(name), (0.0, 0.0))
+        known = errors.get(name, Errors(0.0, 0.0))
+        reference = truth.get(name)
+        reference = reference if isinstance(reference, torch.Tensor) else None
+        findings.append(compare_tensors(name, one, other, reference, rule, errors=known, kind_error=kind_error, kind_size=kind_size))
+    return findings
+
+
+def _kinds(eager: Results, errors: dict[str, Errors]) -> dict[str, tuple[float, float]]:
+    """By kind of tensor: eager's median relative error, and the root mean square of all elements."""
+    found: dict[str, list[tuple[int, Errors]]] = {}
+    for name, value in eager.items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            found.setdefault(kind_of(name), []).append((value.numel(), errors[name]))
+    return {kind: (_typical_error(entries), _overall_size(entries)) for kind, entries in found.items()}
+
+
+def _typical_error(entries: list[tuple[int, Errors]]) -> float:
+    known = [errors.relative for _, errors in entries if errors.size > 2 * errors.error]
+    return statistics.median(known) if len(known) >= BORROWED_FROM else 0.0
+
+
+def _overall_size(entries: list[tuple[int, Errors]]) -> float:
+    finite = [(count, errors.size) for count, errors in entries if math.isfinite(errors.size)]
+    return math.sqrt(sum(count * size**2 for count, size in finite) / max(1, sum(count for count, _ in finite)))
+
+
+def eager_errors(eager: Any, again: Any, truth: Any) -> Errors:
+    """Eager's error: against the reference the worse of its two runs, without one the distance between them."""
+    if not isinstance(eager, torch.Tensor) or not isinstance(again, torch.Tensor):
+        return Errors(0.0, 0.0)
+    if not isinstance(truth, torch.Tensor):
+        return errors_of(again, eager)
+    return max((errors_of(run, truth) for run in (eager, again)), key=lambda errors: errors.error)
+
+
+def distance(one: Results, other: Results) -> float:
+    """The largest relative distance between floating-point tensors of the same name; 0 for results that are the same."""
+    found = [0.0]
+    for name, value in one.items():
+        its = other.get(name)
+        if isinstance(value, torch.Tensor) and isinstance(its, torch.Tensor):
+            errors = errors_of(its, value)
+            found.append(errors.relative if errors.size > 0 else errors.error)
+    return max(found)
+
+
+def identical(one: Results, other: Results) -> bool:
+    """Bit for bit the same, where the same elements are NaN."""
+
+    def same(left: Any, right: Any) -> bool:
+        if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
+            if left.shape != right.shape:
+                return False
+            return torch.equal(left, right) or (left.is_floating_point() and torch.equal(left.nan_to_num(), right.nan_to_num()))
+        return compare_plain("", left, right).passes
+
+    return one.keys() == other.keys() and all(same(value, other[name]) for name, value in one.items())
+
+
+def gradient_of(parameter: torch.nn.Parameter) -> torch.Tensor | None:
+    """The gradient of ``parameter``, dense; None if it has none."""
+    gradient = parameter.grad
+    return gradient.to_dense() if gradient is not None and gradient.is_sparse else gradient
+
+
+def _none_as_zero(one: Any, other: Any) -> tuple[Any, Any]:
+    """No gradient and a gradient of zeros are the same."""
+    if one is None and isinstance(other, torch.Tensor):
+        return torch.zeros_like(other), other
+    if other is None and isinstance(one, torch.Tensor):
+        return one, torch.zeros_like(one)
+    return one, other
+
+
+def change_of(tensor: torch.Tensor, initial: torch.Tensor) -> torch.Tensor:
+    """What the steps added to ``tensor``; integers are compared as they are. Unchanged tensors cost no memory."""
+    if not tensor.is_floating_point():
+        return tensor.clone()
+    if torch.equal(tensor, initial):
+        return torch.zeros((), dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
+    return tensor - initial
+
+
+def losses_of(results: Results) -> list[float]:
+    """The loss of every step."""
+    return [float(value) for name, value in results.items() if kind_of(name) == "loss" and isinstance(value, torch.Tensor)]
+
+
+def kind_of(name: str) -> str:
+    """``gradient`` of ``gradient.layer.weight``."""
+    return name.partition(".")[0].partition("[")[0].partition("<")[0]

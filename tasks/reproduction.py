@@ -1,0 +1,329 @@
+"""The body of the scripts that ``sweep repro`` writes: eager, compiled and a float64 reference from one state, and how they differ.
+
+``reproduce`` is given a function that builds the model and the settings of the task; ``tasks.comparison`` and ``tasks.judgement`` have the
+rules. The three are copied into each script, so they need torch and nothing else of this project.
+
+A script exits with 0 if compiled agrees with eager, 1 if it does not or an arm fails, 2 if this machine has no such device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import importlib.metadata
+import platform
+import random
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import _dynamo as dynamo
+from torch.utils import _pytree as pytree
+
+from tasks.comparison import Finding, Rule, errors_of, leaves
+from tasks.judgement import Results, change_of, compare_all, distance, eager_errors, gradient_of, identical
+
+Model = tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any], Callable[[Any], torch.Tensor]]
+"""Module, positional and keyword inputs, and the loss of its outputs."""
+
+EPSILONS = {"float32": 2.0**-23, "tf32": 2.0**-10, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+RANDOM_FACTOR = 10.0  # another seed must move a model's results by this many times what repeating moves them
+SHOWN = 40
+EXIT_SAME, EXIT_DIFFERENT, EXIT_NO_DEVICE = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A task as it was planned. ``autocast_dtype`` None: float16 on CUDA and bfloat16 on the CPU, if ``dtype`` is amp."""
+
+    mode: str
+    device: str
+    seed: int
+    dtype: str
+    tf32: bool
+    autocast_dtype: str | None
+    optimizer: str
+    compile: dict[str, Any]  # the arguments of torch.compile
+    iterations: int
+    tolerance: float
+    threads: int | None = None
+    versions: dict[str, str | None] = field(default_factory=dict)
+
+    def autocast(self, device: torch.device) -> torch.dtype | None:
+        name = self.autocast_dtype or ("float16" if device.type == "cuda" else "bfloat16")
+        return getattr(torch, name) if self.dtype == "amp" else None
+
+    def rule(self, device: torch.device) -> Rule:
+        autocast = self.autocast(device)
+        name = str(autocast).removeprefix("torch.") if autocast else "tf32" if device.type == "cuda" and self.tf32 else "float32"
+        return Rule(self.tolerance, 2.0 if autocast is None and self.tolerance < 2e-2 else 3.0, EPSILONS[name])
+
+
+def reproduce(build: Callable[[torch.device], Model], settings: Settings) -> int:
+    """Run the task and print what came of it; the exit status."""
+    device = _device(settings)
+    if device is None:
+        return EXIT_NO_DEVICE
+    _print_versions(settings.versions)
+    _tf32(settings.tf32, device)
+    arms = _Arms(_seeded(build, settings.seed, device), settings, device)
+    if dynamo.config.repro_after is not None:
+        return _for_minifier(arms)
+    try:
+        eager, again = arms.run("eager", arms.step), arms.run("eager, again", arms.step)
+        truth = arms.reference()
+        compiled = arms.run("compiled", arms.compile())
+    except Exception:  # noqa: BLE001 - what failed is what a script is to show
+        traceback.print_exc()
+        print(f"\n{arms.running}: fails, see above")
+        return EXIT_DIFFERENT
+    errors = {name: eager_errors(value, again.get(name), truth.get(name)) for name, value in eager.items()}
+    return _print_findings(compare_all(eager, compiled, truth, errors, settings.rule(device)), eager, compiled, identical(eager, again))
+
+
+class _Arms:
+    """A model with its step, and the state that every arm starts from."""
+
+    def __init__(self, model: Model, settings: Settings, device: torch.device) -> None:
+        self.module, self.args, self.kwargs, self.loss = model
+        self.settings, self.device = settings, device
+        self.autocast = settings.autocast(device)
+        self.running = "eager"
+        _neutralise_dropout(self.module)
+        for parameter in self.module.parameters():
+            parameter.requires_grad_(parameter.requires_grad and settings.mode == "training")
+        self.optimizer = _optimizer(settings, self.module, device)
+        self.tensors = [*_named_state(self.module).values(), *_tensors((self.args, self.kwargs))]
+        self.copies = [tensor.detach().clone() for tensor in self.tensors]
+        self.initial = {name: tensor.detach().clone() for name, tensor in _named_state(self.module).items()}
+
+    def step(self) -> Any:
+        return self.train() if self.settings.mode == "training" else self.infer()
+
+    def train(self) -> torch.Tensor:
+        self.module.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, dtype=self.autocast) if self.autocast else contextlib.nullcontext():
+            loss = self.loss(self.module(*self.args, **self.kwargs))
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.optimizer is not None:
+            self.optimizer.step()
+        return loss
+
+    def infer(self) -> Any:
+        with torch.no_grad(), torch.autocast(self.device.type, dtype=self.autocast) if self.autocast else contextlib.nullcontext():
+            return self.module(*self.args, **self.kwargs)
+
+    def compile(self) -> Callable[[], Any]:
+        """The compiled step. Inductor draws eager's random numbers where the model needs any."""
+        from torch._inductor import config
+
+        self.running = "compiled"
+        arguments = dict(self.settings.compile)
+        dynamo.config.suppress_errors = bool(arguments.pop("suppress_errors"))
+        if arguments["backend"] == "inductor":
+            config.fallback_random = self.draws_random_numbers()
+        compiled: Callable[[], Any] = torch.compile(self.step, **arguments)
+        return compiled
+
+    @contextlib.contextmanager
+    def options_for_the_process(self) -> Iterator[dict[str, Any]]:
+        """Set what the task gives to Inductor as mode and options; what is left of the arguments of torch.compile."""
+        from torch._inductor import config, list_mode_options
+
+        arguments = {name: value for name, value in self.settings.compile.items() if name != "suppress_errors"}
+        if arguments["backend"] != "inductor":
+            yield arguments
+            return
+        mode, options = arguments.pop("mode"), arguments.pop("options")
+        found = {**(list_mode_options(mode) if mode else {}), **(options or {}), "fallback_random": self.draws_random_numbers()}
+        with config.patch({name.replace("-", "_"): value for name, value in found.items()}):
+            yield arguments
+
+    def draws_random_numbers(self) -> bool:
+        first, repeated, other = (self._outputs(self.settings.seed + offset) for offset in (0, 0, 1))
+        return distance(first, other) > RANDOM_FACTOR * distance(first, repeated)
+
+    def run(self, name: str, step: Callable[[], Any]) -> Results:
+        """Restore the state, step, and gather everything that is compared."""
+        self.running = name
+        self.restore()
+        found: Results = {}
+        for index in range(self.settings.iterations):
+            result = step()
+            if self.settings.mode == "training":
+                found[f"loss.{index}"] = result.detach().clone()
+            elif index == self.settings.iterations - 1:
+                found |= {name: _kept(value) for name, value in leaves(result, "output")}
+        if self.settings.mode == "training":
+            found |= {f"gradient.{name}": _kept(gradient_of(one)) for name, one in self.module.named_parameters()}
+        with torch.no_grad():
+            found |= {name: change_of(one.detach(), self.initial[name]).clone() for name, one in _named_state(self.module).items()}
+        return found
+
+    def reference(self) -> Results:
+        """The same in float64, without autocast; nothing where that does not run."""
+        self.running = "float64 reference"
+        self.restore()
+        _tf32(False, self.device)
+        try:
+            module = copy.deepcopy(self.module).double()
+            args, kwargs = pytree.tree_map_only(torch.Tensor, _double, (self.args, self.kwargs))
+            return _Arms((module, args, kwargs, self.loss), _in_float64(self.settings), self.device).reference_run()
+        except Exception as error:  # noqa: BLE001 - many models have an operator without a float64 kernel
+            print(f"no float64 reference: {type(error).__name__}: {str(error).partition(chr(10))[0][:200]}")
+            return {}
+        finally:
+            _tf32(self.settings.tf32, self.device)
+
+    def reference_run(self) -> Results:
+        return self.run("float64 reference", self.step)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for tensor, copied in zip(self.tensors, self.copies, strict=True):
+            tensor.copy_(copied)
+        for value in pytree.tree_leaves([] if self.optimizer is None else list(self.optimizer.state.values())):
+            if isinstance(value, torch.Tensor):
+                value.zero_()
+        for parameter in self.module.parameters():
+            if parameter.grad is not None:
+                parameter.grad.fill_(float("nan"))
+        _seed(self.settings.seed)
+
+    def _outputs(self, seed: int) -> Results:
+        self.restore()
+        _seed(seed)
+        return {name: _kept(value) for name, value in leaves(self.step(), "result")}
+
+
+def _for_minifier(arms: _Arms) -> int:
+    """Run the compiled step only: the environment has switched torch's minifier on, which writes down the first graph that is wrong.
+
+    It writes the configuration down as it is when a graph runs, so Inductor's options have to hold for the process and not for the call.
+    """
+    dynamo.config.repro_tolerance = arms.settings.tolerance
+    dynamo.config.suppress_errors = False
+    try:
+        with arms.options_for_the_process() as arguments:
+            arms.run("compiled", torch.compile(arms.step, **arguments))
+    except Exception:  # noqa: BLE001 - printed, and told by the exit status
+        traceback.print_exc()
+        return EXIT_DIFFERENT
+    return EXIT_SAME
+
+
+def _device(settings: Settings) -> torch.device | None:
+    parser = argparse.ArgumentParser(description="Run eager and compiled from one state and print how they differ.")
+    parser.add_argument("--device", default=settings.device, help=f"cpu or cuda; recorded on {settings.device}")
+    device = torch.device(parser.parse_args().device)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print("this machine has no CUDA device; --device cpu runs the task there, with another compiler behind it", file=sys.stderr)
+        return None
+    return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
+
+
+def _print_versions(recorded: dict[str, str | None]) -> None:
+    here = {"python": platform.python_version(), "torch": str(torch.__version__), "cuda": torch.version.cuda}
+    print(f"{'':14}{'recorded':28}here")
+    for name in recorded or here:
+        found = here.get(name) or _installed(name)
+        print(f"{name:14}{recorded.get(name) or '-':28}{found or '-'}")
+    print()
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _print_findings(findings: list[Finding], eager: Results, compiled: Results, deterministic: bool) -> int:
+    """A table of the values, worst first. ``limit`` is how much of its limit a value takes up: above 1 it differs."""
+    failing = [finding for finding in findings if not finding.passes]
+    print(f"{'limit':>10}  {'relative':>10}  {'largest':>10}  {'eager err':>10}  {'compiled':>10}  value")
+    for finding in sorted(findings, key=lambda finding: -finding.ratio)[: max(SHOWN, len(failing))]:
+        sizes = _sizes(eager.get(finding.name), compiled.get(finding.name))
+        numbers = (finding.ratio, *sizes, finding.eager_rmse, finding.compiled_rmse)
+        shown = "  ".join(f"{'-':>10}" if number is None else f"{number:10.3g}" for number in numbers)
+        print(f"{shown}  {finding.name}{': ' + finding.reason if finding.reason else ''}")
+    if not deterministic:
+        print("\neager does not repeat itself exactly")
+    print(f"\n{len(failing)} of {len(findings)} values differ" if failing else f"\nall {len(findings)} values agree")
+    return EXIT_DIFFERENT if failing else EXIT_SAME
+
+
+def _sizes(eager: Any, compiled: Any) -> tuple[float | None, float | None]:
+    """The relative distance of two tensors and their largest difference."""
+    if not (isinstance(eager, torch.Tensor) and isinstance(compiled, torch.Tensor)):
+        return None, None
+    if eager.shape != compiled.shape or eager.numel() == 0 or not eager.is_floating_point():
+        return None, None
+    return errors_of(compiled, eager).relative, float((compiled.double() - eager.double()).abs().max())
+
+
+def _seeded(build: Callable[[torch.device], Model], seed: int, device: torch.device) -> Model:
+    _seed(seed)
+    with torch.device(device):
+        return build(device)
+
+
+def _seed(seed: int) -> None:
+    torch.manual_seed(seed)
+    random.seed(seed)
+    with contextlib.suppress(ImportError):
+        import numpy
+
+        numpy.random.seed(seed % 2**32)
+
+
+def _tf32(allowed: bool, device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+        torch.backends.cudnn.allow_tf32 = allowed
+
+
+def _optimizer(settings: Settings, module: torch.nn.Module, device: torch.device) -> torch.optim.Optimizer | None:
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if settings.mode != "training" or settings.optimizer == "none" or not parameters:
+        return None
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=0.01, foreach=True)
+    return torch.optim.Adam(parameters, lr=0.01, foreach=True, capturable=device.type == "cuda")
+
+
+def _neutralise_dropout(module: torch.nn.Module) -> None:
+    """A probability of 1e-30 drops nothing and keeps the kernel."""
+    for part in module.modules():
+        for name, value in vars(part).items():
+            is_rate = "drop" in name or (name == "p" and isinstance(part, torch.nn.modules.dropout._DropoutNd))  # noqa: SLF001
+            if is_rate and isinstance(value, float) and 1e-30 < value < 1.0:
+                setattr(part, name, 1e-30)
+
+
+def _named_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    parameters = {f"parameter.{name}": one.detach() for name, one in module.named_parameters()}
+    return parameters | {f"buffer.{name}": one for name, one in module.named_buffers()}
+
+
+def _tensors(inputs: Any) -> Iterator[torch.Tensor]:
+    yield from (leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor))
+
+
+def _double(tensor: torch.Tensor) -> torch.Tensor:
+    copied = tensor.detach().clone()
+    return copied.double() if copied.is_floating_point() else copied
+
+
+def _in_float64(settings: Settings) -> Settings:
+    return Settings(**{**vars(settings), "dtype": "float32"})
+
+
+def _kept(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value
