@@ -85,6 +85,7 @@ def export(store: RunStore, form: Format, folder: Path) -> list[Path]:
 
     Raises:
         StoreError: a file cannot be written.
+        UsageError: an A/A run, for any format but Parquet.
     """
     if form is Format.PARQUET:
         import pyarrow.parquet as pq
@@ -94,6 +95,7 @@ def export(store: RunStore, form: Format, folder: Path) -> list[Path]:
         files = {f"{store.run_id}.parquet": sink.getvalue()}
     else:
         run = load(store)
+        run.refuse_aa(f"the format {form}")
         made = upstream_files(run) if form is Format.UPSTREAM_CSV else {f"{run.run_id}.json": hud_json(run)}
         files = {name: text.encode() for name, text in made.items()}
     return [write_file(folder / name, data) for name, data in files.items()]

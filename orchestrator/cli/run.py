@@ -59,8 +59,12 @@ def _status(name: str) -> Status:
 
 
 def _answers(results: str, run_id: str, json: bool) -> None:
+    from orchestrator.cli.report import print_noise
     from orchestrator.report import build, present, rows
     from orchestrator.store import Store
 
     run_rows = rows.load(Store(results).resolve(run_id))
+    if run_rows.aa:
+        print_noise(run_rows, json=json)
+        return
     sys.stdout.write(present.as_text(build.build(run_rows, allow_mixed=True), "json" if json else "text"))
