@@ -158,9 +158,10 @@ def compare(
         allow_mixed: compare runs that mix GPU models or library versions in themselves.
 
     Raises:
-        UsageError: a run is mixed and ``allow_mixed`` is off, or no task is in both runs.
+        UsageError: a run is mixed and ``allow_mixed`` is off, or an A/A run, or no task is in both runs.
     """
     for run in (base, new):
+        run.refuse_aa("a comparison")
         _refuse_mixed(run, allow_mixed)
     before, after = ({row.task_id: row for row in run.rows} for run in (base, new))
     both = [task_id for task_id in before if task_id in after]

@@ -85,6 +85,7 @@ def export(store: RunStore, form: Format, folder: Path) -> list[Path]:
 
     Raises:
         StoreError: a file cannot be written.
+        UsageError: an A/A run, for any format but Parquet.
     """
     if form is Format.PARQUET:
         import pyarrow.parquet as pq
@@ -94,6 +95,7 @@ def export(store: RunStore, form: Format, folder: Path) -> list[Path]:
         files = {f"{store.run_id}.parquet": sink.getvalue()}
     else:
         run = load(store)
+        run.refuse_aa(f"the format {form}")
         made = upstream_files(run) if form is Format.UPSTREAM_CSV else {f"{run.run_id}.json": hud_json(run)}
         files = {name: text.encode() for name, text in made.items()}
     return [write_file(folder / name, data) for name, data in files.items()]
@@ -217,9 +219,9 @@ def flat(table: pa.Table) -> pa.Table:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    place = table.schema.get_field_index("graph_break_reasons")
-    reasons = pc.binary_join(table["graph_break_reasons"].cast(pa.list_(pa.string())), "\n")
-    table = table.set_column(place, "graph_break_reasons", reasons)
+    for name, separator in (("graph_break_reasons", "\n"), ("process_speedups", " ")):
+        texts = pc.binary_join(table[name].cast(pa.list_(pa.string())), separator)
+        table = table.set_column(table.schema.get_field_index(name), name, texts)
     positive = pc.if_else(pc.greater(table["speedup"], 0.0), table["speedup"], pa.scalar(None, pa.float64()))
     table = table.append_column("log_speedup", pc.ln(positive))
     needed = pc.if_else(pc.greater(table["compiled_peak_mib"], 0.0), table["compiled_peak_mib"], pa.scalar(None, pa.float64()))

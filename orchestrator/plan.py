@@ -102,6 +102,7 @@ def plan_tasks(
     durations: Mapping[str, float] | None = None,
     finished: Mapping[str, str] | None = None,
     sharing: int | None = None,
+    aa: bool = False,
 ) -> Plan:
     """Every task of the manifest, on ``device`` ("cpu" or "cuda").
 
@@ -111,6 +112,7 @@ def plan_tasks(
         durations: seconds that tasks took earlier, by ``task_id``.
         finished: digests of tasks that an earlier run has decided, by ``task_id``; only ``reason`` depends on it.
         sharing: tasks per GPU, where ``execution.sharing`` is ``auto`` and somebody has worked it out.
+        aa: measure each arm against itself.
     """
     manifest = loaded.manifest
     shared = sharing or (manifest.execution.sharing if isinstance(manifest.execution.sharing, int) else 1)
@@ -118,7 +120,7 @@ def plan_tasks(
     for suite, models in manifest.suites.items():
         for model, (dtype, mode, backend) in itertools.product(models, _combinations(manifest)):
             if dtype in (model.dtypes or (dtype,)):
-                spec = _spec(loaded, suite, model, dtype, mode, backend, device, shared)
+                spec = _spec(loaded, suite, model, dtype, mode, backend, device, shared, aa)
                 skip = _exclusion(manifest.exclude, suite, model.name, dtype, mode, backend)
                 cost_s = (durations or {}).get(spec.task_id, _estimate_s(spec))
                 tasks.append(PlannedTask(spec, _reason(spec, skip, finished or {}), skip, cost_s, model.note))
@@ -144,7 +146,7 @@ def digest(spec: TaskSpec) -> str:
         "device": resources.device,
         "threads": resources.threads or cpus,
         "compile_threads": resources.compile_threads or cpus,
-    }
+    } | ({"aa": True} if spec.aa else {})
     return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:DIGEST_LENGTH]
 
 
@@ -152,7 +154,9 @@ def _combinations(manifest: Manifest) -> Iterator[tuple[str, str, str]]:
     yield from itertools.product(manifest.matrix.dtype, manifest.matrix.mode, manifest.matrix.backend)
 
 
-def _spec(loaded: LoadedManifest, suite: str, model: Model, dtype: str, mode: str, backend: str, device: str, sharing: int) -> TaskSpec:
+def _spec(
+    loaded: LoadedManifest, suite: str, model: Model, dtype: str, mode: str, backend: str, device: str, sharing: int, aa: bool
+) -> TaskSpec:
     manifest = loaded.manifest
     values: dict[str, Any] = {
         "task_id": f"{suite}/{model.name}/{dtype}/{mode}/{backend}",
@@ -168,6 +172,7 @@ def _spec(loaded: LoadedManifest, suite: str, model: Model, dtype: str, mode: st
         "optimizer": (model.optimizer or manifest.training.optimizer) if mode == "training" else "none",
         "cache": manifest.execution.cache,
         "seed": manifest.seed,
+        "aa": aa,
         "manifest_digest": loaded.digest,
     }
     return TaskSpec(**values, digest=digest(TaskSpec(**values)))

@@ -51,6 +51,7 @@ class RunRecord:
     orchestrator_version: str = ""
     argv: tuple[str, ...] = ()
     cluster: dict[str, Scalar] = field(default_factory=dict)
+    aa: bool = False  # each arm was measured against itself: no speedups
     state: RunState = RunState.RUNNING
     exit_code: int | None = None
     ended: float | None = None

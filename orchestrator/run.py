@@ -40,7 +40,10 @@ RERUN_ALWAYS = frozenset({Status.INFRA_ERROR})
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """What the user asked for. ``rerun``: statuses whose tasks a resume runs again, beside those of ``RERUN_ALWAYS``."""
+    """What the user asked for.
+
+    ``rerun``: statuses whose tasks a resume runs again, beside those of ``RERUN_ALWAYS``. ``aa``: measure each arm against itself.
+    """
 
     manifest: Path
     results: str = "results"
@@ -48,6 +51,7 @@ class RunRequest:
     address: str | None = None
     resume: bool = False
     rerun: frozenset[Status] = field(default_factory=frozenset)
+    aa: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,7 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
     with closing(connect(request.address)) as cluster:
         nodes = cluster.nodes()
         device = resolve_device(loaded.manifest.execution.device, nodes)
-        plan = earlier.plan() if earlier else _plan(loaded, device, request.results)
+        plan = earlier.plan() if earlier else _plan(loaded, device, request)
         specs = [planned.task for planned in plan if planned.skip_reason is None]
         check(specs, nodes, cluster.probe(), code_version())
         run_store = earlier or store.create(_record(request, loaded, nodes, device), plan)
@@ -87,7 +91,7 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
 def resume_command(request: RunRequest, run_id: str) -> str:
     """The exact command that goes on with a run."""
     words = ["sweep", "run", str(request.manifest), "--results", request.results, "--run-id", run_id, "--resume"]
-    return shlex.join(words + (["--address", request.address] if request.address else []))
+    return shlex.join(words + (["--aa"] if request.aa else []) + (["--address", request.address] if request.address else []))
 
 
 # --- before ---------------------------------------------------------------------------------------------------------------------
@@ -100,11 +104,14 @@ def _earlier_run(store: Store, request: RunRequest, loaded: LoadedManifest) -> R
     wanted = [
         record
         for record in store.runs()
-        if record.run_id == request.run_id or (request.run_id is None and record.manifest == loaded.manifest.name)
+        if record.run_id == request.run_id
+        or (request.run_id is None and (record.manifest, record.aa) == (loaded.manifest.name, request.aa))
     ]
     if not wanted:
         return None
     record = wanted[-1]
+    if record.aa != request.aa:
+        raise UsageError(f"run {record.run_id} was started {'with' if record.aa else 'without'} --aa: resume it likewise")
     if record.manifest_digest != loaded.digest:
         raise UsageError(
             f"{request.manifest} has changed since run {record.run_id} was planned: its rows would not be comparable. "
@@ -113,8 +120,8 @@ def _earlier_run(store: Store, request: RunRequest, loaded: LoadedManifest) -> R
     return store.resolve(record.run_id)
 
 
-def _plan(loaded: LoadedManifest, device: str, results: str) -> tuple[PlannedTask, ...]:
-    planned = plan_tasks(loaded, device, recorded_durations(results)).tasks
+def _plan(loaded: LoadedManifest, device: str, request: RunRequest) -> tuple[PlannedTask, ...]:
+    planned = plan_tasks(loaded, device, recorded_durations(request.results), aa=request.aa).tasks
     return tuple(PlannedTask(entry.spec, entry.skip) for entry in planned)
 
 
@@ -122,12 +129,13 @@ def _record(request: RunRequest, loaded: LoadedManifest, nodes: Sequence[NodeInf
     started = time.time()
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(started))
     return RunRecord(
-        run_id=request.run_id or f"{loaded.manifest.name}-{stamp}",
+        run_id=request.run_id or f"{loaded.manifest.name}-{'aa-' if request.aa else ''}{stamp}",
         manifest=loaded.manifest.name,
         manifest_digest=loaded.digest,
         started=started,
         manifest_files={file.path: file.text for file in loaded.files},
         weights=dict(loaded.manifest.weights),
+        aa=request.aa,
         orchestrator_version=__version__,
         argv=tuple(sys.argv),
         cluster={

@@ -21,7 +21,7 @@ from orchestrator import __version__
 from tasks.probe import code_version
 from tasks.spec import Measurement, Outcome, Phase, Samples, Scalar, Status, TaskSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 VERSION_COLUMNS = ("python", "torch", "triton", "transformers", "timm", "torchvision", "driver", "cuda")
 """The keys of ``Measurement.versions`` that have a column of their own."""
 PHASE_COLUMNS = {phase: "compile_phase_s" if phase is Phase.COMPILE else f"{phase.value}_s" for phase in Phase}
@@ -125,9 +125,18 @@ ROWS = pa.schema(
         ("ended", _TIME),
         ("log", _TEXT),
         ("log_tail", _TEXT),
+        ("process_speedups", pa.list_(pa.float64())),
+        ("aa", pa.bool_()),
+        ("aa_eager", pa.float64()),
+        ("aa_eager_low", pa.float64()),
+        ("aa_eager_high", pa.float64()),
+        ("aa_compiled", pa.float64()),
+        ("aa_compiled_low", pa.float64()),
+        ("aa_compiled_high", pa.float64()),
     ]
 )
-"""``log`` is relative to the run's folder, ``code_version`` is the digest of the measuring code, and ``other_versions``, ``machine`` and
+"""Version 2 added what follows ``log_tail``. ``aa`` marks a task that measured each arm against itself and so has no speedup.
+``log`` is relative to the run's folder, ``code_version`` is the digest of the measuring code, and ``other_versions``, ``machine`` and
 ``environment`` are JSON objects."""
 
 SAMPLES = pa.schema(
@@ -251,6 +260,14 @@ class TaskRow:
     ended: datetime | None = None
     log: str | None = None
     log_tail: str | None = None
+    process_speedups: tuple[float, ...] = ()
+    aa: bool | None = None
+    aa_eager: float | None = None
+    aa_eager_low: float | None = None
+    aa_eager_high: float | None = None
+    aa_compiled: float | None = None
+    aa_compiled_low: float | None = None
+    aa_compiled_high: float | None = None
 
 
 _MEASURED = tuple(
@@ -311,6 +328,7 @@ def task_columns(task: TaskSpec) -> dict[str, Any]:
         "tf32": task.precision.tf32,
         "optimizer": task.optimizer,
         "cache": task.cache,
+        "aa": task.aa,
         "manifest_digest": task.manifest_digest or None,
         "task_digest": task.digest,
     }
@@ -342,7 +360,7 @@ def task_rows(table: pa.Table) -> list[TaskRow]:
 
 def _task_row(columns: dict[str, Any]) -> TaskRow:
     columns["status"], columns["phase"] = Status(columns["status"]), Phase(columns["phase"])
-    columns["graph_break_reasons"] = tuple(columns["graph_break_reasons"] or ())
+    columns |= {name: tuple(columns[name] or ()) for name in ("graph_break_reasons", "process_speedups")}
     return TaskRow(**columns)
 
 

@@ -360,7 +360,7 @@ class RunStore:
 def finished_tasks(root: str, manifest_name: str | None = None) -> dict[str, str]:
     """task_id -> task digest of what the newest run (of that manifest) has decided; infrastructure failures decide nothing."""
     store = Store(root)
-    run_ids = [record.run_id for record in store.runs() if manifest_name in {None, record.manifest}]
+    run_ids = [record.run_id for record in store.runs() if manifest_name in {None, record.manifest} and not record.aa]
     if not run_ids:
         return {}
     terminal = store.resolve(run_ids[-1]).terminal()
@@ -371,7 +371,7 @@ def recorded_durations(root: str) -> Mapping[str, float]:
     """task_id -> wall seconds of its newest attempt that ran, over the newest ``RUNS_WITH_DURATIONS`` runs."""
     store = Store(root)
     durations: dict[str, float] = {}
-    for record in store.runs()[: -RUNS_WITH_DURATIONS - 1 : -1]:
+    for record in [record for record in store.runs() if not record.aa][: -RUNS_WITH_DURATIONS - 1 : -1]:
         rows = store.resolve(record.run_id).rows(("task_id", "status", "started", "ended"))
         for row in rows.to_pylist():
             ran = row["status"] not in {Status.SKIPPED, Status.INFRA_ERROR}

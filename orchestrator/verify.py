@@ -21,7 +21,8 @@ from tasks.spec import Phase, Status
 
 TASKS_AT_ONCE = 64
 """How many tasks' samples are held in memory at a time."""
-DERIVED = ("speedup", "speedup_low", "speedup_high", "speedup_of_medians", "pairs", "eager_ms", "compiled_ms")
+AA = tuple(f"aa_{arm}{end}" for arm in ("eager", "compiled") for end in ("", "_low", "_high"))
+DERIVED = ("speedup", "speedup_low", "speedup_high", "speedup_of_medians", "pairs", "eager_ms", "compiled_ms", "process_speedups", *AA)
 """The columns that are pure functions of the samples, by their names in a row and in ``tasks.estimator.Summary``."""
 _CLOSED = {"status": {status.value for status in Status}, "phase": {phase.value for phase in Phase}}
 _IDENTITY = ("suite", "model", "dtype", "mode", "backend", "task_digest")
@@ -46,7 +47,7 @@ def verify(run: RunStore) -> list[Violation]:
         StoreError: the run's record or plan cannot be read.
     """
     plan = {planned.task.task_id: planned for planned in run.plan()}
-    columns = [*_IDENTITY, *DERIVED, "run_id", "task_id", "status", "phase", "skip_reason", "manifest_digest", "log"]
+    columns = [*_IDENTITY, *DERIVED, "aa", "run_id", "task_id", "status", "phase", "skip_reason", "manifest_digest", "log"]
     rows = {row["task_id"]: row for row in run.rows(columns).to_pylist()}
     found = [*_completeness(plan, rows), *_duplicates(run)]
     logs = {f"logs/{name}" for name in run.files.names("logs")}
@@ -77,16 +78,19 @@ def _well_formed(row: Mapping[str, Any]) -> Iterator[Violation]:
             yield Violation(column, row["task_id"], f"{row[column]!r} is not one of {', '.join(sorted(closed))}")
     if row["status"] == Status.SKIPPED and not row["skip_reason"]:
         yield Violation("skip", row["task_id"], "is skipped without a reason")
-    if row["status"] == Status.PASS:
-        yield from _interval(row)
+    for column in ("aa_eager", "aa_compiled") if row["aa"] else ("speedup",):
+        if row["status"] == Status.PASS:
+            yield from _interval(row, column)
+    if row["aa"] and row["speedup"] is not None:
+        yield Violation("speedup", row["task_id"], f"measured its arms against themselves, and has a speedup: {row['speedup']}")
 
 
-def _interval(row: Mapping[str, Any]) -> Iterator[Violation]:
-    speedup, low, high = row["speedup"], row["speedup_low"], row["speedup_high"]
-    if speedup is None or low is None or high is None:
-        yield Violation("speedup", row["task_id"], f"passed without a speedup and its interval: {speedup}, [{low}, {high}]")
-    elif not 0.0 < low <= speedup <= high < float("inf"):
-        yield Violation("speedup", row["task_id"], f"{speedup} is not inside its interval [{low}, {high}] of positive numbers")
+def _interval(row: Mapping[str, Any], column: str) -> Iterator[Violation]:
+    ratio, low, high = row[column], row[f"{column}_low"], row[f"{column}_high"]
+    if ratio is None or low is None or high is None:
+        yield Violation(column, row["task_id"], f"passed without a {column} and its interval: {ratio}, [{low}, {high}]")
+    elif not 0.0 < low <= ratio <= high < float("inf"):
+        yield Violation(column, row["task_id"], f"{ratio} is not inside its interval [{low}, {high}] of positive numbers")
 
 
 def _identity(run: RunStore, row: Mapping[str, Any], planned: PlannedTask | None) -> Iterator[Violation]:
@@ -105,7 +109,9 @@ def _identity(run: RunStore, row: Mapping[str, Any], planned: PlannedTask | None
 
 
 def _numbers(run: RunStore, rows: Mapping[str, Mapping[str, Any]]) -> Iterator[Violation]:
-    measured = sorted(task_id for task_id, row in rows.items() if row["speedup"] is not None)
+    measured = sorted(
+        task_id for task_id, row in rows.items() if any(row[name] is not None for name in ("speedup", "aa_eager", "aa_compiled"))
+    )
     for start in range(0, len(measured), TASKS_AT_ONCE):
         yield from _rederived(run, rows, measured[start : start + TASKS_AT_ONCE])
 
@@ -121,5 +127,9 @@ def _rederived(run: RunStore, rows: Mapping[str, Mapping[str, Any]], task_ids: S
         summary = summarise(samples)
         for column in DERIVED:
             stored, derived = rows[task_id][column], getattr(summary, column)
+            if column == "process_speedups":
+                if not stored:  # a row of before this column was
+                    continue
+                derived = list(derived)
             if stored != derived:
                 yield Violation("samples", task_id, f"{column} is {stored!r}, its samples say {derived!r}")

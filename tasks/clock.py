@@ -18,6 +18,7 @@ class PhaseClock:
         self.phase = Phase.START
         self._deadlines = deadlines
         self._phase_s: dict[Phase, float] = {}
+        self._earlier_s: dict[Phase, float] = {}  # of the task's processes before this one
         self._halted_s: dict[str, float] = {}
         self._all_halted_s = 0.0
         self._reasons: set[str] = set()
@@ -27,6 +28,15 @@ class PhaseClock:
         """``phase`` begins; entered again, it goes on with the time that it has used."""
         self._advance(now)
         self.phase = phase
+
+    def restart(self, now: float) -> None:
+        """The task's next process begins, and nothing halts it: the deadlines of phases hold anew, the task's own goes on."""
+        self._advance(now)
+        for phase, seconds in self._phase_s.items():
+            self._earlier_s[phase] = self._earlier_s.get(phase, 0.0) + seconds
+        self._phase_s.clear()
+        self._reasons.clear()
+        self.phase = Phase.START
 
     def halt(self, reason: str, now: float) -> None:
         self._advance(now)
@@ -50,9 +60,10 @@ class PhaseClock:
         return None
 
     def phase_s(self, now: float) -> dict[str, float]:
-        """Seconds that counted, by phase."""
+        """Seconds that counted, by phase, of all the task's processes together."""
         self._advance(now)
-        return {phase.value: round(seconds, 6) for phase, seconds in self._phase_s.items()}
+        phases = [phase for phase in Phase if phase in self._phase_s or phase in self._earlier_s]
+        return {phase.value: round(self._phase_s.get(phase, 0.0) + self._earlier_s.get(phase, 0.0), 6) for phase in phases}
 
     def halted_s(self, reason: str, now: float) -> float:
         """Seconds halted for ``reason``."""
@@ -67,7 +78,7 @@ class PhaseClock:
     def _limits(self) -> tuple[tuple[str, float, float], ...]:
         return (
             (f"phase {self.phase.value}", self._deadlines.of(self.phase), self._phase_s.get(self.phase, 0.0)),
-            ("the task", self._deadlines.task_s, sum(self._phase_s.values())),
+            ("the task", self._deadlines.task_s, sum(self._phase_s.values()) + sum(self._earlier_s.values())),
         )
 
     def _advance(self, now: float) -> None:

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tasks.spec import Arm, Samples
+from tasks.spec import AA_PHASES, Arm, Samples
 
 FloatArray: TypeAlias = NDArray[np.float64]
 
@@ -31,6 +31,9 @@ _T_QUANTILES = (  # 97.5 % points of Student's t for 1, 2, ... 30 degrees of fre
     *(2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860),
     *(2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423),
 )
+
+
+LAUNCH_BOUND = 0.9  # of an eager iteration's time; a device that is busy for less waits for its host
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,13 @@ class Summary:
     compiled_ms: float | None = None
     half_width: float | None = None  # of ln(speedup)
     autocorrelation: float | None = None  # lag 1, of the log-ratios within processes
+    process_speedups: tuple[float, ...] = ()  # each process's own estimate
+    aa_eager: float | None = None  # of an A/A measurement, which has no speedup: the ratio of each arm to itself
+    aa_eager_low: float | None = None
+    aa_eager_high: float | None = None
+    aa_compiled: float | None = None
+    aa_compiled_low: float | None = None
+    aa_compiled_high: float | None = None
 
 
 def estimate(log_ratios: ArrayLike) -> Estimate:
@@ -152,10 +162,10 @@ def pairs_from(samples: Samples, phase: str = "timed") -> Pairs:
 
 
 def summarise(samples: Samples, phase: str = "timed") -> Summary:
-    """Everything a row says about speed, as a pure function of the stored samples."""
+    """Everything a row says about speed, as a pure function of the stored samples; of an A/A measurement if they hold only that."""
     pairs = pairs_from(samples, phase)
     if pairs.log_ratios.size == 0:
-        return Summary()
+        return _summarise_aa(samples) if phase == "timed" else Summary()
     found = estimate_pairs(pairs)
     eager_ns, compiled_ns = (_arm_ns(samples, arm, phase) for arm in (Arm.EAGER, Arm.COMPILED))
     return Summary(
@@ -168,7 +178,24 @@ def summarise(samples: Samples, phase: str = "timed") -> Summary:
         compiled_ms=compiled_ns / 1e6,
         half_width=found.half_width,
         autocorrelation=_autocorrelation(_by_process(pairs)),
+        process_speedups=tuple(estimate(part).speedup for part in _by_process(pairs)),
     )
+
+
+def _summarise_aa(samples: Samples) -> Summary:
+    found: dict[str, float | None] = {}
+    pairs, half_widths = 0, []
+    for arm, phase in AA_PHASES.items():
+        its_pairs = pairs_from(samples, phase)
+        if its_pairs.log_ratios.size == 0:
+            continue
+        ratio = estimate_pairs(its_pairs)
+        pairs += ratio.pairs
+        half_widths += [math.inf if ratio.half_width is None else ratio.half_width]
+        found |= {f"aa_{arm}": ratio.speedup, f"aa_{arm}_low": ratio.low, f"aa_{arm}_high": ratio.high}
+        found[f"{arm}_ms"] = _arm_ns(samples, None, phase) / 1e6
+    widest = max(half_widths, default=math.inf)
+    return Summary(**found, pairs=pairs, half_width=widest if math.isfinite(widest) else None)  # type: ignore[arg-type]
 
 
 def estimate_pairs(pairs: Pairs) -> Estimate:
@@ -180,6 +207,11 @@ def estimate_pairs(pairs: Pairs) -> Estimate:
     """
     parts = _by_process(pairs)
     return estimate(parts[0]) if len(parts) == 1 else _across_processes(parts)
+
+
+def launch_bound(eager_device_ms: float | None, eager_ms: float | None) -> bool | None:
+    """Whether the device waits for its host for much of an eager iteration; None where its busy time is not known."""
+    return eager_device_ms < LAUNCH_BOUND * eager_ms if eager_device_ms is not None and eager_ms else None
 
 
 def trend(log_ratios: Sequence[float]) -> float | None:
@@ -201,12 +233,13 @@ def trend(log_ratios: Sequence[float]) -> float | None:
 
 def concatenate(parts: Sequence[Samples]) -> Samples:
     """The samples of one task's processes as one table; ``process`` becomes the position in ``parts``."""
-    columns: dict[str, list[object]] = {name: [] for name in Samples.__dataclass_fields__}
-    for number, part in enumerate(parts):
-        for name, column in columns.items():
-            values = getattr(part, name)
-            column.extend([number] * len(values) if name == "process" else values)
-    return Samples(**{name: tuple(column) for name, column in columns.items()})  # type: ignore[arg-type]
+    return joined([replace(part, process=(number,) * len(part.process)) for number, part in enumerate(parts)])
+
+
+def joined(parts: Sequence[Samples]) -> Samples:
+    """The samples of ``parts``, one after the other, as one table."""
+    names = Samples.__dataclass_fields__
+    return Samples(**{name: tuple(value for part in parts for value in getattr(part, name)) for name in names})
 
 
 def _across_processes(parts: list[FloatArray]) -> Estimate:
@@ -234,13 +267,13 @@ def _autocorrelation(parts: list[FloatArray]) -> float | None:
     return _stable(sum(float(np.dot(part[:-1], part[1:])) for part in centred) / power)
 
 
-def _arm_ns(samples: Samples, arm: Arm, phase: str) -> float:
-    """Median of all iterations of ``arm`` that count, in ns."""
+def _arm_ns(samples: Samples, arm: Arm | None, phase: str) -> float:
+    """Median of all iterations of ``arm`` (None: of both) that count, in ns."""
     columns = zip(samples.phase, samples.arm, samples.washout, samples.valid, samples.pair, samples.host_ns, strict=True)
     times = [
         host_ns
         for its_phase, its_arm, washout, valid, pair, host_ns in columns
-        if its_phase == phase and its_arm == arm and valid and not washout and pair >= 0
+        if its_phase == phase and arm in (None, its_arm) and valid and not washout and pair >= 0
     ]
     return max(float(np.median(np.asarray(times, dtype=np.float64))), 1.0)
 

@@ -17,25 +17,24 @@ from typing import Any
 
 import torch
 
-from tasks import accuracy, compilation, environment, failure, hardware, measure, step
+from tasks import accuracy, compilation, environment, estimator, failure, hardware, measure, step
 from tasks.channel import Channel
 from tasks.comparison import leaves
 from tasks.compilation import stance
-from tasks.spec import Accuracy, FailureClass, Measurement, Phase, Samples, Status, TaskSpec, WorkerResult
+from tasks.spec import AA_PHASES, Accuracy, FailureClass, Measurement, Phase, Samples, Status, TaskSpec, WorkerResult
 from tasks.step import State, Workload
-from tasks.stepper import Side
+from tasks.stepper import Machine, Side
 from tasks.suites.benchmark import Benchmark
 
 WARM_CUDA_S, WARM_CPU_S = 1.0, 0.2
-LAUNCH_BOUND = 0.9  # of an eager iteration's time; a device that is busy for less waits for its host
 SLOW_STEPS = 10  # steps that must fit into the eager phase's deadline for the model to be looked at in full
 STEPS_PER_CHECK = 8  # eager steps that a check takes per iteration, the float64 reference counted as four
 RANDOM_FACTOR = 10.0  # another seed must move a model's results by this many times what repeating moves them
 
 
-def execute(task: TaskSpec, channel: Channel) -> WorkerResult:
-    """Run ``task``; always returns a result, unless the process dies."""
-    execution = _Execution(task, channel)
+def execute(task: TaskSpec, channel: Channel, process: int = 0) -> WorkerResult:
+    """Run ``task`` in this process, its ``process``-th; always returns a result, unless the process dies."""
+    execution = _Execution(task, channel, process)
     try:
         return execution.run()
     except Exception as error:  # noqa: BLE001 - classified, and printed with its traceback
@@ -56,6 +55,7 @@ class _Execution:
 
     task: TaskSpec
     channel: Channel
+    process: int = 0
     phase: Phase = Phase.START
     measurement: Measurement = field(default_factory=Measurement)
     samples: Samples = field(default_factory=Samples)
@@ -186,19 +186,30 @@ class _Execution:
         with self._exclusive():
             machine = hardware.machine_for(device, self.measurement.gpu_uuid)
             eager_mib, compiled_mib = (hardware.peak_mib(side.step, side.warm, device) for side in sides)
-            timing = measure.measure(
-                sides,
-                machine,
-                self.task.measure,
-                seed=self.task.seed,
-                deadline_s=self.task.deadlines.time_s,
-                warm_s=WARM_CUDA_S if device.type == "cuda" else WARM_CPU_S,
-            )
+            timing = self._measure(sides, machine, WARM_CUDA_S if device.type == "cuda" else WARM_CPU_S)
         self.samples = timing.samples
         self._note(eager_peak_mib=eager_mib, compiled_peak_mib=compiled_mib, neighbours=self.neighbours)
         self._note(machine={**self.measurement.machine, **machine.summary(), "quality_reason": "; ".join(timing.flags) or None})
         self._note_compiler()
         self._note_timing(timing)
+
+    def _measure(self, sides: tuple[Side, Side], machine: Machine, warm_s: float) -> measure.Timing:
+        """Eager against compiled; in an A/A task each against itself, in half the time."""
+        share = len(sides) if self.task.aa else 1
+        pairs = partial(
+            measure.measure,
+            machine=machine,
+            spec=self.task.measure,
+            seed=self.task.seed + self.process,
+            process=self.process,
+            deadline_s=self.task.deadlines.time_s / share,
+            warm_s=warm_s,
+        )
+        if not self.task.aa:
+            return pairs(sides)
+        return measure.against_itself(
+            {arm: pairs((side, side), phase=phase) for side, (arm, phase) in zip(sides, AA_PHASES.items(), strict=True)}
+        )
 
     def _note_timing(self, timing: measure.Timing) -> None:
         summary, device_ms = timing.summary, timing.eager_device_ms
@@ -207,13 +218,20 @@ class _Execution:
             speedup_low=summary.speedup_low,
             speedup_high=summary.speedup_high,
             speedup_of_medians=summary.speedup_of_medians,
+            process_speedups=summary.process_speedups,
+            aa_eager=summary.aa_eager,
+            aa_eager_low=summary.aa_eager_low,
+            aa_eager_high=summary.aa_eager_high,
+            aa_compiled=summary.aa_compiled,
+            aa_compiled_low=summary.aa_compiled_low,
+            aa_compiled_high=summary.aa_compiled_high,
             quality=timing.quality.value,
             pairs=summary.pairs,
             eager_ms=summary.eager_ms,
             compiled_ms=summary.compiled_ms,
             eager_device_ms=device_ms,
             compiled_device_ms=timing.compiled_device_ms,
-            launch_bound=device_ms < LAUNCH_BOUND * summary.eager_ms if device_ms is not None and summary.eager_ms else None,
+            launch_bound=estimator.launch_bound(device_ms, summary.eager_ms),
         )
 
     def _note_compiler(self) -> None:
@@ -225,7 +243,7 @@ class _Execution:
         verdict: tuple[Status, FailureClass | None, str | None] = Status.PASS, None, None
         if found.accuracy == Accuracy.FAIL:
             verdict = Status.FAIL_ACCURACY, FailureClass.ACCURACY, found.accuracy_reason
-        elif found.speedup is None:
+        elif None in ((found.aa_eager, found.aa_compiled) if self.task.aa else (found.speedup,)):
             verdict = Status.INFRA_ERROR, FailureClass.DEVICE, f"no pair could be used: {found.machine['quality_reason']}"
         status, failure_class, error = verdict
         return WorkerResult(status, self.phase, failure_class, error, found, self.samples)

@@ -1,5 +1,7 @@
 """The process between a supervisor and its worker: starts the worker, times it, keeps its output, and ends with nothing of it left.
 
+A task that is measured in several processes has that many workers, one after the other.
+
 Started by ``tasks.supervisor``; reads one ``Request`` from its input and writes events to its output. End of file on its input means
 that the supervisor is dead. It adopts every orphan below it, and the worker dies with it, so that no death of one process leaves
 another behind. Standard library only, and quick to start.
@@ -17,6 +19,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +38,7 @@ from tasks.processes import (
     reap,
     stop_descendants,
 )
-from tasks.scratch import UnsafeDirectoryError, attempt_directory
+from tasks.scratch import UnsafeDirectoryError, attempt_directory, renew
 from tasks.spec import FailureClass, Outcome, Phase, Status, WorkerResult, decode, encode
 from tasks.spool import leave
 from tasks.supervisor import Heartbeat, PhaseStarted, Request, Started
@@ -77,8 +80,20 @@ def main() -> int:
     return 0
 
 
+@dataclass(slots=True)
+class _Worker:
+    """One process of the task. ``steps``: what is still to be done to it when it has run out of time."""
+
+    number: int
+    pid: int = 0
+    wait_status: int | None = None
+    expired: str | None = None
+    killed: bool = False
+    steps: deque[tuple[float, Callable[[], None]]] = field(default_factory=deque)
+
+
 class Guardian:
-    """One attempt, from the start of its worker to its outcome."""
+    """One attempt, from the start of its first worker to its outcome."""
 
     def __init__(self, request: Request, uplink: Uplink, signals: int) -> None:
         self._request = request
@@ -87,19 +102,12 @@ class Guardian:
         self._clock = PhaseClock(request.task.deadlines, time.monotonic())
         self._began = time.time()
         self._environment: dict[str, str] = {}
-        self._pid = 0
-        self._wait_status: int | None = None
-        self._expired: str | None = None
-        self._killed = False
-        self._steps: deque[tuple[float, Callable[[], None]]] = deque()  # what is still to be done to a worker that has run out of time
+        self._worker = _Worker(0)
         self._heartbeat_due = time.monotonic() + request.heartbeat_s
         self._signals = signals
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(signals, selectors.EVENT_READ, self._on_signal)
-        self._selector.register(sys.stdin.fileno(), selectors.EVENT_READ, self._on_supervisor)
 
     def run(self) -> Outcome:
-        """Start the worker, see it to its end, and leave nothing of it.
+        """Start the workers, see each to its end, and leave nothing of them.
 
         Raises:
             SupervisorGoneError: nobody waits for an outcome.
@@ -118,13 +126,36 @@ class Guardian:
         return self._outcome(result)
 
     def _run_in(self, scratch: Path) -> WorkerResult:
-        before = oom_kills()
+        """The result that the last worker left of all of them, or that of the first one that failed."""
+        count = self._request.task.measure.processes
+        result, earlier = self._run_process(scratch, []), list[Path]()
+        while result.measured and len(earlier) < count - 1:
+            earlier.append(scratch / f"result-{len(earlier)}.json")
+            earlier[-1].write_text(json.dumps(encode(result)), encoding="utf-8")
+            renew(scratch, keep=earlier)
+            self._next_process(len(earlier))
+            result = self._run_process(scratch, earlier)
+        if count > 1 and not result.measured:
+            result = replace(result, error=f"process {self._worker.number + 1} of {count}: {result.error}")
+        return result
+
+    def _next_process(self, number: int) -> None:
+        self._worker = _Worker(number)
+        self._log.feed(f"--- process {number + 1} of {self._request.task.measure.processes} ---\n".encode())
+        self._clock.restart(time.monotonic())
+        self._uplink.tell(PhaseStarted(Phase.START, time.time()))
+
+    def _run_process(self, scratch: Path, earlier: list[Path]) -> WorkerResult:
+        before, worker = oom_kills(), self._worker
         self._lease = Lease(self._request.device, self._request.meeting_place, self)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._signals, selectors.EVENT_READ, self._on_signal)
+        self._selector.register(sys.stdin.fileno(), selectors.EVENT_READ, self._on_supervisor)
         try:
             self._join()
-            self._start(scratch)
+            self._start(scratch, earlier)
             self._selector.register(self._lease, selectors.EVENT_READ, self._lease.attend)
-            while self._wait_status is None and not self._killed:
+            while worker.wait_status is None and not worker.killed:
                 for key, _ in self._selector.select(self._timeout_s()):
                     key.data()
                 if self._lease.timeout_s() is not None:
@@ -134,30 +165,32 @@ class Guardian:
             self._clock.halt(_OVER, time.monotonic())
             ended, stuck = end_descendants()
             self._lease.leave()
-        status = self._wait_status if self._wait_status is not None else ended.get(self._pid)
+            self._selector.close()
+        status = worker.wait_status if worker.wait_status is not None else ended.get(worker.pid)
         self._drain()
         risen = has_risen(before, oom_kills())
-        ending = Ending(status, self._clock.phase, self._expired, self._killed, risen, stuck)
+        ending = Ending(status, self._clock.phase, worker.expired, worker.killed, risen, stuck)
         return blame_for_disk(judge(ending, scratch / "result.json"), scratch)
 
-    def _start(self, scratch: Path) -> None:
+    def _start(self, scratch: Path, earlier: list[Path]) -> None:
         task, attempt = self._request.task, self._request.attempt
         environment = worker_environment(task, attempt, scratch, Path(self._request.directory), self._request.python_path, os.environ)
         self._environment = recorded(environment)
         (scratch / "spec.json").write_text(json.dumps(encode(task)), encoding="utf-8")
-        self._pid, self._output, connection = start_worker(scratch, environment)
+        self._worker.pid, self._output, connection = start_worker(scratch, environment, earlier)
         os.set_blocking(self._output, False)
         self._channel = GuardianEnd(connection)
         self._selector.register(self._output, selectors.EVENT_READ, self._on_output)
         self._selector.register(self._channel, selectors.EVENT_READ, self._on_message)
-        self._uplink.tell(Started(self._request.node, self._pid, attempt.gpu_ids, time.time()))
+        if not earlier:
+            self._uplink.tell(Started(self._request.node, self._worker.pid, attempt.gpu_ids, time.time()))
 
     # --- what happens ---------------------------------------------------------------------------------------------------------------
 
     def _on_signal(self) -> None:
         if signal.SIGTERM in os.read(self._signals, _READ_BYTES):
             raise ToldToEndError("it was sent SIGTERM")
-        self._wait_status = (reap() or {}).get(self._pid, self._wait_status)
+        self._worker.wait_status = (reap() or {}).get(self._worker.pid, self._worker.wait_status)
 
     def _on_supervisor(self) -> None:
         if not os.read(sys.stdin.fileno(), _READ_BYTES):
@@ -234,24 +267,24 @@ class Guardian:
         due = [self._heartbeat_due - now]
         if (lease_s := self._lease.timeout_s()) is not None:
             due.append(lease_s)
-        if self._steps:
-            due.append(self._steps[0][0] - now)
+        if self._worker.steps:
+            due.append(self._worker.steps[0][0] - now)
         elif (remaining_s := self._clock.remaining_s(now)) is not None:
             due.append(remaining_s)
         return max(0.0, min(due))
 
     def _keep_time(self) -> None:
-        now = time.monotonic()
+        now, worker = time.monotonic(), self._worker
         if now >= self._heartbeat_due:
             self._beat(now)
-        if self._wait_status is not None:  # it has just ended, and there is nobody to be sent a signal
+        if worker.wait_status is not None:  # it has just ended, and there is nobody to be sent a signal
             return
-        if self._expired is None:
-            self._expired = self._clock.expired(now)
-            if self._expired is not None:
-                self._steps.extend([(now, self._dump), (now + DUMP_S, self._terminate), (now + DUMP_S + GRACE_S, self._kill)])
-        while self._steps and now >= self._steps[0][0]:
-            self._steps.popleft()[1]()
+        if worker.expired is None:
+            worker.expired = self._clock.expired(now)
+            if worker.expired is not None:
+                worker.steps.extend([(now, self._dump), (now + DUMP_S, self._terminate), (now + DUMP_S + GRACE_S, self._kill)])
+        while worker.steps and now >= worker.steps[0][0]:
+            worker.steps.popleft()[1]()
 
     def _beat(self, now: float) -> None:
         self._heartbeat_due = now + self._request.heartbeat_s
@@ -261,21 +294,23 @@ class Guardian:
         self._uplink.tell(Heartbeat(self._clock.phase, time.time(), self._clock.all_halted_s(now)))
 
     def _dump(self) -> None:
-        os.kill(self._pid, signal.SIGUSR1)  # the worker has faulthandler write the stacks of its threads
+        os.kill(self._worker.pid, signal.SIGUSR1)  # the worker has faulthandler write the stacks of its threads
 
     def _terminate(self) -> None:
-        os.killpg(self._pid, signal.SIGTERM)
+        os.killpg(self._worker.pid, signal.SIGTERM)
 
     def _kill(self) -> None:
-        self._killed = True  # the loop ends here, and with it everything below this process
+        self._worker.killed = True  # the loop ends here, and with it everything below this process
 
     # --- what came of it ------------------------------------------------------------------------------------------------------------
 
     def _drain(self) -> None:
-        """What is still in the pipe: its writers are gone."""
+        """What is still in the pipe: its writers are gone. Then both lines to the worker are closed."""
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self._output, _READ_BYTES):
                 self._log.feed(data)
+        os.close(self._output)
+        self._channel.close()
 
     def _infrastructure(self, failure_class: FailureClass, error: str) -> WorkerResult:
         return WorkerResult(status=Status.INFRA_ERROR, phase=self._clock.phase, failure_class=failure_class, error=error)

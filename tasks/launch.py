@@ -11,7 +11,7 @@ import resource
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tasks.channel import CONTROL_FD
@@ -77,8 +77,10 @@ def importable_paths(package_root: Path) -> str:
     return os.pathsep.join(dict.fromkeys(own))
 
 
-def start_worker(scratch: Path, environment: Mapping[str, str]) -> tuple[int, int, socket.socket]:
+def start_worker(scratch: Path, environment: Mapping[str, str], earlier: Sequence[Path] = ()) -> tuple[int, int, socket.socket]:
     """Start ``python -m tasks.worker`` in a process group of its own; it dies with the process that calls this.
+
+    ``earlier``: the results that earlier processes of the same task have left.
 
     Returns:
         Its process number, the descriptor to read its output from, and this end of its control channel.
@@ -90,7 +92,7 @@ def start_worker(scratch: Path, environment: Mapping[str, str]) -> tuple[int, in
     with theirs:
         try:
             process = subprocess.Popen(
-                [sys.executable, "-m", "tasks.worker", str(scratch / "spec.json"), str(scratch / "result.json")],
+                [sys.executable, "-m", "tasks.worker", str(scratch / "spec.json"), str(scratch / "result.json"), *map(str, earlier)],
                 cwd=scratch,
                 env={**environment, CONTROL_FD: str(theirs.fileno())},
                 stdin=subprocess.DEVNULL,

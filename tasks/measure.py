@@ -11,13 +11,13 @@ import contextlib
 import gc
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from tasks import estimator
-from tasks.spec import MeasureSpec, Quality, Samples
+from tasks.spec import Arm, MeasureSpec, Quality, Samples
 from tasks.stepper import Machine, RecompiledError, Side, Stepper
 from tasks.warmup import warm_up
 
@@ -42,6 +42,35 @@ class Timing:
     flags: tuple[str, ...]
     eager_device_ms: float | None
     compiled_device_ms: float | None
+
+
+WORST_FIRST = (
+    Quality.CONTAMINATED,
+    Quality.RECOMPILED,
+    Quality.DRIFT,
+    Quality.NOISY,
+    Quality.WARMUP_UNCONVERGED,
+    Quality.WIDE,
+    Quality.OK,
+)
+
+
+def worst_quality(qualities: Iterable[str]) -> Quality:
+    """The most serious of ``qualities``, of which there is at least one."""
+    return min(map(Quality, qualities), key=WORST_FIRST.index)
+
+
+def against_itself(timings: Mapping[Arm, Timing]) -> Timing:
+    """The measurements of either arm against itself as one: all samples, and the worst quality."""
+    samples = estimator.joined([timing.samples for timing in timings.values()])
+    return Timing(
+        samples=samples,
+        summary=estimator.summarise(samples),
+        quality=worst_quality(timing.quality for timing in timings.values()),
+        flags=tuple(f"{arm} against itself: {flag}" for arm, timing in timings.items() for flag in timing.flags),
+        eager_device_ms=timings[Arm.EAGER].eager_device_ms,
+        compiled_device_ms=timings[Arm.COMPILED].compiled_device_ms,
+    )
 
 
 @dataclass(frozen=True, slots=True)

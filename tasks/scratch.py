@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from tasks.processes import end_marked
@@ -54,6 +54,17 @@ def attempt_directory(parent: Path) -> Iterator[Path]:
     finally:
         remove(path)
         os.close(descriptor)
+
+
+def renew(path: Path, keep: Collection[Path]) -> None:
+    """Empty an attempt's directory for the task's next process, but for the files in ``keep``."""
+    for entry in path.iterdir():
+        if entry in keep:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink()
 
 
 def remove(path: Path) -> None:

@@ -99,6 +99,10 @@ class Arm(StrEnum):
     COMPILED = "compiled"
 
 
+AA_PHASES: Mapping[Arm, str] = {Arm.EAGER: "aa_eager", Arm.COMPILED: "aa_compiled"}
+"""The phases of samples in which an arm is measured against itself; their arms are the two sides of one and the same callable."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """Which model, at which size. ``options`` go to the suite's builder (``seq_len``, ``image_size`` and the like)."""
@@ -203,6 +207,7 @@ class TaskSpec:
     optimizer: str = "none"  # "none", "sgd" or "adam"
     cache: str = "cold"  # "cold": an empty compile cache per attempt; "shared": one per node and run
     seed: int = 1337
+    aa: bool = False  # measure each arm against itself, to see what the method makes of no difference
     digest: str = ""
     manifest_digest: str = ""
 
@@ -225,6 +230,13 @@ class Measurement:
     speedup_low: float | None = None  # 95 % interval
     speedup_high: float | None = None
     speedup_of_medians: float | None = None  # median(eager) / median(compiled), upstream's statistic
+    process_speedups: tuple[float, ...] = ()  # each process's own estimate, in the order in which they ran
+    aa_eager: float | None = None  # A/A: eager against eager, with its 95 % interval; speedup is then None
+    aa_eager_low: float | None = None
+    aa_eager_high: float | None = None
+    aa_compiled: float | None = None  # compiled against compiled
+    aa_compiled_low: float | None = None
+    aa_compiled_high: float | None = None
     quality: str | None = None  # Quality
     pairs: int | None = None
     eager_ms: float | None = None
@@ -269,7 +281,7 @@ class Measurement:
 class Samples:
     """Every iteration a worker timed, as columns of one length."""
 
-    phase: tuple[str, ...] = ()  # warmup, timed, device, aa
+    phase: tuple[str, ...] = ()  # warmup, timed, device, and those of AA_PHASES
     arm: tuple[str, ...] = ()  # Arm
     process: tuple[int, ...] = ()
     pair: tuple[int, ...] = ()  # -1 outside pairs
@@ -294,6 +306,11 @@ class WorkerResult:
     error: str | None = None
     measurement: Measurement = field(default_factory=Measurement)
     samples: Samples = field(default_factory=Samples)
+
+    @property
+    def measured(self) -> bool:
+        """Went all the way to a measurement; one of several processes that did not makes the task fail."""
+        return self.status in (Status.PASS, Status.FAIL_ACCURACY)
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,6 +106,7 @@ class Request:
 def supervise(task: TaskSpec, attempt: Attempt, node: str | None = None) -> Iterator[Event]:
     """Run ``task`` once and yield what happens; the last event is a ``Finished``, and there is only one.
 
+    A task that is measured in several processes starts anew with each: after its first time, ``PhaseStarted`` says ``Phase.START``.
     Nothing that the worker does raises. ``node`` names this machine in the outcome (None: its host name). Closing the iterator early
     ends the worker and everything that it started before it returns.
     """
@@ -140,13 +141,17 @@ def run_inline(task: TaskSpec, attempt: Attempt, node: str | None = None) -> Out
     Anything else would need the protection of a process and ends as ``unsupported``.
     """
     from tasks.suites import toy
+    from tasks.worker import combined
 
     began = time.time()
     if task.model.suite != "toy" or not toy.finishes_at_once(task.model.name):
         text = f"{task.task_id} cannot run in the supervisor's own process: only toys that finish at once can"
         outcome = _outcome(task, attempt, node, began, Status.UNSUPPORTED, FailureClass.UNSUPPORTED, Phase.START, text)
     else:
-        result = toy.run(task, Channel(None), Path(os.devnull))
+        results = [toy.run(task, Channel(None), Path(os.devnull))]
+        while results[-1].measured and len(results) < task.measure.processes:
+            results.append(toy.run(task, Channel(None), Path(os.devnull), len(results)))
+        result = combined(results, task)
         outcome = Outcome(
             task_id=task.task_id,
             attempt=attempt.number,

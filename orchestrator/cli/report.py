@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json as jsonlib
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.errors import ExitCode
+
+if TYPE_CHECKING:
+    from orchestrator.report.rows import Run
 
 
 def report(
@@ -23,15 +27,29 @@ def report(
         float, typer.Option(min=0, help="Standard deviation of ln(speedup) between fresh processes, added to every task's own error.")
     ] = 0.0,
 ) -> ExitCode:
-    """The score with its intervals, suites, failures and tasks of a run.
+    """The score with its intervals, suites, failures and tasks of a run; of an A/A run the share of intervals that hold 1.0.
 
     The exit status is 0 if every task passed (or was excluded by the manifest), 3 if some did not, 4 if rows are missing.
     """
     from orchestrator.report import build, present, rows
     from orchestrator.store import Store
 
-    answers = build.build(rows.load(Store(results).resolve(run)), allow_mixed=allow_mixed, process_sd=process_sd)
+    loaded = rows.load(Store(results).resolve(run))
+    if loaded.aa and not (html or markdown):
+        return print_noise(loaded, json=json)
+    answers = build.build(loaded, allow_mixed=allow_mixed, process_sd=process_sd)
     if html:
         present.write_html(answers, html)
     sys.stdout.write(present.as_text(answers, "json" if json else "markdown" if markdown else "text", every_task=tasks))
     return answers.exit_code
+
+
+def print_noise(run: Run, *, json: bool) -> ExitCode:
+    """The answers of an A/A run."""
+    from orchestrator.noise import noise
+    from orchestrator.report import floors, present
+
+    found = noise(run)
+    shown = jsonlib.dumps(floors.as_data(found), indent=1, allow_nan=False) + "\n" if json else None
+    sys.stdout.write(shown or present.printed(lambda console: floors.render(found, console)))
+    return found.exit_code

@@ -24,6 +24,9 @@ def run(
     ] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="With --resume: run again whatever did not pass.")] = False,
     rerun: Annotated[list[str] | None, typer.Option(help="With --resume: run again the tasks of this status; may be repeated.")] = None,
+    aa: Annotated[
+        bool, typer.Option("--aa", help="Measure each arm against itself, to see how often intervals hold 1.0; gives no speedups.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON.")] = False,
 ) -> ExitCode:
     """Run every task of a manifest and store one row per task. Ctrl-C drains; a second one stops at once.
@@ -39,7 +42,7 @@ def run(
     console = Console(stderr=True)
     again = frozenset(_status(name) for name in rerun or ())
     failed = frozenset(Status) - {Status.PASS, Status.SKIPPED} if retry_failed else frozenset()
-    request = runs.RunRequest(manifest, results, run_id, address, resume, again | failed)
+    request = runs.RunRequest(manifest, results, run_id, address, resume, again | failed, aa)
     ended = runs.run(request, console)
     _answers(results, ended.run_id, json)
     console.print(f"rows: {results.rstrip('/')}/{ended.run_id}", soft_wrap=True, highlight=False)
@@ -56,8 +59,12 @@ def _status(name: str) -> Status:
 
 
 def _answers(results: str, run_id: str, json: bool) -> None:
+    from orchestrator.cli.report import print_noise
     from orchestrator.report import build, present, rows
     from orchestrator.store import Store
 
     run_rows = rows.load(Store(results).resolve(run_id))
+    if run_rows.aa:
+        print_noise(run_rows, json=json)
+        return
     sys.stdout.write(present.as_text(build.build(run_rows, allow_mixed=True), "json" if json else "text"))

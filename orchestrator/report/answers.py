@@ -133,6 +133,25 @@ class Fact:
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessSpread:
+    """How much ``ln(speedup)`` varied between fresh processes in the tasks of one class that were measured in several.
+
+    ``sd`` is the standard deviation of the processes' own estimates, pooled over ``tasks`` with ``freedom`` degrees of freedom.
+    """
+
+    kind: str
+    sd: float
+    tasks: int
+    freedom: int
+
+    @property
+    def words(self) -> str:
+        """One line for a report."""
+        tasks = "1 task" if self.tasks == 1 else f"{self.tasks} tasks"
+        return f"between processes ln(speedup) varied by {100 * self.sd:.2f} % ({self.kind}: {tasks}, {self.freedom} degrees of freedom)"
+
+
+@dataclass(frozen=True, slots=True)
 class Answers:
     """A whole report."""
 
@@ -153,7 +172,14 @@ class Answers:
     manifest_digest: str = ""
     process_sd: float = 0.0
     processes_covered: bool = False  # whether the measurement intervals say what fresh processes would change
+    process_spread: tuple[ProcessSpread, ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def process_lines(self) -> tuple[str, ...]:
+        """What the tasks that were measured in several processes say of the others."""
+        beyond = "" if self.processes_covered else "; intervals of the other rows do not cover this"
+        return tuple(spread.words + beyond for spread in self.process_spread)
 
     @property
     def exit_code(self) -> ExitCode:

@@ -10,6 +10,7 @@ from statistics import median
 import numpy as np
 
 from orchestrator.errors import UsageError
+from orchestrator.noise import process_spread
 from orchestrator.report.answers import Answers, BreakReason, Configuration, DtypeAnswer, Estimate, Rate, Spread, SuiteAnswer, Variant
 from orchestrator.report.environment import environment_of, mixed
 from orchestrator.report.failures import failure_groups
@@ -40,8 +41,9 @@ def build(run: Run, *, allow_mixed: bool = False, process_sd: float = 0.0) -> An
     ``process_sd`` is the standard deviation of ``ln(speedup)`` between fresh processes, added to every task's own error.
 
     Raises:
-        UsageError: rows of one mean come from different GPU models or library versions, and ``allow_mixed`` is off.
+        UsageError: rows of one mean come from different GPU models or library versions, and ``allow_mixed`` is off; or an A/A run.
     """
+    run.refuse_aa("a score")
     remarks = [*run.remarks, *_set_aside(run.rows), *_unplanned(run)]
     for row_group in _by_configuration(run.rows).values():
         found = mixed([row for row in row_group if row.passed])
@@ -68,6 +70,7 @@ def build(run: Run, *, allow_mixed: bool = False, process_sd: float = 0.0) -> An
         manifest_digest=run.manifest_digest,
         process_sd=process_sd,
         processes_covered=bool(process_sd) or all(row.task_id in repeated for row in run.rows if row.passed),
+        process_spread=process_spread(run),
         facts=run.facts,
     )
 

@@ -30,6 +30,7 @@ def as_json(answers: Answers) -> dict[str, Any]:
         "remarks": list(answers.remarks),
         "process_sd": answers.process_sd,
         "processes_covered": answers.processes_covered,
+        "process_spread": plain_data(answers.process_spread),
         "published": plain_data(PUBLISHED),
         "started": answers.started,
         "ended": answers.ended,

@@ -47,6 +47,7 @@ def _configuration(answers: Answers, configuration: Configuration) -> list[str]:
     ]
     lines = lines if score.measurement else []
     lines += [f"- {interval_words(score.generalisation)} 95 % for other models of this kind"] if score.generalisation else []
+    lines += [f"- {literal(line)}" for line in answers.process_lines]
     lines += [f"- {literal(score.why_not)}"] if score.why_not else []
     lines += [f"- for reference: {times(PUBLISHED.weighted)}, {percent(PUBLISHED.pass_rate)} work ({PUBLISHED.source})"]
     suites = (

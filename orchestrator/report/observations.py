@@ -74,8 +74,8 @@ class Observations:
 
 
 def observe(store: Store, *, newest: int | None = None) -> Observations:
-    """Every run of ``store``, or the ``newest`` ones. A run that cannot be read is left out and named in the log."""
-    records = store.runs()
+    """Every run of ``store``, or the ``newest`` ones, but no A/A runs. A run that cannot be read is left out and named in the log."""
+    records = [record for record in store.runs() if not record.aa]
     records, tables = _readable(store, records[-newest:] if newest else records)
 
     @cache

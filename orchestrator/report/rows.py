@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.errors import UsageError
 from orchestrator.report.plain import plain
 from tasks.spec import Status, TaskSpec
 
@@ -45,6 +46,13 @@ class Row:
     speedup_of_medians: float | None = None
     quality: str | None = None
     pairs: int | None = None
+    process_speedups: tuple[float, ...] = ()  # each process's own estimate
+    aa_eager: float | None = None  # of an A/A run: eager against eager
+    aa_eager_low: float | None = None
+    aa_eager_high: float | None = None
+    aa_compiled: float | None = None
+    aa_compiled_low: float | None = None
+    aa_compiled_high: float | None = None
     eager_ms: float | None = None
     compiled_ms: float | None = None
     eager_device_ms: float | None = None
@@ -117,6 +125,16 @@ class Run:
     manifest_digest: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)  # anything else about the run worth printing
     remarks: tuple[str, ...] = ()  # what a reader must know before believing the rows
+    aa: bool = False  # each arm was measured against itself: rows have no speedups
+
+    def refuse_aa(self, wanted: str) -> None:
+        """Let nobody make ``wanted`` of a run that has no speedups.
+
+        Raises:
+            UsageError: it is an A/A run.
+        """
+        if self.aa:
+            raise UsageError(f"run {self.run_id} is an A/A run, each arm against itself: it has no speedups, and {wanted} needs them")
 
     @property
     def missing(self) -> tuple[Planned, ...]:
@@ -168,6 +186,7 @@ def load(store: RunStore, columns: Sequence[str] = COLUMNS) -> Run:
             **{f"cluster {name}": plain(str(value)) for name, value in record.cluster.items()},
         },
         remarks=damaged,
+        aa=record.aa,
     )
 
 
@@ -191,6 +210,7 @@ def _row(columns: dict[str, Any]) -> Row:
     cells["machine"] = _object(cells.get("machine"))
     cells["error"] = cells.get("error") or cells.get("skip_reason")
     cells["graph_break_reasons"] = tuple(plain(reason) for reason in cells.get("graph_break_reasons") or ())
+    cells["process_speedups"] = tuple(cells.get("process_speedups") or ())
     cells |= {name: cells[name].timestamp() for name in ("started", "ended") if cells.get(name)}
     return Row(**{name: value for name, value in cells.items() if name in _KNOWN})
 

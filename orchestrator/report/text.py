@@ -45,7 +45,7 @@ def _headline(answers: Answers, configuration: Configuration) -> RenderableType:
                 ("score ", "bold"), (times(score.value, 3), "bold green"), f"  = {weights}, geometric means over tasks that passed"
             )
         )
-        lines += [Text(f"  {line}") for line in _intervals(score, answers.processes_covered)]
+        lines += [Text(f"  {line}") for line in (*_intervals(score, answers.processes_covered), *answers.process_lines)]
     for answer in configuration.dtypes:
         value = "not defined" if answer.geomean.value is None else times(answer.geomean.value, 3)
         spread = (

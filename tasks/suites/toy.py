@@ -17,15 +17,29 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import NoReturn
 
 from tasks.channel import Channel
-from tasks.spec import Accuracy, Arm, FailureClass, Measurement, Phase, Quality, Samples, Scalar, Status, TaskSpec, WorkerResult
+from tasks.spec import (
+    AA_PHASES,
+    Accuracy,
+    Arm,
+    FailureClass,
+    Measurement,
+    Phase,
+    Quality,
+    Samples,
+    Scalar,
+    Status,
+    TaskSpec,
+    WorkerResult,
+)
 
-PLANTED: dict[str, Scalar] = {"eager_ms": 2.0, "compiled_ms": 1.0, "noise": 0.002, "pairs": 12}
-"""Options of every toy that passes: milliseconds per iteration, the standard deviation of their logarithm, and how many pairs."""
+PLANTED: dict[str, Scalar] = {"eager_ms": 2.0, "compiled_ms": 1.0, "noise": 0.002, "pairs": 12, "process_noise": 0.0}
+"""Options of every toy that passes: milliseconds per iteration, the standard deviation of their logarithm, how many pairs, and by how much
+ln(speedup) varies from one process of a task to the next."""
 
 _FOREVER_S = 3600
 
@@ -38,6 +52,7 @@ class Act:
     options: Mapping[str, Scalar]
     channel: Channel
     out_path: Path
+    process: int = 0
 
     def number(self, name: str) -> float:
         """The value of an option; 0 for one that this toy does not have."""
@@ -62,14 +77,17 @@ class Toy:
     at_once: bool = False
 
 
-def run(task: TaskSpec, channel: Channel, out_path: Path) -> WorkerResult:
-    """Play the toy that ``task`` names. An unknown toy or option is a failed build, as for any other model."""
+def run(task: TaskSpec, channel: Channel, out_path: Path, process: int = 0) -> WorkerResult:
+    """Play the toy that ``task`` names, in the task's ``process``-th process.
+
+    An unknown toy or option is a failed build, as for any other model.
+    """
     toy = MODELS.get(kind_of(task.model.name))
     problem = f"there is no toy {task.model.name!r}" if toy is None else _problem(toy, task.model.options)
     if toy is None or problem is not None:
         channel.phase(Phase.BUILD)
         return WorkerResult(Status.FAIL_EAGER, Phase.BUILD, FailureClass.MODEL, problem)
-    return toy.play(Act(task, toy.options | task.model.options, channel, out_path))
+    return toy.play(Act(task, toy.options | task.model.options, channel, out_path, process))
 
 
 def kind_of(name: str) -> str:
@@ -98,12 +116,12 @@ def _problem(toy: Toy, given: Mapping[str, Scalar]) -> str | None:
 
 
 def _pass(act: Act) -> WorkerResult:
-    began = time.monotonic()
+    began, paused_s = time.monotonic(), act.channel.paused_s()
     for _ in range(int(act.number("orphans"))):
         _abandon(dict(os.environ))
     act.up_to(Phase.COMPILE)
     _compile(act)
-    compile_s = time.monotonic() - began - act.channel.paused_s()
+    compile_s = time.monotonic() - began - (act.channel.paused_s() - paused_s)
     act.channel.phase(Phase.VERIFY)
     act.channel.phase(Phase.TIME)
     for _ in range(max(1, int(act.number("rounds")))):
@@ -133,8 +151,22 @@ def _time_exclusively(act: Act) -> None:
 
 
 def planted_samples(act: Act) -> Samples:
-    """Samples with the planted medians and noise, the same for the same seed and task; no time passes."""
-    source = random.Random(f"{act.task.seed}/{act.task.task_id}")
+    """Samples with the planted medians and noise, the same for the same seed, task and process; no time passes."""
+    from tasks.estimator import joined
+
+    source = random.Random("/".join([str(act.task.seed), act.task.task_id, *([str(act.process)] if act.process else [])]))
+    times_ms = {arm: act.number(f"{arm.value}_ms") for arm in Arm}
+    if act.task.aa:
+        return joined([_planted(act, source, phase, dict.fromkeys(Arm, times_ms[arm])) for arm, phase in AA_PHASES.items()])
+    samples = _planted(act, source, "timed", times_ms)
+    if not act.number("process_noise"):
+        return samples
+    shift = math.exp(source.gauss(0.0, act.number("process_noise")))
+    shifted = (round(host_ns * shift) if arm == Arm.EAGER else host_ns for arm, host_ns in zip(samples.arm, samples.host_ns, strict=True))
+    return replace(samples, host_ns=tuple(shifted))
+
+
+def _planted(act: Act, source: random.Random, phase: str, times_ms: Mapping[Arm, float]) -> Samples:
     iterations = act.task.measure.block_iterations
     rows: list[tuple[Arm, int, int, int, int, int]] = []
     clock_ns = 0
@@ -142,12 +174,12 @@ def planted_samples(act: Act) -> Samples:
         arms = source.sample(list(Arm), 2)
         for order, arm in enumerate(arms):
             for iteration in range(iterations):
-                host_ns = round(act.number(f"{arm.value}_ms") * 1e6 * math.exp(source.gauss(0.0, act.number("noise"))))
+                host_ns = round(times_ms[arm] * 1e6 * math.exp(source.gauss(0.0, act.number("noise"))))
                 rows.append((arm, pair, order, iteration, host_ns, clock_ns))
                 clock_ns += host_ns
     count = len(rows)
     return Samples(
-        phase=("timed",) * count,
+        phase=(phase,) * count,
         arm=tuple(arm.value for arm, *_ in rows),
         process=(0,) * count,
         pair=tuple(row[1] for row in rows),
@@ -164,19 +196,14 @@ def planted_samples(act: Act) -> Samples:
 
 
 def _measurement(act: Act, samples: Samples, compile_s: float) -> Measurement:
-    from tasks.estimator import summarise
+    from tasks.estimator import Summary, summarise
 
     summary = summarise(samples)
+    names = {field.name for field in fields(Measurement)} & {field.name for field in fields(Summary)}
     narrow = summary.half_width is not None and summary.half_width <= act.task.measure.half_width
     return Measurement(
-        speedup=summary.speedup,
-        speedup_low=summary.speedup_low,
-        speedup_high=summary.speedup_high,
-        speedup_of_medians=summary.speedup_of_medians,
+        **{name: getattr(summary, name) for name in names},
         quality=(Quality.OK if narrow else Quality.WIDE).value,
-        pairs=summary.pairs,
-        eager_ms=summary.eager_ms,
-        compiled_ms=summary.compiled_ms,
         compile_s=compile_s,
         graphs=1,
         graph_breaks=0,
@@ -260,6 +287,10 @@ def _host_oom(act: Act) -> WorkerResult:
 # --- toys that take their process with them -------------------------------------------------------------------------------------------
 
 
+def _relapse(act: Act) -> WorkerResult:
+    return _pass(act) if act.process == 0 else _crash(act)
+
+
 def _crash(act: Act) -> NoReturn:
     act.up_to(_phase_of(act))
     ctypes.string_at(0)
@@ -340,6 +371,7 @@ MODELS: dict[str, Toy] = {
     ),
     "host_oom": Toy("runs out of the machine's memory", _host_oom),
     "crash": Toy("ends with a segmentation fault", _crash, _IN_COMPILE),
+    "relapse": Toy("passes in its first process and crashes in any later one", _relapse, PLANTED | _IN_COMPILE),
     "exit_zero": Toy("exits with status 0 and no result", _exit_zero, _IN_COMPILE),
     "half_result": Toy("is killed half way through writing its result", _half_result),
     "hang": Toy("never ends", _hang, _IN_COMPILE | {"orphans": 0}),

@@ -6,8 +6,9 @@ import dataclasses
 import random
 
 from orchestrator.record import PlannedTask, RunRecord
-from tasks.estimator import summarise
+from tasks.estimator import joined, summarise
 from tasks.spec import (
+    AA_PHASES,
     FailureClass,
     Measurement,
     ModelSpec,
@@ -75,6 +76,20 @@ def passed(task, attempt=1, seed=0, log="built\ntimed\n", **fields):
         ),
         samples=samples,
     )
+
+
+def against_itself(task, seed=0):
+    """An outcome of an A/A task: each arm against itself."""
+    parts = [replace_phase(some_samples(seed + number, ratio=1.0), phase) for number, phase in enumerate(AA_PHASES.values())]
+    samples = joined(parts)
+    summary = summarise(samples)
+    names = {field.name for field in dataclasses.fields(Measurement)} & {field.name for field in dataclasses.fields(summary)}
+    measured = Measurement(**{name: getattr(summary, name) for name in names}, quality="ok")
+    return dataclasses.replace(passed(task), measurement=measured, samples=samples)
+
+
+def replace_phase(samples, phase):
+    return dataclasses.replace(samples, phase=(phase,) * len(samples.phase))
 
 
 def failed(task, attempt=1, status=Status.CRASH, failure_class=FailureClass.CRASH, error="the worker died"):

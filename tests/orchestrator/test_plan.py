@@ -269,6 +269,7 @@ MOVES_THE_NUMBER = {
     "optimizer": st.sampled_from(["none", "sgd", "adam"]),
     "cache": st.sampled_from(["cold", "shared"]),
     "seed": st.integers(0, 3),
+    "aa": st.booleans(),
 }  # fmt: skip
 CHANGES_NOTHING = {
     "task_id": st.text(max_size=5),

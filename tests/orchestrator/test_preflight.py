@@ -9,7 +9,7 @@ import pytest
 from orchestrator.errors import ExitCode, PreflightError
 from orchestrator.preflight import capacity, check, resolve_device
 from tasks.probe import Gpu, NodeProbe
-from tasks.spec import MeasureSpec, ModelSpec, ResourceSpec
+from tasks.spec import ModelSpec, ResourceSpec
 from tests.orchestrator.fakes import NODE, task
 
 GPU_NODE = replace(NODE, name="gpu:0002", num_gpus=4.0, num_cpus=16.0, accelerators=("H200",))
@@ -78,11 +78,6 @@ def test_no_torch_no_compiler_other_code_or_no_answer():
 
 def test_toys_need_neither_torch_nor_compiler():
     check([task("pass")], [NODE], {NODE.name: replace(PROBE, versions={"torch": None}, compiler=None)}, "v1")
-
-
-def test_fresh_processes_are_refused_rather_than_ignored():
-    text = problems([task("m", measure=MeasureSpec(processes=3))], [NODE], {NODE.name: PROBE})
-    assert "measurement.processes above 1, which this version cannot run yet" in text
 
 
 def test_every_problem_is_reported_at_once():

@@ -44,7 +44,7 @@ def test_every_measured_field_reaches_the_row():
         if "dict" in kind:
             continue
         values[field.name] = f"v{index}" if "str" in kind else bool(index % 2) if "bool" in kind else index
-    values["graph_break_reasons"] = ("a", "b")
+    values |= {"graph_break_reasons": ("a", "b"), "process_speedups": (1.5, 1.25)}
     measured = Measurement(**values, versions={"torch": "2", "numpy": "1"}, machine={"cores": 2})
     row = schema.row_of("r", a_task(1), Outcome("t", 1, Status.PASS, Phase.WRITE, measurement=measured))
     assert {name: getattr(row, name) for name in values} == values
@@ -101,6 +101,7 @@ BY_TYPE = {
     pa.int64(): whole,
     pa.bool_(): st.booleans(),
     pa.list_(pa.string()): st.lists(text, max_size=3).map(tuple),
+    pa.list_(pa.float64()): st.lists(number, max_size=3).map(tuple),
     pa.timestamp("us", tz="UTC"): moment,
 }
 SPECIAL = {"status": st.sampled_from(Status), "phase": st.sampled_from(Phase)}
@@ -108,7 +109,7 @@ SPECIAL = {"status": st.sampled_from(Status), "phase": st.sampled_from(Phase)}
 
 def cell(field):
     values = SPECIAL.get(field.name, BY_TYPE[field.type])
-    empty = st.just(()) if field.name == "graph_break_reasons" else st.none()
+    empty = st.just(()) if pa.types.is_list(field.type) else st.none()
     return values | empty if field.nullable else values
 
 

@@ -12,9 +12,10 @@ import pytest
 from orchestrator.errors import ExitCode
 from orchestrator.record import PlannedTask
 from orchestrator.store import Store
-from orchestrator.verify import DERIVED, verify
-from tasks.spec import FailureClass, Status
-from tests.orchestrator.stored import a_record, a_task, failed, passed
+from orchestrator.verify import AA, DERIVED, verify
+from tasks.merge import merge
+from tasks.spec import FailureClass, MeasureSpec, Status, WorkerResult
+from tests.orchestrator.stored import a_record, a_task, against_itself, failed, passed
 
 TASKS = [a_task(number) for number in range(4)]
 
@@ -66,13 +67,52 @@ def test_missing_and_unplanned_rows_are_found(tmp_path):
     }
 
 
-@pytest.mark.parametrize("column", DERIVED)
+@pytest.mark.parametrize("column", [column for column in DERIVED if column not in AA])
 def test_every_published_number_is_derived_again_to_the_last_bit(run, column):
-    nudged = (lambda value: value + 1) if column == "pairs" else (lambda value: value * (1 + 2**-52))
-    rewrite(run, "tasks", column, nudged)
+    nudged = {"pairs": lambda value: value + 1, "process_speedups": lambda values: [value * (1 + 2**-52) for value in values]}
+    rewrite(run, "tasks", column, nudged.get(column, lambda value: value * (1 + 2**-52)))
     found = verify(run)
     assert {violation.subject for violation in found if violation.rule == "samples"} == {task.task_id for task in TASKS[:2]}
     assert all(column in violation.message for violation in found if violation.rule == "samples")
+
+
+@pytest.fixture
+def aa_run(tmp_path):
+    task = dataclasses.replace(TASKS[0], aa=True)
+    run = Store(str(tmp_path)).create(dataclasses.replace(a_record(), aa=True), [PlannedTask(task)])
+    run.append([(task, against_itself(task))])
+    return run
+
+
+def test_a_run_of_arms_against_themselves_is_sound_without_a_speedup(aa_run):
+    assert verify(aa_run) == []
+    (row,) = aa_run.rows(("speedup", "aa", "aa_eager")).to_pylist()
+    assert (row["speedup"], row["aa"]) == (None, True)
+
+
+@pytest.mark.parametrize("column", [*AA, "eager_ms", "compiled_ms"])
+def test_every_number_of_an_arm_against_itself_is_derived_again(aa_run, column):
+    rewrite(aa_run, "tasks", column, lambda value: value * (1 + 2**-52))
+    assert rules(aa_run) == {("samples", TASKS[0].task_id)}
+
+
+@pytest.mark.parametrize(("column", "value"), [("aa_eager", None), ("aa_compiled_low", None), ("speedup", 1.5)])
+def test_a_row_of_arms_against_themselves_has_their_ratios_and_nothing_else(aa_run, column, value):
+    rewrite(aa_run, "tasks", column, lambda _: value)
+    assert (column.removesuffix("_low"), TASKS[0].task_id) in rules(aa_run)
+
+
+def test_the_numbers_of_several_processes_are_derived_from_the_samples_of_all(tmp_path):
+    task = dataclasses.replace(TASKS[0], measure=MeasureSpec(processes=3))
+    parts = [passed(task, seed=seed, ratio=1.5 + seed / 10) for seed in range(3)]
+    merged = merge([WorkerResult(part.status, part.phase, None, None, part.measurement, part.samples) for part in parts])
+    run = Store(str(tmp_path)).create(a_record(), [PlannedTask(task)])
+    run.append([(task, dataclasses.replace(parts[0], measurement=merged.measurement, samples=merged.samples))])
+    assert verify(run) == []
+    (row,) = run.rows(("process_speedups", "speedup_low", "speedup_high")).to_pylist()
+    assert row["speedup_low"] < min(row["process_speedups"]) < max(row["process_speedups"]) < row["speedup_high"]
+    rewrite(run, "samples", "process", lambda _: 0)
+    assert rules(run) == {("samples", task.task_id)}
 
 
 def test_a_changed_sample_is_found(run):

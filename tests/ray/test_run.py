@@ -16,8 +16,12 @@ from rich.console import Console
 
 from orchestrator import run as runs
 from orchestrator.cluster import RayCluster
+from orchestrator.confirm import confirmation
 from orchestrator.errors import ExitCode, PreflightError, UsageError
+from orchestrator.noise import noise
+from orchestrator.report.rows import load
 from orchestrator.store import Store
+from orchestrator.verify import verify
 from tasks.spec import Status
 
 WAIT_S = 90.0
@@ -62,10 +66,10 @@ def ray():
     cluster.close()
 
 
-def run(ray, manifest, results, resume=False, rerun=frozenset()):
+def run(ray, manifest, results, resume=False, rerun=frozenset(), aa=False):
     """The exit status and what a person would have seen."""
     console = Console(file=io.StringIO(), width=200)
-    request = runs.RunRequest(manifest, str(results), "r", None, resume, rerun)
+    request = runs.RunRequest(manifest, str(results), "r", None, resume, rerun, aa)
     ended = runs.run(request, console, connect=lambda _: ray)
     return ended.ending.exit_code, console.file.getvalue()
 
@@ -238,3 +242,43 @@ def test_a_bad_manifest_exits_2_with_every_error(manifest, tmp_path):
     assert done.returncode == ExitCode.USAGE
     assert f"{path}:2:1: nam: " in done.stderr
     assert f"{path}:9:7: suites.toy[1]" in done.stderr
+
+
+def test_a_model_is_measured_in_as_many_fresh_processes_as_the_manifest_says(ray, manifest, tmp_path):
+    repeated = "{name: pass.repeated, measurement: {processes: 3}, options: {process_noise: 0.05}}"
+    code, _ = run(ray, manifest("pass", repeated, "{name: relapse, measurement: {processes: 2}}"), tmp_path)
+    assert code == ExitCode.SOME_FAILED
+    found = rows(tmp_path)
+    assert {model: row["status"] for model, row in found.items()} == {"pass": "pass", "pass.repeated": "pass", "relapse": "crash"}
+    assert [len(found[model]["process_speedups"]) for model in ("pass", "pass.repeated")] == [1, 3]
+    store = Store(str(tmp_path)).resolve("r")
+    assert set(store.samples_of(found["pass.repeated"]["task_id"]).process) == {0, 1, 2}
+    assert verify(store) == []
+
+
+def test_what_compare_writes_to_confirm_runs(ray, manifest, tmp_path):
+    path = manifest("pass", "pass.2")
+    run(ray, path, tmp_path / "first")
+    specs = [entry.task for entry in Store(str(tmp_path / "first")).resolve("r").plan()]
+    ((_, text),) = confirmation(specs, "confirm", processes=2).items()
+    path.write_text(text)
+    assert run(ray, path, tmp_path / "second")[0] == ExitCode.PASSED
+    assert [len(row["process_speedups"]) for row in rows(tmp_path / "second").values()] == [2, 2]
+    assert verify(Store(str(tmp_path / "second")).resolve("r")) == []
+
+
+def test_each_arm_against_itself_gives_ratios_of_one_and_no_speedup(ray, manifest, tmp_path):
+    path = manifest("pass", "noisy", "fail_eager")
+    assert run(ray, path, tmp_path, aa=True)[0] == ExitCode.SOME_FAILED
+    store = Store(str(tmp_path)).resolve("r")
+    assert store.record.aa
+    assert verify(store) == []
+    found = rows(tmp_path)
+    assert [found[model]["speedup"] for model in ("pass", "noisy", "fail_eager")] == [None] * 3
+    assert {row["aa"] for row in found.values()} == {True}
+    shown = noise(load(store))
+    assert {(floor.kind, floor.arm): floor.intervals for floor in shown.floors}["CPU", "all"] == 4
+    assert shown.without == (("toy/fail_eager/float32/training/inductor", "fail_eager"),)
+    with pytest.raises(UsageError, match="was started with --aa"):
+        run(ray, path, tmp_path, resume=True)
+    assert run(ray, path, tmp_path, resume=True, aa=True)[0] == ExitCode.SOME_FAILED

@@ -11,12 +11,12 @@ import pytest
 
 from tasks import lease
 from tasks.scratch import MARK
-from tasks.spec import Attempt, DeadlineSpec, ModelSpec, PrecisionSpec, ResourceSpec, TaskSpec
+from tasks.spec import Attempt, DeadlineSpec, MeasureSpec, ModelSpec, PrecisionSpec, ResourceSpec, TaskSpec
 
 WAIT_S = 60.0
 
 
-def toy(kind, *, task_id=None, deadlines=None, resources=None, cache="cold", **options):
+def toy(kind, *, task_id=None, deadlines=None, resources=None, cache="cold", measure=None, **options):
     return TaskSpec(
         task_id=task_id or f"toy/{kind}/amp/training/inductor",
         model=ModelSpec("toy", kind, options=options),
@@ -26,6 +26,7 @@ def toy(kind, *, task_id=None, deadlines=None, resources=None, cache="cold", **o
         deadlines=deadlines or DeadlineSpec(),
         resources=resources or ResourceSpec(),
         cache=cache,
+        measure=measure or MeasureSpec(),
     )
 
 

@@ -57,3 +57,16 @@ def test_every_second_is_either_counted_or_halted(steps):
         now += passed
         getattr(clock, what)(argument, now)
     assert sum(clock.phase_s(now).values()) + clock.all_halted_s(now) == pytest.approx(now, abs=1e-3)
+
+
+def test_a_new_process_has_its_phases_anew_and_what_is_left_of_the_task():
+    clock = PhaseClock(DeadlineSpec(start_s=5, build_s=10, task_s=20), 0.0)
+    clock.enter(Phase.BUILD, 4.0)
+    clock.halt(PAUSED, 12.0)
+    clock.restart(50.0)
+    assert clock.phase is Phase.START
+    assert clock.remaining_s(51.0) == 4.0
+    clock.enter(Phase.BUILD, 54.0)
+    assert clock.remaining_s(54.0) == 4.0
+    assert clock.phase_s(55.0) == {"start": 8.0, "build": 9.0}
+    assert clock.expired(58.0) == "the task took longer than its 20 s"

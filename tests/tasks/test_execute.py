@@ -104,6 +104,33 @@ class TestRow:
         result = run("convnet", mode="inference")
         assert (result.status, result.measurement.accuracy, result.measurement.graph_breaks) == (Status.PASS, "pass", 0)
 
+    def test_each_arm_can_be_measured_against_itself(self):
+        result = run("mlp", aa=True)
+        found = result.measurement
+        assert (result.status, found.speedup, found.speedup_of_medians, found.pairs) == (Status.PASS, None, None, 14)
+        assert found.aa_eager_low <= found.aa_eager <= found.aa_eager_high
+        assert found.aa_compiled_low <= found.aa_compiled <= found.aa_compiled_high
+        assert {"aa_eager", "aa_compiled"} <= set(result.samples.phase)
+        assert "timed" not in result.samples.phase
+
+    def test_an_arm_against_itself_steps_that_arm_alone(self, monkeypatch, uncompiled):
+        seen = []
+        original = execute.measure.measure
+        monkeypatch.setattr(execute.measure, "measure", lambda sides, **more: seen.append((sides, more)) or original(sides, **more))
+        run("mlp", aa=True)
+        assert [more["phase"] for _, more in seen] == ["aa_eager", "aa_compiled"]
+        assert all(sides[0] is sides[1] for sides, _ in seen)
+        assert seen[0][0][0] is not seen[1][0][0]
+        assert {more["deadline_s"] for _, more in seen} == {DeadlineSpec().time_s / 2}
+
+    def test_every_process_has_an_order_and_a_number_of_its_own(self, monkeypatch, uncompiled):
+        seen = []
+        original = execute.measure.measure
+        monkeypatch.setattr(execute.measure, "measure", lambda sides, **more: seen.append(more["seed"]) or original(sides, **more))
+        results = [execute.execute(task("mlp"), Channel(None), process) for process in (0, 1)]
+        assert [set(result.samples.process) for result in results] == [{0}, {1}]
+        assert seen[1] == seen[0] + 1
+
     def test_the_result_survives_its_file(self, uncompiled):
         result = run("mlp")
         assert decode(WorkerResult, encode(result)) == result

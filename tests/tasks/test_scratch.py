@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tasks.scratch import MARK, UnsafeDirectoryError, attempt_directory, clear_leftovers, user_directory
+from tasks.scratch import MARK, UnsafeDirectoryError, attempt_directory, clear_leftovers, renew, user_directory
 
 
 def test_a_users_directory_is_private_and_made_once(tmp_path):
@@ -46,3 +46,14 @@ def test_leftovers_of_the_dead_go_and_their_processes_end(tmp_path):
     clear_leftovers(tmp_path)
     assert process.wait(timeout=30) == -9
     assert [path.name for path in tmp_path.iterdir()] == ["cache-run"]
+
+
+def test_the_next_process_of_a_task_finds_only_what_was_kept(tmp_path):
+    with attempt_directory(tmp_path) as path:
+        (path / "cache" / "inductor").mkdir(parents=True)
+        for name in ("spec.json", "result.json", "result-0.json", "cache/inductor/kernel"):
+            (path / name).write_text("x")
+        (path / "link").symlink_to(tmp_path)
+        renew(path, keep=[path / "result-0.json"])
+        assert [entry.name for entry in path.iterdir()] == ["result-0.json"]
+    assert tmp_path.is_dir()

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from tasks import lease, supervisor
+from tasks.estimator import summarise
 from tasks.processes import identity
 from tasks.scratch import MARK
-from tasks.spec import Attempt, DeadlineSpec, FailureClass, ModelSpec, Outcome, Phase, ResourceSpec, Status, decode, encode
+from tasks.spec import Attempt, DeadlineSpec, FailureClass, MeasureSpec, ModelSpec, Outcome, Phase, ResourceSpec, Status, decode, encode
 from tasks.spool import spool_name
 from tasks.supervisor import Finished, Heartbeat, PhaseStarted, Started, run_inline, supervise
 from tests.tasks.processes_fixtures import attempt, attempts_in, guardians_of, states_below, toy, wait_until
@@ -321,6 +322,44 @@ def test_an_attempt_does_not_touch_its_neighbours(node_directory):
     assert finish(toy("pass")).status is Status.PASS
     *_, last = events
     assert last.outcome.status is Status.PASS
+
+
+def test_each_process_is_a_fresh_worker_and_the_last_one_brings_the_result_of_all(node_directory):
+    events = list(supervise(toy("slow_pass", measure=MeasureSpec(processes=3), seconds=0.01, process_noise=0.05), attempt()))
+    assert [type(event) for event in events].count(Started) == 1
+    once = [phase for phase in Phase if phase is not Phase.START]
+    assert [event.phase for event in events if isinstance(event, PhaseStarted)] == [*once, Phase.START, *once, Phase.START, *once]
+    outcome = events[-1].outcome
+    assert outcome.status is Status.PASS, outcome
+    assert set(outcome.samples.process) == {0, 1, 2}
+    assert summarise(outcome.samples).speedup == outcome.measurement.speedup
+    speedups = outcome.measurement.process_speedups
+    assert len(set(speedups)) == 3
+    assert outcome.measurement.speedup_low < min(speedups) < max(speedups) < outcome.measurement.speedup_high
+    assert "--- process 3 of 3 ---" in outcome.log
+    assert attempts_in(node_directory) == []
+
+
+def test_a_process_that_fails_fails_the_task_and_none_follows(node_directory):
+    outcome = finish(toy("relapse", measure=MeasureSpec(processes=3)))
+    assert (outcome.status, outcome.failure_class, outcome.phase) == (Status.CRASH, FailureClass.CRASH, Phase.COMPILE)
+    assert outcome.error.startswith("process 2 of 3: the worker was killed by SIGSEGV")
+    assert "process 3 of 3" not in outcome.log
+    assert outcome.measurement.speedup is None
+    assert outcome.samples.phase == ()
+
+
+def test_phases_have_their_deadlines_in_each_process_and_the_task_has_one_for_all(node_directory):
+    three = MeasureSpec(processes=3)
+    assert finish(toy("slow_pass", measure=three, deadlines=DeadlineSpec(compile_s=1.5), seconds=1.0)).status is Status.PASS
+    outcome = finish(toy("slow_pass", measure=three, deadlines=DeadlineSpec(task_s=2.0), seconds=1.5))
+    assert (outcome.status, outcome.failure_class) == (Status.TIMEOUT, FailureClass.DEADLINE)
+    assert outcome.error == "process 2 of 3: the task took longer than its 2 s"
+
+
+def test_inline_runs_as_many_processes_in_turn_in_this_one():
+    outcome = run_inline(toy("pass", measure=MeasureSpec(processes=3)), attempt())
+    assert len(outcome.measurement.process_speedups) == 3
 
 
 def test_inline_runs_a_toy_here_and_now(tmp_path):
