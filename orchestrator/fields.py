@@ -170,7 +170,8 @@ class Execution(Fields):
         default=None, description="Compile processes of Inductor in a task; null: as many as num_cpus."
     )
     sharing: Sharing = Field(
-        default=1, description="Tasks per GPU that may compile at once; timing is always exclusive. auto: by cores and memory."
+        default=1,
+        description="Tasks per GPU, or per node on the CPU, that may compile at once; timing is always exclusive. auto: by cores and memory.",
     )
     max_in_flight: PositiveInt | None = Field(default=None, description="Tasks submitted at once; null: a little more than fit.")
     cache: Literal["cold", "shared"] = Field(

@@ -9,7 +9,7 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,18 +18,20 @@ from rich.console import Console
 
 from orchestrator import __version__
 from orchestrator.cluster import Cluster, NodeInfo, RayCluster
+from orchestrator.costs import recorded
 from orchestrator.driver import Driver, Ending, Sink
 from orchestrator.errors import ExitCode, UsageError
 from orchestrator.journal import Journal
 from orchestrator.manifest import LoadedManifest, load_manifest
 from orchestrator.plan import plan_tasks
 from orchestrator.policy import Policy
-from orchestrator.preflight import capacity, check, resolve_device
+from orchestrator.preflight import capacity, check, machine, resolve_device
 from orchestrator.progress import LiveProgress, PlainProgress
 from orchestrator.record import PlannedTask, RunRecord, RunState
-from orchestrator.store import RunStore, Store, recorded_durations
+from orchestrator.sharing import Sharing, work_out
+from orchestrator.store import RunStore, Store
 from orchestrator.sweep import Sweep, SweepTask
-from tasks.probe import code_version
+from tasks.probe import NodeProbe, code_version
 from tasks.spec import Attempt, Outcome, Status, TaskSpec
 
 log = logging.getLogger(__name__)
@@ -73,10 +75,12 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
     with closing(connect(request.address)) as cluster:
         nodes = cluster.nodes()
         device = resolve_device(loaded.manifest.execution.device, nodes)
-        plan = earlier.plan() if earlier else _plan(loaded, device, request.results)
+        probes = cluster.probe()
+        sharing = _sharing(loaded, device, nodes, probes)
+        plan = earlier.plan() if earlier else _plan(loaded, device, request.results, sharing)
         specs = [planned.task for planned in plan if planned.skip_reason is None]
-        check(specs, nodes, cluster.probe(), code_version())
-        run_store = earlier or store.create(_record(request, loaded, nodes, device), plan)
+        check(specs, nodes, probes, code_version())
+        run_store = earlier or store.create(_record(request, loaded, nodes, device, sharing), plan)
         with run_store:
             if earlier:
                 _reopen(run_store, console)
@@ -113,12 +117,18 @@ def _earlier_run(store: Store, request: RunRequest, loaded: LoadedManifest) -> R
     return store.resolve(record.run_id)
 
 
-def _plan(loaded: LoadedManifest, device: str, results: str) -> tuple[PlannedTask, ...]:
-    planned = plan_tasks(loaded, device, recorded_durations(results)).tasks
+def _sharing(loaded: LoadedManifest, device: str, nodes: Sequence[NodeInfo], probes: Mapping[str, NodeProbe | str]) -> Sharing:
+    execution = loaded.manifest.execution
+    suitable = [node for node in nodes if device == "cpu" or execution.accelerator in {None, *node.accelerators}]
+    return work_out(execution.sharing, device, [machine(node, probes.get(node.name)) for node in suitable], execution.num_cpus)
+
+
+def _plan(loaded: LoadedManifest, device: str, results: str, sharing: Sharing) -> tuple[PlannedTask, ...]:
+    planned = plan_tasks(loaded, device, recorded(results), sharing=sharing).tasks
     return tuple(PlannedTask(entry.spec, entry.skip) for entry in planned)
 
 
-def _record(request: RunRequest, loaded: LoadedManifest, nodes: Sequence[NodeInfo], device: str) -> RunRecord:
+def _record(request: RunRequest, loaded: LoadedManifest, nodes: Sequence[NodeInfo], device: str, sharing: Sharing) -> RunRecord:
     started = time.time()
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(started))
     return RunRecord(
@@ -136,6 +146,9 @@ def _record(request: RunRequest, loaded: LoadedManifest, nodes: Sequence[NodeInf
             "nodes": len(nodes),
             "cpus": sum(node.num_cpus for node in nodes),
             "gpus": sum(node.num_gpus for node in nodes),
+            "sharing": sharing.tasks,
+            "sharing_why": sharing.why,
+            "gpu_mib": sharing.gpu_mib,
         },
     )
 
@@ -201,7 +214,7 @@ def _store_orphans(run_store: RunStore, plan: Sequence[PlannedTask], policy: Pol
     final = [
         outcome
         for outcome in latest.values()
-        if policy.retry(outcome, bool(outcome.measurement.neighbours), (outcome.failure_class,) if outcome.failure_class else ()) is None
+        if policy.retry(outcome, _shares(specs[outcome.task_id]), (outcome.failure_class,) if outcome.failure_class else ()) is None
     ]
     if final:
         sink.append([(specs[outcome.task_id], outcome) for outcome in final])
@@ -217,8 +230,14 @@ def _sweep_tasks(run_store: RunStore, plan: Sequence[PlannedTask], rerun: frozen
         keep = status is not None and status not in rerun
         # A later attempt wins over the row that is there.
         first = row["attempt"] + 1 if row and not keep else 1
-        tasks.append(SweepTask(planned.task.task_id, planned.task.deadlines, planned.skip_reason, status if keep else None, first))
+        done, shares = status if keep else None, _shares(planned.task)
+        tasks.append(SweepTask(planned.task.task_id, planned.task.deadlines, planned.skip_reason, done, first, shares))
     return tasks
+
+
+def _shares(task: TaskSpec) -> bool:
+    """Whether other tasks may be placed on the device beside it."""
+    return task.resources.device == "cuda" and task.resources.num_gpus < 1
 
 
 def _progress(console: Console, planned: int, done: int) -> AbstractContextManager[PlainProgress]:

@@ -69,11 +69,13 @@ class _Execution:
         self._enter(Phase.EAGER)
         state = State(workload, self.task.seed)
         random, eager_s = self._eager(workload, state, device)
+        accuracy.free_memory(device)
         self._enter(Phase.COMPILE)
         compiled = self._compile(workload, state, device, same_random_numbers=random)
         self._enter(Phase.VERIFY)
         self._verify(workload, compiled, state, device, eager_s)
         del state
+        accuracy.free_memory(device)
         self._enter(Phase.TIME)
         self._time(workload, compiled, device)
         return self._result()

@@ -14,6 +14,7 @@ import typer
 from orchestrator.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
+    from orchestrator.costs import Cost
     from orchestrator.plan import Plan, PlannedTask
 
 NVIDIA_DRIVER = Path("/dev/nvidiactl")
@@ -36,8 +37,8 @@ def plan(
     if expand:
         sys.stdout.write(source.dump(expanded(loaded)))
         return ExitCode.PASSED
-    finished, durations = _from_store(results, loaded.manifest.name)
-    planned = plan_tasks(loaded, _device(device, loaded.manifest.execution.device), durations, finished)
+    finished, costs = _from_store(results, loaded.manifest.name)
+    planned = plan_tasks(loaded, _device(device, loaded.manifest.execution.device), costs, finished)
     if json:
         sys.stdout.write(jsonlib.dumps(_as_data(planned, loaded.manifest.name), indent=2) + "\n")
     else:
@@ -54,12 +55,13 @@ def _device(wanted: str | None, manifest_device: str) -> str:
     return device
 
 
-def _from_store(results: str | None, name: str) -> tuple[dict[str, str], dict[str, float]]:
+def _from_store(results: str | None, name: str) -> tuple[dict[str, str], dict[str, Cost]]:
     if results is None:
         return {}, {}
-    from orchestrator.store import finished_tasks, recorded_durations
+    from orchestrator.costs import recorded
+    from orchestrator.store import finished_tasks
 
-    return finished_tasks(results, name), dict(recorded_durations(results))
+    return finished_tasks(results, name), recorded(results)
 
 
 def _as_data(planned: Plan, name: str) -> dict[str, Any]:

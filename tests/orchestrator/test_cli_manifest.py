@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from orchestrator import cli
+from orchestrator.costs import Cost
 from orchestrator.errors import ExitCode
 
 SOUND = "schema_version: 1\nname: sound\nmatrix: {dtype: [amp]}\nsuites: {toy: [pass, {name: oom, note: a remark}]}\n"
@@ -108,7 +109,7 @@ def test_plan_knows_what_a_store_has(sweep, monkeypatch):
     monkeypatch.setattr(
         "orchestrator.store.finished_tasks", lambda root, name: {done: digests[done]} if (root, name) == ("r", "sound") else {}
     )
-    monkeypatch.setattr("orchestrator.store.recorded_durations", lambda root: {done: 7200.0})
+    monkeypatch.setattr("orchestrator.costs.recorded", lambda root: {done: Cost(7000.0, 200.0)})
 
     _, out, _ = sweep("plan", "sound.yaml", "--device", "cpu", "--results", "r")
 
