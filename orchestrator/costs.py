@@ -34,7 +34,7 @@ SLOW_COMPILE_S = {
 }
 """Cold compile seconds of a training step that were published for an A100 in 2022 and 2023: old, but the order is what counts."""
 INFERENCE_SHARE = 0.4
-USUAL_TIMING_S = 10.0
+USUAL_TIMING_S = {"cuda": 4.0, "cpu": 10.0}
 
 USUAL_PARAMETERS = 50e6
 SIZE_POWER = 0.25
@@ -88,7 +88,7 @@ def estimated(spec: TaskSpec) -> Cost:
     parameters = _parameters().get((spec.model.suite, spec.model.name))
     usual_s = COMPILE_S.get(spec.model.suite, OTHER_COMPILE_S) * _size_factor(parameters)
     compile_s = SLOW_COMPILE_S.get(f"{spec.model.suite}/{spec.model.name}", usual_s)
-    timing_s = min(spec.measure.max_time_s, USUAL_TIMING_S)
+    timing_s = min(spec.measure.max_time_s, USUAL_TIMING_S[spec.resources.device])
     peak_mib = USUAL_PEAK_MIB[spec.mode] + BYTES_PER_PARAMETER[spec.mode] * (parameters or 0) / 2**20
     return Cost(spec.measure.processes * (START_S + _mode_share(spec) * compile_s), spec.measure.processes * timing_s, peak_mib)
 

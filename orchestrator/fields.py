@@ -171,7 +171,7 @@ class Execution(Fields):
     )
     sharing: Sharing = Field(
         default=1,
-        description="Tasks per GPU, or per node on the CPU, that may compile at once; timing is always exclusive. auto: by cores and memory.",
+        description="Tasks per GPU, or per CPU node, that may compile at once; timing is exclusive always. auto: by cores and memory.",
     )
     max_in_flight: PositiveInt | None = Field(default=None, description="Tasks submitted at once; null: a little more than fit.")
     cache: Literal["cold", "shared"] = Field(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from orchestrator.cluster import NodeInfo
 from orchestrator.errors import PreflightError
 from orchestrator.sharing import Machine
-from tasks.probe import NodeProbe
 from tasks.spec import ResourceSpec, TaskSpec
+
+if TYPE_CHECKING:
+    from orchestrator.nodes import NodeInfo
+    from tasks.probe import NodeProbe
 
 MIN_CAPABILITY = 70
 """Triton, which Inductor compiles to, needs compute capability 7.0 (Volta): https://github.com/triton-lang/triton#compatibility"""
@@ -39,7 +42,7 @@ def resolve_device(wanted: str, nodes: Sequence[NodeInfo]) -> str:
 
 def machine(node: NodeInfo, found: NodeProbe | str | None) -> Machine:
     """A node as ``sharing`` sees it."""
-    sizes = [gpu.memory_mib for gpu in found.gpus] if isinstance(found, NodeProbe) else []
+    sizes = [gpu.memory_mib for gpu in found.gpus] if found and not isinstance(found, str) else []
     return Machine(node.num_cpus, int(node.num_gpus), node.memory_mib, min(sizes, default=None))
 
 

@@ -17,12 +17,13 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator import __version__
-from orchestrator.cluster import Cluster, NodeInfo, RayCluster
+from orchestrator.cluster import Cluster, RayCluster
 from orchestrator.costs import recorded
 from orchestrator.driver import Driver, Ending, Sink
 from orchestrator.errors import ExitCode, UsageError
 from orchestrator.journal import Journal
 from orchestrator.manifest import LoadedManifest, load_manifest
+from orchestrator.nodes import NodeInfo
 from orchestrator.plan import plan_tasks
 from orchestrator.policy import Policy
 from orchestrator.preflight import capacity, check, machine, resolve_device
