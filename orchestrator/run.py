@@ -72,6 +72,8 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
     """
     loaded = load_manifest(request.manifest)
     store = Store(request.results)
+    if loaded.manifest.execution.cache == "bundle" and store.bundles_path is None:
+        raise UsageError(f"execution.cache: bundle keeps files beside the runs, which nodes cannot write to in {request.results}")
     earlier = _earlier_run(store, request, loaded)
     with closing(connect(request.address)) as cluster:
         nodes = cluster.nodes()
@@ -85,7 +87,7 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
         with run_store:
             if earlier:
                 _reopen(run_store, console)
-            ending = _drive(run_store, plan, loaded, cluster, nodes, request.rerun, console)
+            ending = _drive(run_store, plan, loaded, cluster, nodes, request.rerun, console, store.bundles_path)
             return Ended(run_store.run_id, _conclude(run_store, plan, ending, rerun=bool(earlier and request.rerun)))
 
 
@@ -194,6 +196,7 @@ def _drive(
     nodes: Sequence[NodeInfo],
     rerun: frozenset[Status],
     console: Console,
+    bundles: Path | None,
 ) -> Ending:
     policy = Policy(infrastructure_retries=loaded.manifest.retries.infrastructure)
     sink = _StoreSink(run_store, Journal(run_store.files, time.monotonic()))
@@ -202,9 +205,10 @@ def _drive(
     specs = [planned.task for planned in plan]
     slots = capacity([planned.task for planned in plan if planned.skip_reason is None], nodes, loaded.manifest.execution.max_in_flight)
     sweep = Sweep(tasks, policy, slots.max_in_flight)
-    spool = str(run_store.spool_path) if run_store.spool_path else None
+    spool, kept = (str(path) if path else None for path in (run_store.spool_path, bundles))
+    first = Attempt(run_store.run_id, 1, spool, kept)
     with _progress(console, len(plan), sum(task.done is not None for task in tasks)) as progress:
-        driver = Driver(specs, sweep, cluster, sink, progress, lambda number: Attempt(run_store.run_id, number, spool))
+        driver = Driver(specs, sweep, cluster, sink, progress, lambda number: replace(first, number=number))
         return driver.run()
 
 

@@ -21,7 +21,7 @@ from orchestrator import __version__
 from tasks.probe import code_version
 from tasks.spec import Measurement, Outcome, Phase, Samples, Scalar, Status, TaskSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 VERSION_COLUMNS = ("python", "torch", "triton", "transformers", "timm", "torchvision", "driver", "cuda")
 """The keys of ``Measurement.versions`` that have a column of their own."""
 PHASE_COLUMNS = {phase: "compile_phase_s" if phase is Phase.COMPILE else f"{phase.value}_s" for phase in Phase}
@@ -125,6 +125,10 @@ ROWS = pa.schema(
         ("ended", _TIME),
         ("log", _TEXT),
         ("log_tail", _TEXT),
+        ("cache_hits", pa.int64()),
+        ("cache_misses", pa.int64()),
+        ("paused_s", pa.float64()),
+        ("waited_s", pa.float64()),
     ]
 )
 """``log`` is relative to the run's folder, ``code_version`` is the digest of the measuring code, and ``other_versions``, ``machine`` and
@@ -251,6 +255,10 @@ class TaskRow:
     ended: datetime | None = None
     log: str | None = None
     log_tail: str | None = None
+    cache_hits: int | None = None
+    cache_misses: int | None = None
+    paused_s: float | None = None
+    waited_s: float | None = None
 
 
 _MEASURED = tuple(
@@ -291,6 +299,8 @@ def row_of(run_id: str, task: TaskSpec, outcome: Outcome, log: str | None = None
         "ended": _moment(outcome.ended),
         "log": log,
         "log_tail": outcome.log_tail or None,
+        "paused_s": outcome.paused_s,
+        "waited_s": outcome.waited_s,
     }
     cleaned: dict[str, Any] = {name: clean(value) if type(value) is str else value for name, value in columns.items()}
     return TaskRow(**cleaned)

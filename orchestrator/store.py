@@ -7,6 +7,7 @@
     DIR/RUN_ID/logs/             one log per row that has one
     DIR/RUN_ID/spool/            outcomes that no driver has stored yet
     DIR/RUN_ID/lock.json         the driver that may write
+    DIR/bundles/                 compile caches that tasks keep from run to run, where a manifest asks for it
 
 Reading needs no lock and changes nothing. Writing needs the run's lock, which is looked at before each commit.
 """
@@ -34,6 +35,7 @@ from orchestrator.record import PLAN_FILE, RECORD_FILE, PlannedTask, RunRecord, 
 from orchestrator.spool import Spool
 from tasks.spec import Outcome, Samples, Status, TaskSpec, slug
 
+BUNDLES = "bundles"
 _PROBE_FILE = "writable.probe"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -46,6 +48,11 @@ class Store:
     def __init__(self, root: str) -> None:
         self._files = open_files(root)
         self.root = root
+
+    @property
+    def bundles_path(self) -> Path | None:
+        """Where workers keep compile caches from run to run; None for an object store."""
+        return self._files.local(BUNDLES)
 
     def runs(self) -> list[RunRecord]:
         """Every run, oldest first. One whose record is damaged is left out and named in the log."""
