@@ -7,9 +7,10 @@ import uuid
 from contextlib import closing
 from dataclasses import dataclass
 
-from orchestrator.cluster import Cluster, NodeInfo, RayCluster
+from orchestrator.cluster import Cluster, RayCluster
 from orchestrator.errors import SweepError
 from orchestrator.events import Ended, Lost
+from orchestrator.nodes import NodeInfo
 from orchestrator.preflight import node_problems
 from orchestrator.store import Store
 from tasks.probe import NodeProbe, code_version

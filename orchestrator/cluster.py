@@ -12,12 +12,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.errors import ClusterLostError, InfrastructureError
 from orchestrator.events import Ended, Event, Heartbeat, Lost, PhaseStarted, Started
+from orchestrator.nodes import NodeInfo
 from tasks import supervisor
 from tasks.probe import NodeProbe, probe
 from tasks.spec import Attempt, FailureClass, Outcome, Phase, ResourceSpec, TaskSpec, decode, encode
@@ -32,18 +33,6 @@ HEAD_LOST_S = 40.0
 
 GOODBYE_S = 10.0
 """How long to wait for Ray to let go of a cluster that may not be there any more."""
-
-
-@dataclass(frozen=True, slots=True)
-class NodeInfo:
-    """One live node. ``name`` is what rows and policies call it: host name and the first digits of Ray's id."""
-
-    name: str
-    node_id: str
-    num_cpus: float
-    num_gpus: float
-    memory_mib: float
-    accelerators: tuple[str, ...] = ()
 
 
 class Cluster(Protocol):

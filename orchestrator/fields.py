@@ -170,11 +170,13 @@ class Execution(Fields):
         default=None, description="Compile processes of Inductor in a task; null: as many as num_cpus."
     )
     sharing: Sharing = Field(
-        default=1, description="Tasks per GPU that may compile at once; timing is always exclusive. auto: by cores and memory."
+        default=1,
+        description="Tasks per GPU, or per CPU node, that may compile at once; timing is exclusive always. auto: by cores and memory.",
     )
     max_in_flight: PositiveInt | None = Field(default=None, description="Tasks submitted at once; null: a little more than fit.")
-    cache: Literal["cold", "shared"] = Field(
-        default="cold", description="cold: an empty compile cache per attempt; shared: one per node and run."
+    cache: Literal["cold", "shared", "bundle"] = Field(
+        default="cold",
+        description="cold: an empty compile cache per attempt; shared: one per node and run; bundle: what earlier runs of a task kept.",
     )
     isolation: Literal["process", "inline"] = Field(
         default="process", description="inline runs tasks inside the Ray worker: for the toy suite, to test scheduling."

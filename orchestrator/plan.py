@@ -1,7 +1,7 @@
 """Manifest -> ordered tasks, each complete for its worker, with its digest, its cost estimate and why it will run. Pure: no I/O, no clock.
 
 Order: tasks that will run first, the longest expected first, ties by ``task_id``; excluded ones last. Long tasks that start late are what
-leaves a cluster idle at the end. A recorded duration beats the estimate.
+leaves a cluster idle at the end. A recorded cost beats the estimate.
 
 Digest: over everything that can move a task's number, and nothing else. Deadlines, retries, weights, notes and resources other than the
 threads change no number; neither does what a value is called or whether a default was spelled out.
@@ -9,6 +9,7 @@ threads change no number; neither does what a value is called or whether a defau
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import hashlib
 import itertools
@@ -19,8 +20,10 @@ from enum import StrEnum
 from typing import Any
 
 from orchestrator import catalogue
+from orchestrator.costs import Cost, estimated
 from orchestrator.fields import Exclude, Manifest, Model
 from orchestrator.manifest import DIGEST_LENGTH, LoadedManifest
+from orchestrator.sharing import Sharing
 from tasks import PROTOCOL_VERSION
 from tasks.spec import (
     AccuracySpec,
@@ -40,27 +43,6 @@ DEFAULT_CPUS = {"cuda": 1.0, "cpu": 2.0}
 AUTOCAST = {"cuda": "float16", "cpu": "bfloat16"}
 """What amp casts to where the manifest names nothing."""
 
-START_S = 10.0
-COMPILE_S = {"huggingface": 45.0, "timm": 60.0, "torchbench": 40.0, "toy": 0.5}
-OTHER_COMPILE_S = 60.0
-SLOW_COMPILE_S = {
-    "timm/coat_lite_mini": 362.0,
-    "timm/fbnetv3_b": 160.0,
-    "timm/ghostnet_100": 226.0,
-    "timm/hrnet_w18": 237.0,
-    "timm/mobilevit_s": 182.0,
-    "timm/rexnet_100": 271.0,
-    "timm/twins_pcpvt_base": 431.0,
-    "torchbench/densenet121": 77.0,
-    "torchbench/hf_T5_large": 163.0,
-    "torchbench/resnet152": 71.0,
-    "torchbench/timm_efficientdet": 168.0,
-    "torchbench/yolov3": 410.0,
-}
-"""Cold compile seconds of a training step that were published for an A100 in 2022 and 2023: old, but the order is what counts."""
-INFERENCE_SHARE = 0.4
-USUAL_TIMING_S = 10.0
-
 
 class Reason(StrEnum):
     """Why a task is in the plan as it is."""
@@ -73,13 +55,18 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PlannedTask:
-    """One task of a plan. ``cost_s`` is the wall time expected of one attempt, or that of an earlier run."""
+    """One task of a plan. ``cost`` is what one attempt is expected to take, or what an earlier one took."""
 
     spec: TaskSpec
     reason: Reason
     skip: str | None
-    cost_s: float
+    cost: Cost
     note: str | None = None
+
+    @property
+    def cost_s(self) -> float:
+        """Seconds of an attempt that nobody disturbs."""
+        return self.cost.total_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +86,9 @@ class Plan:
 def plan_tasks(
     loaded: LoadedManifest,
     device: str,
-    durations: Mapping[str, float] | None = None,
+    costs: Mapping[str, Cost] | None = None,
     finished: Mapping[str, str] | None = None,
-    sharing: int | None = None,
+    sharing: Sharing | None = None,
     aa: bool = False,
 ) -> Plan:
     """Every task of the manifest, on ``device`` ("cpu" or "cuda").
@@ -109,21 +96,23 @@ def plan_tasks(
     Args:
         loaded: a manifest without problems.
         device: what ``execution.device`` comes to on the cluster in question.
-        durations: seconds that tasks took earlier, by ``task_id``.
+        costs: what tasks took earlier, by ``task_id``.
         finished: digests of tasks that an earlier run has decided, by ``task_id``; only ``reason`` depends on it.
-        sharing: tasks per GPU, where ``execution.sharing`` is ``auto`` and somebody has worked it out.
+        sharing: as worked out for the cluster; None: the manifest's number, and a device for each task where that is ``auto``.
         aa: measure each arm against itself.
     """
     manifest = loaded.manifest
-    shared = sharing or (manifest.execution.sharing if isinstance(manifest.execution.sharing, int) else 1)
+    wanted = manifest.execution.sharing
+    shared = sharing or Sharing(wanted if isinstance(wanted, int) else 1)
     tasks: list[PlannedTask] = []
     for suite, models in manifest.suites.items():
         for model, (dtype, mode, backend) in itertools.product(models, _combinations(manifest)):
             if dtype in (model.dtypes or (dtype,)):
-                spec = _spec(loaded, suite, model, dtype, mode, backend, device, shared, aa)
+                spec = _spec(loaded, suite, model, dtype, mode, backend, device, aa)
                 skip = _exclusion(manifest.exclude, suite, model.name, dtype, mode, backend)
-                cost_s = (durations or {}).get(spec.task_id, _estimate_s(spec))
-                tasks.append(PlannedTask(spec, _reason(spec, skip, finished or {}), skip, cost_s, model.note))
+                cost = _cost(spec, costs or {})
+                spec = _with_share(spec, shared, cost.peak_mib)
+                tasks.append(PlannedTask(spec, _reason(spec, skip, finished or {}), skip, cost, model.note))
     tasks.sort(key=lambda task: (task.skip is not None, -task.cost_s, task.spec.task_id))
     return Plan(tuple(tasks), device, loaded.digest)
 
@@ -154,9 +143,7 @@ def _combinations(manifest: Manifest) -> Iterator[tuple[str, str, str]]:
     yield from itertools.product(manifest.matrix.dtype, manifest.matrix.mode, manifest.matrix.backend)
 
 
-def _spec(
-    loaded: LoadedManifest, suite: str, model: Model, dtype: str, mode: str, backend: str, device: str, sharing: int, aa: bool
-) -> TaskSpec:
+def _spec(loaded: LoadedManifest, suite: str, model: Model, dtype: str, mode: str, backend: str, device: str, aa: bool) -> TaskSpec:
     manifest = loaded.manifest
     values: dict[str, Any] = {
         "task_id": f"{suite}/{model.name}/{dtype}/{mode}/{backend}",
@@ -168,7 +155,7 @@ def _spec(
         "measure": MeasureSpec(**_layered(manifest.measurement, model.measurement)),
         "accuracy": _accuracy(manifest, model, mode),
         "deadlines": DeadlineSpec(**_layered(manifest.deadlines, model.deadlines)),
-        "resources": _resources(manifest, model, device, sharing),
+        "resources": _resources(manifest, model, device),
         "optimizer": (model.optimizer or manifest.training.optimizer) if mode == "training" else "none",
         "cache": manifest.execution.cache,
         "seed": manifest.seed,
@@ -196,19 +183,42 @@ def _accuracy(manifest: Manifest, model: Model, mode: str) -> AccuracySpec:
     return AccuracySpec(**fields | ({} if own is None else {"tolerance": own}))
 
 
-def _resources(manifest: Manifest, model: Model, device: str, sharing: int) -> ResourceSpec:
+def _resources(manifest: Manifest, model: Model, device: str) -> ResourceSpec:
     execution = manifest.execution
     cuda = device == "cuda"
     return ResourceSpec(
         device=device,
         num_cpus=model.num_cpus or execution.num_cpus or DEFAULT_CPUS[device],
-        num_gpus=execution.num_gpus / sharing if cuda else 0.0,
+        num_gpus=float(execution.num_gpus) if cuda else 0.0,
         accelerator=execution.accelerator if cuda else None,
         memory_mib=execution.memory_mib,
         threads=execution.threads,
         compile_threads=execution.compile_threads,
         isolation=execution.isolation,
     )
+
+
+def _with_share(spec: TaskSpec, sharing: Sharing, peak_mib: float | None) -> TaskSpec:
+    """``spec`` asking for its share of a device. Its threads stay what they would be without neighbours: they move its number."""
+    own = spec.resources
+    if sharing.tasks == 1:
+        return spec
+    cpus = max(1, int(own.num_cpus))
+    resources = dataclasses.replace(
+        own,
+        num_cpus=sharing.cpus(own.num_cpus),
+        num_gpus=sharing.gpu_share(peak_mib) if own.num_gpus == 1 else own.num_gpus,
+        threads=own.threads or cpus,
+        compile_threads=own.compile_threads or cpus,
+    )
+    return dataclasses.replace(spec, resources=resources)
+
+
+def _cost(spec: TaskSpec, recorded: Mapping[str, Cost]) -> Cost:
+    """The recorded cost; where it lacks the memory, because the task failed, that of the estimate."""
+    estimate = estimated(spec)
+    found = recorded.get(spec.task_id, estimate)
+    return dataclasses.replace(found, peak_mib=found.peak_mib or estimate.peak_mib)
 
 
 def _layered(settings: Any, own: Any) -> dict[str, Any]:
@@ -230,13 +240,3 @@ def _reason(spec: TaskSpec, skip: str | None, finished: Mapping[str, str]) -> Re
     if spec.task_id not in finished:
         return Reason.NEW
     return Reason.DONE if finished[spec.task_id] == spec.digest else Reason.CHANGED
-
-
-def _estimate_s(spec: TaskSpec) -> float:
-    """Seconds of one attempt: start, then compile and time in each process. Rough; only the order of tasks rests on it."""
-    usual_s = COMPILE_S.get(spec.model.suite, OTHER_COMPILE_S)
-    compile_s = SLOW_COMPILE_S.get(f"{spec.model.suite}/{spec.model.name}", usual_s)
-    share = 1.0 if spec.mode == "training" else INFERENCE_SHARE
-    start_s = 0.0 if spec.model.suite == "toy" else START_S
-    timing_s = 0.0 if spec.model.suite == "toy" else min(spec.measure.max_time_s, USUAL_TIMING_S)
-    return spec.measure.processes * (start_s + share * compile_s + timing_s)

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from orchestrator.cluster import NodeInfo
 from orchestrator.errors import PreflightError
-from tasks.probe import NodeProbe
+from orchestrator.sharing import Machine
 from tasks.spec import ResourceSpec, TaskSpec
+
+if TYPE_CHECKING:
+    from orchestrator.nodes import NodeInfo
+    from tasks.probe import NodeProbe
 
 MIN_CAPABILITY = 70
 """Triton, which Inductor compiles to, needs compute capability 7.0 (Volta): https://github.com/triton-lang/triton#compatibility"""
 
 IN_FLIGHT_FACTOR = 1.25
 """Attempts handed to Ray beyond what can run at once, so that a free slot never waits for the driver."""
+
+
+ROUNDING = 1e-6
+"""Added before a quotient is rounded down: 1 / 0.1 must be 10."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +38,12 @@ def resolve_device(wanted: str, nodes: Sequence[NodeInfo]) -> str:
     if wanted != "auto":
         return wanted
     return "cuda" if any(node.num_gpus > 0 for node in nodes) else "cpu"
+
+
+def machine(node: NodeInfo, found: NodeProbe | str | None) -> Machine:
+    """A node as ``sharing`` sees it."""
+    sizes = [gpu.memory_mib for gpu in found.gpus] if found and not isinstance(found, str) else []
+    return Machine(node.num_cpus, int(node.num_gpus), node.memory_mib, min(sizes, default=None))
 
 
 def check(tasks: Sequence[TaskSpec], nodes: Sequence[NodeInfo], probes: Mapping[str, NodeProbe | str], code_version: str) -> None:
@@ -69,9 +83,10 @@ def _fits(resources: ResourceSpec, node: NodeInfo) -> int:
     """How many such tasks fit on an empty node."""
     if resources.accelerator and resources.accelerator not in node.accelerators:
         return 0
-    bounds = [node.num_cpus / resources.num_cpus] if resources.num_cpus else []
+    bounds = [node.num_cpus / resources.num_cpus + ROUNDING] if resources.num_cpus else []
     if resources.num_gpus:
-        bounds.append(node.num_gpus / resources.num_gpus)
+        share = resources.num_gpus  # one task is never spread over parts of several GPUs
+        bounds.append(node.num_gpus / share if share >= 1 else node.num_gpus * int(1 / share + ROUNDING))
     if resources.memory_mib:
         bounds.append(node.memory_mib / resources.memory_mib)
     return int(min(bounds, default=1))

@@ -9,7 +9,7 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,19 +17,22 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator import __version__
-from orchestrator.cluster import Cluster, NodeInfo, RayCluster
+from orchestrator.cluster import Cluster, RayCluster
+from orchestrator.costs import recorded
 from orchestrator.driver import Driver, Ending, Sink
 from orchestrator.errors import ExitCode, UsageError
 from orchestrator.journal import Journal
 from orchestrator.manifest import LoadedManifest, load_manifest
+from orchestrator.nodes import NodeInfo
 from orchestrator.plan import plan_tasks
 from orchestrator.policy import Policy
-from orchestrator.preflight import capacity, check, resolve_device
+from orchestrator.preflight import capacity, check, machine, resolve_device
 from orchestrator.progress import LiveProgress, PlainProgress
 from orchestrator.record import PlannedTask, RunRecord, RunState
-from orchestrator.store import RunStore, Store, recorded_durations
+from orchestrator.sharing import Sharing, work_out
+from orchestrator.store import RunStore, Store
 from orchestrator.sweep import Sweep, SweepTask
-from tasks.probe import code_version
+from tasks.probe import NodeProbe, code_version
 from tasks.spec import Attempt, Outcome, Status, TaskSpec
 
 log = logging.getLogger(__name__)
@@ -73,18 +76,22 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
     """
     loaded = load_manifest(request.manifest)
     store = Store(request.results)
+    if loaded.manifest.execution.cache == "bundle" and store.bundles_path is None:
+        raise UsageError(f"execution.cache: bundle keeps files beside the runs, which nodes cannot write to in {request.results}")
     earlier = _earlier_run(store, request, loaded)
     with closing(connect(request.address)) as cluster:
         nodes = cluster.nodes()
         device = resolve_device(loaded.manifest.execution.device, nodes)
-        plan = earlier.plan() if earlier else _plan(loaded, device, request)
+        probes = cluster.probe()
+        sharing = _sharing(loaded, device, nodes, probes)
+        plan = earlier.plan() if earlier else _plan(loaded, device, request, sharing)
         specs = [planned.task for planned in plan if planned.skip_reason is None]
-        check(specs, nodes, cluster.probe(), code_version())
-        run_store = earlier or store.create(_record(request, loaded, nodes, device), plan)
+        check(specs, nodes, probes, code_version())
+        run_store = earlier or store.create(_record(request, loaded, nodes, device, sharing), plan)
         with run_store:
             if earlier:
                 _reopen(run_store, console)
-            ending = _drive(run_store, plan, loaded, cluster, nodes, request.rerun, console)
+            ending = _drive(run_store, plan, loaded, cluster, nodes, request.rerun, console, store.bundles_path)
             return Ended(run_store.run_id, _conclude(run_store, plan, ending, rerun=bool(earlier and request.rerun)))
 
 
@@ -120,12 +127,18 @@ def _earlier_run(store: Store, request: RunRequest, loaded: LoadedManifest) -> R
     return store.resolve(record.run_id)
 
 
-def _plan(loaded: LoadedManifest, device: str, request: RunRequest) -> tuple[PlannedTask, ...]:
-    planned = plan_tasks(loaded, device, recorded_durations(request.results), aa=request.aa).tasks
+def _sharing(loaded: LoadedManifest, device: str, nodes: Sequence[NodeInfo], probes: Mapping[str, NodeProbe | str]) -> Sharing:
+    execution = loaded.manifest.execution
+    suitable = [node for node in nodes if device == "cpu" or execution.accelerator in {None, *node.accelerators}]
+    return work_out(execution.sharing, device, [machine(node, probes.get(node.name)) for node in suitable], execution.num_cpus)
+
+
+def _plan(loaded: LoadedManifest, device: str, request: RunRequest, sharing: Sharing) -> tuple[PlannedTask, ...]:
+    planned = plan_tasks(loaded, device, recorded(request.results), sharing=sharing, aa=request.aa).tasks
     return tuple(PlannedTask(entry.spec, entry.skip) for entry in planned)
 
 
-def _record(request: RunRequest, loaded: LoadedManifest, nodes: Sequence[NodeInfo], device: str) -> RunRecord:
+def _record(request: RunRequest, loaded: LoadedManifest, nodes: Sequence[NodeInfo], device: str, sharing: Sharing) -> RunRecord:
     started = time.time()
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(started))
     return RunRecord(
@@ -144,6 +157,9 @@ def _record(request: RunRequest, loaded: LoadedManifest, nodes: Sequence[NodeInf
             "nodes": len(nodes),
             "cpus": sum(node.num_cpus for node in nodes),
             "gpus": sum(node.num_gpus for node in nodes),
+            "sharing": sharing.tasks,
+            "sharing_why": sharing.why,
+            "gpu_mib": sharing.gpu_mib,
         },
     )
 
@@ -188,6 +204,7 @@ def _drive(
     nodes: Sequence[NodeInfo],
     rerun: frozenset[Status],
     console: Console,
+    bundles: Path | None,
 ) -> Ending:
     policy = Policy(infrastructure_retries=loaded.manifest.retries.infrastructure)
     sink = _StoreSink(run_store, Journal(run_store.files, time.monotonic()))
@@ -196,9 +213,10 @@ def _drive(
     specs = [planned.task for planned in plan]
     slots = capacity([planned.task for planned in plan if planned.skip_reason is None], nodes, loaded.manifest.execution.max_in_flight)
     sweep = Sweep(tasks, policy, slots.max_in_flight)
-    spool = str(run_store.spool_path) if run_store.spool_path else None
+    spool, kept = (str(path) if path else None for path in (run_store.spool_path, bundles))
+    first = Attempt(run_store.run_id, 1, spool, kept)
     with _progress(console, len(plan), sum(task.done is not None for task in tasks)) as progress:
-        driver = Driver(specs, sweep, cluster, sink, progress, lambda number: Attempt(run_store.run_id, number, spool))
+        driver = Driver(specs, sweep, cluster, sink, progress, lambda number: replace(first, number=number))
         return driver.run()
 
 
@@ -209,7 +227,7 @@ def _store_orphans(run_store: RunStore, plan: Sequence[PlannedTask], policy: Pol
     final = [
         outcome
         for outcome in latest.values()
-        if policy.retry(outcome, bool(outcome.measurement.neighbours), (outcome.failure_class,) if outcome.failure_class else ()) is None
+        if policy.retry(outcome, _shares(specs[outcome.task_id]), (outcome.failure_class,) if outcome.failure_class else ()) is None
     ]
     if final:
         sink.append([(specs[outcome.task_id], outcome) for outcome in final])
@@ -225,8 +243,14 @@ def _sweep_tasks(run_store: RunStore, plan: Sequence[PlannedTask], rerun: frozen
         keep = status is not None and status not in rerun
         # A later attempt wins over the row that is there.
         first = row["attempt"] + 1 if row and not keep else 1
-        tasks.append(SweepTask(planned.task.task_id, planned.task.deadlines, planned.skip_reason, status if keep else None, first))
+        done, shares = status if keep else None, _shares(planned.task)
+        tasks.append(SweepTask(planned.task.task_id, planned.task.deadlines, planned.skip_reason, done, first, shares))
     return tasks
+
+
+def _shares(task: TaskSpec) -> bool:
+    """Whether other tasks may be placed on the device beside it."""
+    return task.resources.device == "cuda" and task.resources.num_gpus < 1
 
 
 def _progress(console: Console, planned: int, done: int) -> AbstractContextManager[PlainProgress]:

@@ -133,6 +133,10 @@ ROWS = pa.schema(
         ("aa_compiled", pa.float64()),
         ("aa_compiled_low", pa.float64()),
         ("aa_compiled_high", pa.float64()),
+        ("cache_hits", pa.int64()),
+        ("cache_misses", pa.int64()),
+        ("paused_s", pa.float64()),
+        ("waited_s", pa.float64()),
     ]
 )
 """Version 2 added what follows ``log_tail``. ``aa`` marks a task that measured each arm against itself and so has no speedup.
@@ -268,6 +272,10 @@ class TaskRow:
     aa_compiled: float | None = None
     aa_compiled_low: float | None = None
     aa_compiled_high: float | None = None
+    cache_hits: int | None = None
+    cache_misses: int | None = None
+    paused_s: float | None = None
+    waited_s: float | None = None
 
 
 _MEASURED = tuple(
@@ -308,6 +316,8 @@ def row_of(run_id: str, task: TaskSpec, outcome: Outcome, log: str | None = None
         "ended": _moment(outcome.ended),
         "log": log,
         "log_tail": outcome.log_tail or None,
+        "paused_s": outcome.paused_s,
+        "waited_s": outcome.waited_s,
     }
     cleaned: dict[str, Any] = {name: clean(value) if type(value) is str else value for name, value in columns.items()}
     return TaskRow(**cleaned)

@@ -7,6 +7,7 @@
     DIR/RUN_ID/logs/             one log per row that has one
     DIR/RUN_ID/spool/            outcomes that no driver has stored yet
     DIR/RUN_ID/lock.json         the driver that may write
+    DIR/bundles/                 compile caches that tasks keep from run to run, where a manifest asks for it
 
 Reading needs no lock and changes nothing. Writing needs the run's lock, which is looked at before each commit.
 """
@@ -18,7 +19,7 @@ import difflib
 import logging
 import re
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -34,8 +35,7 @@ from orchestrator.record import PLAN_FILE, RECORD_FILE, PlannedTask, RunRecord, 
 from orchestrator.spool import Spool
 from tasks.spec import Outcome, Samples, Status, TaskSpec, slug
 
-RUNS_WITH_DURATIONS = 20
-"""How many runs back ``recorded_durations`` looks."""
+BUNDLES = "bundles"
 _PROBE_FILE = "writable.probe"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -48,6 +48,11 @@ class Store:
     def __init__(self, root: str) -> None:
         self._files = open_files(root)
         self.root = root
+
+    @property
+    def bundles_path(self) -> Path | None:
+        """Where workers keep compile caches from run to run; None for an object store."""
+        return self._files.local(BUNDLES)
 
     def runs(self) -> list[RunRecord]:
         """Every run, oldest first. One whose record is damaged is left out and named in the log."""
@@ -365,16 +370,3 @@ def finished_tasks(root: str, manifest_name: str | None = None) -> dict[str, str
         return {}
     terminal = store.resolve(run_ids[-1]).terminal()
     return {task_id: digest for task_id, (status, digest) in terminal.items() if status is not Status.INFRA_ERROR}
-
-
-def recorded_durations(root: str) -> Mapping[str, float]:
-    """task_id -> wall seconds of its newest attempt that ran, over the newest ``RUNS_WITH_DURATIONS`` runs."""
-    store = Store(root)
-    durations: dict[str, float] = {}
-    for record in [record for record in store.runs() if not record.aa][: -RUNS_WITH_DURATIONS - 1 : -1]:
-        rows = store.resolve(record.run_id).rows(("task_id", "status", "started", "ended"))
-        for row in rows.to_pylist():
-            ran = row["status"] not in {Status.SKIPPED, Status.INFRA_ERROR}
-            if ran and row["started"] and row["ended"]:
-                durations.setdefault(row["task_id"], (row["ended"] - row["started"]).total_seconds())
-    return durations

@@ -80,13 +80,17 @@ class IllegalTransition(RuntimeError):  # noqa: N818 - it is a transition, and a
 
 @dataclass(frozen=True, slots=True)
 class SweepTask:
-    """What the machine needs to know of a task. ``done`` is the status of a terminal row that an earlier driver wrote."""
+    """What the machine needs to know of a task. ``done`` is the status of a terminal row that an earlier driver wrote.
+
+    ``shares``: other tasks may be placed on its device.
+    """
 
     task_id: str
     deadlines: DeadlineSpec = field(default_factory=DeadlineSpec)
     skip: str | None = None
     done: Status | None = None
     first_attempt: int = 1
+    shares: bool = False
 
 
 @dataclass(slots=True)
@@ -329,7 +333,8 @@ class Sweep:
         if outcome.failure_class is not None:
             record.failures += (outcome.failure_class,)
         self._suspect(record.task.task_id, outcome)
-        shared = not record.alone and bool(outcome.measurement.neighbours)
+        # A worker that dies early has not said whether it had neighbours; that it could have had some is enough.
+        shared = not record.alone and (record.task.shares or bool(outcome.measurement.neighbours))
         retry = self._policy.retry(outcome, shared, record.failures)
         if retry is None:
             self._decide(record, at_s, outcome, actions)

@@ -103,7 +103,7 @@ def check(workload: Workload, compiled: Callable[[], Any], state: State, *, iter
         else:
             state.restore()
             return verdict
-        _free_memory(device)
+        free_memory(device)
     raise AssertionError("the last reference is none, which cannot fail")
 
 
@@ -224,7 +224,8 @@ def _without_tf32(device: torch.device) -> Iterator[None]:
         step.set_tf32(before, device)
 
 
-def _free_memory(device: torch.device) -> None:
+def free_memory(device: torch.device) -> None:
+    """Give memory that the allocator keeps for later back to the device, where neighbours can have it."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -40,6 +40,8 @@ class Report:
     graph_break_reasons: tuple[str, ...]
     recompiles: int
     fell_back: bool  # a frame that could not be compiled runs in eager mode
+    cache_hits: int  # graphs that Inductor or AOTAutograd did not have to compile
+    cache_misses: int
 
 
 def compile_step(step: Callable[[], Any], spec: CompileSpec, *, same_random_numbers: bool = False) -> Callable[[], Any]:
@@ -125,7 +127,16 @@ def report() -> Report:
         graph_break_reasons=tuple(reasons)[:MAX_REASONS],
         recompiles=len({str(one.compile_id).partition("_")[0] for one in metrics if _is_recompile(one.compile_id)}),
         fell_back=any(one.fail_type is not None for one in metrics),
+        cache_hits=_cached("hit"),
+        cache_misses=_cached("miss"),
     )
+
+
+def _cached(outcome: str) -> int:
+    """A graph found by AOTAutograd is not looked for by Inductor."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["aot_autograd"][f"autograd_cache_{outcome}"] + counters["inductor"][f"fxgraph_cache_{outcome}"])
 
 
 def stop_compile_workers() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from tasks import accuracy, compilation, environment, estimator, failure, hardware, measure, step
+from tasks import accuracy, bundle, compilation, environment, estimator, failure, hardware, measure, step
 from tasks.channel import Channel
 from tasks.comparison import leaves
 from tasks.compilation import stance
@@ -69,13 +69,19 @@ class _Execution:
         self._enter(Phase.EAGER)
         state = State(workload, self.task.seed)
         random, eager_s = self._eager(workload, state, device)
+        accuracy.free_memory(device)
         self._enter(Phase.COMPILE)
+        kept = bundle.place(self.task, str(self.measurement.device), self.measurement.versions)
+        bundle.load(kept)
         compiled = self._compile(workload, state, device, same_random_numbers=random)
         self._enter(Phase.VERIFY)
         self._verify(workload, compiled, state, device, eager_s)
         del state
+        accuracy.free_memory(device)
         self._enter(Phase.TIME)
         self._time(workload, compiled, device)
+        if self.measurement.cache_misses:
+            bundle.save(kept)
         return self._result()
 
     def _device(self) -> torch.device:

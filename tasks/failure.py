@@ -20,7 +20,10 @@ _BY_PHASE = {
     Phase.EAGER: (Status.FAIL_EAGER, FailureClass.MODEL),
     Phase.COMPILE: (Status.FAIL_COMPILE, FailureClass.COMPILER),
 }
-_DEVICE_OOM = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_DEVICE_OOM = (
+    *("CUDA out of memory", "CUDA error: out of memory", "Triton Error [CUDA]: out of memory"),
+    *("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
+)
 _HOST_OOM = ("DefaultCPUAllocator", "Cannot allocate memory")
 _DEVICE_LOST = (
     "uncorrectable ECC",

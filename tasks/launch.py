@@ -19,6 +19,9 @@ from tasks.processes import die_with_parent
 from tasks.scratch import MARK
 from tasks.spec import Attempt, ResourceSpec, TaskSpec, slug
 
+BUNDLES = "SWEEP_BUNDLES"
+"""Environment variable of a worker whose compile cache is kept from run to run: the directory where."""
+
 _REMOVED_PREFIXES = ("RAY_", "SWEEP_", "TORCHELASTIC_")
 _REMOVED = frozenset(
     (
@@ -46,19 +49,24 @@ def worker_environment(
     """
     kept = {name: value for name, value in inherited.items() if name not in _REMOVED and not name.startswith(_REMOVED_PREFIXES)}
     caches = shared / f"cache-{slug(attempt.run_id)}" if task.cache == "shared" else scratch / "cache"
-    return kept | {
-        "CUDA_VISIBLE_DEVICES": _visible_devices(task.resources, attempt),
-        **_thread_counts(task.resources),
-        "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
-        "TRITON_CACHE_DIR": str(caches / "triton"),
-        "TMPDIR": str(scratch / "tmp"),
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "PYTHONPATH": python_path,
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONFAULTHANDLER": "1",
-        MARK: str(scratch),
-    }
+    bundles = {BUNDLES: attempt.bundles} if task.cache == "bundle" and attempt.bundles else {}
+    return (
+        kept
+        | bundles
+        | {
+            "CUDA_VISIBLE_DEVICES": _visible_devices(task.resources, attempt),
+            **_thread_counts(task.resources),
+            "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
+            "TRITON_CACHE_DIR": str(caches / "triton"),
+            "TMPDIR": str(scratch / "tmp"),
+            "HF_HUB_OFFLINE": "1",
+            "TRANSFORMERS_OFFLINE": "1",
+            "PYTHONPATH": python_path,
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONFAULTHANDLER": "1",
+            MARK: str(scratch),
+        }
+    )
 
 
 def recorded(environment: Mapping[str, str]) -> dict[str, str]:

@@ -205,7 +205,7 @@ class TaskSpec:
     deadlines: DeadlineSpec = field(default_factory=DeadlineSpec)
     resources: ResourceSpec = field(default_factory=ResourceSpec)
     optimizer: str = "none"  # "none", "sgd" or "adam"
-    cache: str = "cold"  # "cold": an empty compile cache per attempt; "shared": one per node and run
+    cache: str = "cold"  # "cold": empty for each attempt; "shared": one per node and run; "bundle": filled from what an earlier run kept
     seed: int = 1337
     aa: bool = False  # measure each arm against itself, to see what the method makes of no difference
     digest: str = ""
@@ -214,11 +214,15 @@ class TaskSpec:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One try at a task. ``spool`` is a directory where a finished outcome is left for a driver that has died meanwhile."""
+    """One try at a task. ``spool`` is a directory where a finished outcome is left for a driver that has died meanwhile.
+
+    ``bundles`` is one where compile caches are kept from run to run.
+    """
 
     run_id: str
     number: int
     spool: str | None = None
+    bundles: str | None = None
     gpu_ids: tuple[str, ...] = ()
 
 
@@ -254,6 +258,8 @@ class Measurement:
     graph_break_reasons: tuple[str, ...] = ()
     recompiles: int | None = None
     fell_back: bool | None = None  # suppress_errors let a frame run in eager mode
+    cache_hits: int | None = None  # graphs that came from a compile cache
+    cache_misses: int | None = None
     accuracy: str | None = None  # Accuracy
     accuracy_reason: str | None = None
     accuracy_tensor: str | None = None  # the worst tensor, by name

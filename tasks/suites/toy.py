@@ -273,6 +273,17 @@ def _failing(status: Status, phase: Phase, failure_class: FailureClass, error: s
     return play
 
 
+def _oom(act: Act) -> WorkerResult:
+    """With ``from_neighbours`` it lacks memory only beside so many others, after ``seconds`` in which they may arrive, else passes."""
+    act.up_to(Phase.EAGER)
+    time.sleep(act.number("seconds"))
+    with act.channel.exclusive() as grant:
+        if grant.neighbours >= act.number("from_neighbours"):
+            error = "OutOfMemoryError: planted: device memory is not enough"
+            return WorkerResult(Status.OOM, Phase.EAGER, FailureClass.DEVICE_OOM, error)
+    return _pass(act)
+
+
 def _host_oom(act: Act) -> WorkerResult:
     """Asks for more memory than its process may have, without endangering the machine."""
     act.up_to(Phase.EAGER)
@@ -359,11 +370,7 @@ MODELS: dict[str, Toy] = {
         _failing(Status.FAIL_RUN, Phase.TIME, FailureClass.COMPILER, "RuntimeError: planted failure of the compiled step"),
         at_once=True,
     ),
-    "oom": Toy(
-        "runs out of device memory",
-        _failing(Status.OOM, Phase.EAGER, FailureClass.DEVICE_OOM, "OutOfMemoryError: planted: device memory is not enough"),
-        at_once=True,
-    ),
+    "oom": Toy("runs out of device memory", _oom, {**PLANTED, "seconds": 0.0, "from_neighbours": 0}, at_once=True),
     "unsupported": Toy(
         "needs what this machine lacks",
         _failing(Status.UNSUPPORTED, Phase.BUILD, FailureClass.UNSUPPORTED, "planted: this machine cannot run the model"),

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from orchestrator.cluster import NodeInfo
 from orchestrator.errors import StoreError
 from orchestrator.events import Ended, PhaseStarted, Started
+from orchestrator.nodes import NodeInfo
 from tasks.spec import ModelSpec, Outcome, Phase, PrecisionSpec, Status, TaskSpec
 
 NODE = NodeInfo(name="host:0001", node_id="0001", num_cpus=2.0, num_gpus=0.0, memory_mib=8000.0)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
 from orchestrator import cli
+from orchestrator.costs import Cost
 from orchestrator.errors import ExitCode
 
 SOUND = "schema_version: 1\nname: sound\nmatrix: {dtype: [amp]}\nsuites: {toy: [pass, {name: oom, note: a remark}]}\n"
@@ -71,7 +74,7 @@ def test_plan_lists_tasks_with_reasons(sweep):
         ["toy/oom/amp/training/inductor", "-", "0s", "new"],
         ["toy/pass/amp/training/inductor", "-", "0s", "new"],
     ]
-    assert out.splitlines()[-1].startswith("2 tasks on cpu (2 new)")
+    assert out.splitlines()[-3].startswith("2 tasks on cpu (2 new)")
 
 
 def test_plan_as_json_has_whole_tasks(sweep):
@@ -108,12 +111,12 @@ def test_plan_knows_what_a_store_has(sweep, monkeypatch):
     monkeypatch.setattr(
         "orchestrator.store.finished_tasks", lambda root, name: {done: digests[done]} if (root, name) == ("r", "sound") else {}
     )
-    monkeypatch.setattr("orchestrator.store.recorded_durations", lambda root: {done: 7200.0})
+    monkeypatch.setattr("orchestrator.costs.recorded", lambda root: {done: Cost(7000.0, 200.0)})
 
     _, out, _ = sweep("plan", "sound.yaml", "--device", "cpu", "--results", "r")
 
     assert out.splitlines()[1].split() == [done, "-", "7200s", "done"]
-    assert "(1 done, 1 new)" in out.splitlines()[-1]
+    assert "(1 done, 1 new)" in out.splitlines()[-3]
 
 
 def test_plan_of_an_empty_store_is_a_plan(sweep):
@@ -136,3 +139,26 @@ def test_schema_is_printed_written_and_checked(sweep, tmp_path):
     assert (code, out) == (ExitCode.USAGE, "")
     assert "sweep schema --write s.json" in err
     assert sweep("schema", "--check", "missing.json")[0] == ExitCode.USAGE
+
+
+def test_plan_says_what_it_comes_to_on_a_fleet(sweep):
+    arguments = ("plan", "sound.yaml", "--gpus", "2", "--cpus-per-gpu", "4", "--price", "3600", "--json")
+    forecast = json.loads(sweep(*arguments)[1])["forecast"]
+    text = sweep(*arguments[:-1])[1].splitlines()
+
+    assert (forecast["devices"], forecast["cores_per_device"], forecast["sharing"]) == (2, 4, 1)
+    assert forecast["lower_bound_s"] <= forecast["makespan_s"]
+    assert forecast["cost"] == pytest.approx(2 * forecast["makespan_s"])
+    assert text[-2].startswith("on 2 GPUs with 4 cores each, 1 sharing a device, 2 at once: about 0.00 h")
+    assert text[-1] == f"0.00 GPU hours, {forecast['cost']:.2f} at 3600 an hour"
+
+
+def test_a_plan_imports_neither_torch_nor_ray():
+    code = (
+        "import sys; from orchestrator import cli; sys.argv[1:] = ['plan', 'manifests/pt2.yaml', '--gpus', '8']\n"
+        "try: cli.main()\nexcept SystemExit: pass\n"
+        "assert not {'torch', 'ray', 'numpy', 'pyarrow'} & set(sys.modules), set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+
+    assert (done.returncode, done.stderr) == (0, "")

@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.costs import Cost
 from orchestrator.manifest import load_manifest
 from orchestrator.plan import Reason, digest, plan_tasks
+from orchestrator.sharing import Sharing
 from tasks import PROTOCOL_VERSION
 from tasks.spec import (
     AccuracySpec,
@@ -136,9 +138,36 @@ def test_what_the_device_decides(tmp_path):
 
 def test_tasks_that_share_a_gpu_ask_for_their_share(tmp_path):
     assert only(tmp_path, "execution: {sharing: 4}\nsuites: {toy: [pass]}", "cuda").resources.num_gpus == 0.25
-    (task, _) = plan(tmp_path, "execution: {sharing: auto}\nsuites: {toy: [pass]}", "cuda", sharing=8).tasks
+    (task, _) = plan(tmp_path, "execution: {sharing: auto}\nsuites: {toy: [pass]}", "cuda", sharing=Sharing(8)).tasks
     assert task.spec.resources.num_gpus == 0.125
     assert only(tmp_path, "execution: {sharing: auto}\nsuites: {toy: [pass]}", "cuda").resources.num_gpus == 1.0
+
+
+def test_a_large_model_asks_for_the_part_of_a_gpu_that_it_needs(tmp_path):
+    text = "execution: {sharing: auto}\nmatrix: {dtype: [amp]}\nsuites: {torchbench: [dcgan, yolov3], toy: [pass]}"
+    costs = {"torchbench/yolov3/amp/training/inductor": Cost(1.0, peak_mib=47_500.0)}
+    planned = plan(tmp_path, text, "cuda", costs=costs, sharing=Sharing(12, 16.0, 100_000))
+
+    shares = {task.spec.model.name: task.spec.resources.num_gpus for task in planned.tasks}
+    assert shares == {"dcgan": 0.0833, "yolov3": 0.5, "pass": 0.0833}
+
+
+def test_sharing_changes_what_a_task_asks_for_and_not_what_it_is(tmp_path):
+    text = "suites: {torchbench: [dcgan]}"
+    for device, shared in (("cuda", Sharing(12, 8.0, 100_000)), ("cpu", Sharing(2, 2.0))):
+        (strict, _), (sharing, _) = (plan(tmp_path, text, device, sharing=wanted).tasks for wanted in (None, shared))
+
+        assert sharing.spec.resources.num_cpus == {"cuda": 0.6666, "cpu": 1.0}[device]
+        assert sharing.spec.resources.threads == max(1, int(strict.spec.resources.num_cpus))
+        assert digest(sharing.spec) == sharing.spec.digest == strict.spec.digest
+
+
+def test_a_model_that_never_passed_is_as_large_as_the_estimate_says(tmp_path):
+    text = "matrix: {dtype: [amp]}\nsuites: {huggingface: [BartForConditionalGeneration, DistilBertForMaskedLM]}"
+    failed = {f"huggingface/{name}/amp/training/inductor": Cost(1.0) for name in ("BartForConditionalGeneration", "DistilBertForMaskedLM")}
+    bart, bert = sorted(plan(tmp_path, text, "cuda", costs=failed).tasks, key=lambda task: -task.cost.peak_mib)
+
+    assert bart.cost.peak_mib > bert.cost.peak_mib > 6144
 
 
 def test_inference_has_its_own_batch_tolerance_and_no_optimizer(tmp_path):
@@ -196,11 +225,13 @@ def test_what_an_earlier_run_has_decided(tmp_path):
 # --- order ------------------------------------------------------------------------------------------------------------------------------
 
 
-def test_the_longest_come_first_and_recorded_durations_beat_estimates(tmp_path):
+def test_the_longest_come_first_and_recorded_costs_beat_estimates(tmp_path):
     text = "matrix: {dtype: [amp]}\nsuites: {torchbench: [dcgan, yolov3], toy: [pass]}"
 
     assert [task.spec.model.name for task in plan(tmp_path, text).tasks] == ["yolov3", "dcgan", "pass"]
-    measured = plan(tmp_path, text, durations={"toy/pass/amp/training/inductor": 1e4, "torchbench/yolov3/amp/training/inductor": 1.0})
+    measured = plan(
+        tmp_path, text, costs={"toy/pass/amp/training/inductor": Cost(9e3, 1e3), "torchbench/yolov3/amp/training/inductor": Cost(1.0)}
+    )
     assert [task.spec.model.name for task in measured.tasks] == ["pass", "dcgan", "yolov3"]
     assert measured.tasks[0].cost_s == 1e4
 

@@ -146,6 +146,15 @@ def test_out_of_memory_with_neighbours_means_once_more_alone():
     assert sweep.handle(Ended(3.0, "t", 2, again)) == [WriteRow("t", again)]
 
 
+def test_out_of_memory_before_anything_is_known_of_neighbours_means_once_more_alone_too():
+    sweep, _ = started((SweepTask("t", shares=True),))
+    oom = outcome("t", 1, Status.OOM, FailureClass.DEVICE_OOM)
+    assert sweep.handle(Ended(1.0, "t", 1, oom)) == []
+    assert sweep.handle(Tick(2.0)) == [Launch("t", 2, alone=True)]
+    again = outcome("t", 2, Status.OOM, FailureClass.DEVICE_OOM)
+    assert sweep.handle(Ended(3.0, "t", 2, again)) == [WriteRow("t", again)]
+
+
 def test_out_of_memory_alone_is_final():
     sweep, _ = started()
     oom = outcome("t", 1, Status.OOM, FailureClass.DEVICE_OOM, neighbours=0)

@@ -49,6 +49,15 @@ def test_caches_are_the_attempts_or_the_runs():
     assert shared["TRITON_CACHE_DIR"].startswith("/shared/cache-my-run-")
 
 
+@pytest.mark.parametrize(("cache", "bundles", "told"), [("bundle", "/b", "/b"), ("bundle", None, None), ("cold", "/b", None)])
+def test_only_who_keeps_its_cache_is_told_where(cache, bundles, told):
+    task, attempt = toy("pass", cache=cache), Attempt("my run", 1, bundles=bundles)
+    variables = worker_environment(task, attempt, SCRATCH, SHARED, "/code", {"SWEEP_BUNDLES": "/inherited"})
+
+    assert variables.get("SWEEP_BUNDLES") == told
+    assert variables["TORCHINDUCTOR_CACHE_DIR"].startswith("/scratch/")
+
+
 def test_what_a_scheduler_left_is_removed_and_the_users_own_kept():
     inherited = {
         "RAY_JOB_ID": "1",

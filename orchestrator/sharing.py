@@ -1,0 +1,114 @@
+"""How many tasks share a device, and what each asks of the cluster for it. Pure.
+
+Compiling is Python on about one core, and timing pauses the neighbours, so cores decide how many tasks a device can feed. Its memory
+decides for each task by itself: one that needs a third of it asks for a third, and only that many neighbours are placed beside it.
+Ray places tasks by these shares; nothing enforces them. A task that runs out of memory all the same runs once more, alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+MAX_SHARING = 24
+"""Beyond it the device is busy with timing alone most of the time."""
+
+MAX_SHARING_BLIND = 4
+"""Where nobody can say how much memory the GPUs have."""
+
+SPARE_CORES = 0.25
+"""Share of a GPU's cores that is left to Ray, to Python's and CUDA's helper threads, and to whoever times."""
+
+USABLE_MEMORY = 0.95
+HOST_MIB = 3072.0
+"""Host memory that a task's worker takes with its libraries loaded and kernels compiled, roughly."""
+
+_RAY_STEPS = 10_000
+"""Ray counts resources in ten thousandths."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A node, as far as sharing goes. ``gpu_mib`` is the memory of its smallest GPU; None: not known."""
+
+    cores: float
+    gpus: int = 0
+    memory_mib: float | None = None
+    gpu_mib: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """At most ``tasks`` at once on each device; ``cores`` are there for each device, and ``gpu_mib`` of memory. None: not known."""
+
+    tasks: int = 1
+    cores: float | None = None
+    gpu_mib: int | None = None
+    why: str = ""
+
+    def gpu_share(self, peak_mib: float | None) -> float:
+        """What part of a GPU a task asks for, at most the whole of it."""
+        even = _floor(1.0 / self.tasks)
+        if self.tasks == 1 or peak_mib is None or self.gpu_mib is None:
+            return even
+        return min(1.0, max(even, _ceil(peak_mib / (USABLE_MEMORY * self.gpu_mib))))
+
+    def cpus(self, usual: float) -> float:
+        """Cores that a task asks for: ``usual``, or fewer, so that they are not what keeps ``tasks`` from running at once."""
+        if self.tasks == 1 or self.cores is None:
+            return usual
+        return min(usual, max(1 / _RAY_STEPS, _floor(self.cores / self.tasks)))
+
+
+def work_out(wanted: int | Literal["auto"], device: str, machines: Sequence[Machine], num_cpus: float | None) -> Sharing:
+    """The sharing of a cluster's devices; the same on all its nodes, and so that of the poorest.
+
+    Args:
+        wanted: the manifest's ``execution.sharing``.
+        device: "cuda" or "cpu". All cores of a node are one device of the kind "cpu".
+        machines: the nodes; on CUDA those with GPUs count.
+        num_cpus: cores per task, where the manifest names a number.
+    """
+    if device == "cuda":
+        machines = [machine for machine in machines if machine.gpus > 0]
+    if not machines:
+        return Sharing(1 if wanted == "auto" else wanted)
+    cores = min(machine.cores / (machine.gpus if device == "cuda" else 1) for machine in machines)
+    gpu_mib = _smallest_gpu(machines) if device == "cuda" else None
+    if wanted != "auto":
+        return Sharing(wanted, cores, gpu_mib, "the manifest's number")
+    bounds = {
+        f"{cores:g} cores per device": _by_cores(device, cores, num_cpus),
+        "host memory": min(_by_host_memory(machine, device) for machine in machines),
+        "the most that pays": MAX_SHARING,
+    }
+    if device == "cuda" and gpu_mib is None:
+        bounds["GPUs of unknown memory"] = MAX_SHARING_BLIND
+    why = min(bounds, key=lambda name: bounds[name])
+    return Sharing(bounds[why], cores, gpu_mib, why)
+
+
+def _by_cores(device: str, cores: float, num_cpus: float | None) -> int:
+    spare = max(1, math.floor(cores * SPARE_CORES)) if device == "cuda" or cores > 2 else 0
+    return max(1, int((cores - spare) / (num_cpus or 1.0)))
+
+
+def _by_host_memory(machine: Machine, device: str) -> int:
+    if machine.memory_mib is None:
+        return MAX_SHARING
+    return max(1, int(machine.memory_mib / (machine.gpus if device == "cuda" else 1) / HOST_MIB))
+
+
+def _smallest_gpu(machines: Sequence[Machine]) -> int | None:
+    sizes = [machine.gpu_mib for machine in machines]
+    return None if None in sizes else min(size for size in sizes if size is not None)
+
+
+def _floor(share: float) -> float:
+    return math.floor(share * _RAY_STEPS + 1e-9) / _RAY_STEPS
+
+
+def _ceil(share: float) -> float:
+    return math.ceil(share * _RAY_STEPS - 1e-9) / _RAY_STEPS

@@ -1,0 +1,73 @@
+"""How many share a device, and what each asks for."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.sharing import MAX_SHARING, MAX_SHARING_BLIND, Machine, Sharing, work_out
+
+H200 = Machine(cores=16, gpus=1, memory_mib=128 * 1024, gpu_mib=143_771)
+
+
+@pytest.mark.parametrize(
+    ("machine", "tasks"),
+    [
+        (H200, 12),
+        (dataclasses.replace(H200, cores=8), 6),
+        (dataclasses.replace(H200, cores=2), 1),
+        (dataclasses.replace(H200, cores=128, gpus=8, memory_mib=2**20), 12),
+        (dataclasses.replace(H200, cores=256, memory_mib=2**20), MAX_SHARING),
+        (dataclasses.replace(H200, memory_mib=16 * 1024), 5),
+        (dataclasses.replace(H200, gpu_mib=None), MAX_SHARING_BLIND),
+    ],
+)
+def test_cores_and_host_memory_decide_on_a_gpu_node(machine, tasks):
+    assert work_out("auto", "cuda", [machine], None).tasks == tasks
+
+
+@pytest.mark.parametrize(("cores", "tasks"), [(1, 1), (2, 2), (4, 3), (16, 12)])
+def test_cores_decide_on_a_node_without_gpu(cores, tasks):
+    sharing = work_out("auto", "cpu", [Machine(cores, memory_mib=64 * 1024)], None)
+
+    assert sharing.tasks == tasks
+    assert tasks == 1 or sharing.cpus(2.0) * tasks <= cores
+
+
+def test_the_poorest_node_decides_and_nodes_without_a_gpu_do_not():
+    nodes = [H200, dataclasses.replace(H200, cores=8, gpu_mib=80_000), Machine(cores=1)]
+
+    sharing = work_out("auto", "cuda", nodes, None)
+
+    assert (sharing.tasks, sharing.cores, sharing.gpu_mib) == (6, 8, 80_000)
+
+
+def test_cores_that_the_manifest_asks_for_are_counted():
+    assert work_out("auto", "cuda", [H200], 3.0).tasks == 4
+
+
+def test_a_number_is_taken_as_it_is_and_cores_do_not_stand_in_its_way():
+    sharing = work_out(32, "cuda", [H200], None)
+
+    assert (sharing.tasks, sharing.cpus(1.0), sharing.gpu_share(None)) == (32, 0.5, 0.0312)
+    assert work_out(1, "cuda", [H200], None).cpus(1.0) == 1.0
+
+
+def test_without_neighbours_a_task_has_the_whole_device():
+    assert Sharing(1, 16, 143_771).gpu_share(1000.0) == 1.0
+
+
+@given(st.integers(1, 64), st.floats(1, 256), st.integers(1000, 200_000), st.floats(1, 1e6))
+def test_as_many_as_are_allowed_fit_and_never_more_than_memory_has(tasks, cores, gpu_mib, peak_mib):
+    sharing = Sharing(tasks, cores, gpu_mib)
+    share, cpus = sharing.gpu_share(peak_mib), sharing.cpus(1.0)
+
+    assert 0 < share <= 1
+    at_once = int(1 / share + 1e-9)
+    assert at_once <= tasks or share == Sharing(tasks).gpu_share(None)
+    assert at_once == 1 or at_once * peak_mib <= gpu_mib or share == sharing.gpu_share(0.0)
+    assert sharing.gpu_share(0.0) * tasks <= 1.0
+    assert tasks == 1 or cpus * tasks <= cores + 1e-6

@@ -1,0 +1,127 @@
+"""The forecast: what no schedule can beat, what no device can hold, and small cases that can be worked out by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.costs import Cost
+from orchestrator.errors import UsageError
+from orchestrator.plan import PlannedTask, Reason
+from orchestrator.sharing import Sharing
+from orchestrator.simulate import Fleet, forecast
+from tasks.spec import ResourceSpec
+from tests.orchestrator.fakes import task
+
+
+def planned(number, shared_s, exclusive_s=0.0, gpus=1.0, cpus=1.0, device="cuda"):
+    resources = ResourceSpec(device, cpus, gpus if device == "cuda" else 0.0)
+    spec = task(f"pass.{number}", resources=resources)
+    return PlannedTask(spec, Reason.NEW, None, Cost(shared_s, exclusive_s))
+
+
+def together(*costs, sharing=2, **resources):
+    return [planned(number, *cost, gpus=Sharing(sharing).gpu_share(None), **resources) for number, cost in enumerate(costs)]
+
+
+def spans(found):
+    return {span.task_id.split("/")[1].removeprefix("pass."): (span.began_s, span.ended_s) for span in found.spans}
+
+
+def test_one_after_the_other_on_a_device_of_its_own():
+    found = forecast([planned(0, 5.0, 1.0), planned(1, 3.0, 1.0)], Fleet(1, 8))
+
+    assert spans(found) == {"0": (0.0, 6.0), "1": (6.0, 10.0)}
+    assert (found.makespan_s, found.bound_s, found.slots, found.device_hours) == (10.0, 10.0, 1, 10 / 3600)
+
+
+def test_who_times_stops_the_neighbours():
+    found = forecast(together((4.0, 2.0), (10.0, 1.0)), Fleet(1, 8))
+
+    assert spans(found) == {"0": (0.0, 6.0), "1": (0.0, 13.0)}
+    assert found.bound_s == 11.0
+
+
+def test_two_who_want_to_time_at_once_take_turns():
+    assert spans(forecast(together((4.0, 2.0), (4.0, 2.0)), Fleet(1, 8))) == {"0": (0.0, 6.0), "1": (0.0, 8.0)}
+
+
+def test_who_comes_while_a_neighbour_times_waits():
+    found = forecast(together((4.0, 3.0), (4.0, 0.0), (1.0, 0.0)), Fleet(1, 8))
+
+    assert spans(found) == {"0": (0.0, 7.0), "1": (0.0, 7.0), "2": (7.0, 8.0)}
+
+
+def test_more_workers_than_cores_compile_slower():
+    assert forecast(together((6.0,), (6.0,), (6.0,), sharing=3, cpus=0.5), Fleet(1, 2)).makespan_s == pytest.approx(9.0)
+
+
+def test_a_large_task_waits_until_enough_is_free_and_smaller_ones_pass_it():
+    tasks = [planned(0, 5.0, gpus=0.5), planned(1, 4.0, gpus=1.0), planned(2, 3.0, gpus=0.5)]
+
+    assert spans(forecast(tasks, Fleet(1, 8), max_in_flight=3)) == {"0": (0.0, 5.0), "1": (5.0, 9.0), "2": (0.0, 3.0)}
+
+
+def test_a_task_with_several_gpus_has_them_all():
+    tasks = [planned(0, 5.0, 1.0, gpus=2.0, cpus=4.0), planned(1, 4.0)]
+
+    assert spans(forecast(tasks, Fleet(2, 2), max_in_flight=4)) == {"0": (0.0, 6.0), "1": (6.0, 10.0)}
+
+
+def test_nodes_without_a_gpu_are_shared_by_cores():
+    tasks = [planned(number, 4.0, 1.0, device="cpu") for number in range(2)]
+
+    assert forecast(tasks, Fleet(1, 2)).makespan_s == 6.0
+    assert (
+        forecast([replace(one, spec=replace(one.spec, resources=ResourceSpec("cpu", 2.0))) for one in tasks], Fleet(1, 2)).makespan_s == 10
+    )
+
+
+def test_what_no_device_can_hold_is_refused():
+    with pytest.raises(UsageError, match="asks for 1 device"):
+        forecast([planned(0, 1.0, cpus=8.0)], Fleet(4, 4))
+    with pytest.raises(UsageError, match="asks for 2 device"):
+        forecast([planned(0, 1.0, gpus=2.0)], Fleet(1, 4))
+
+
+def test_nothing_to_do_takes_no_time():
+    found = forecast([], Fleet(1, 4))
+
+    assert (found.makespan_s, found.efficiency) == (0.0, 1.0)
+
+
+seconds = st.floats(0.01, 500)
+costs = st.lists(st.tuples(seconds, st.floats(0, 60), st.sampled_from([0.0, 0.3, 0.5, 1.0])), min_size=1, max_size=40)
+
+
+@given(costs, st.integers(1, 5), st.integers(1, 24), st.sampled_from([1.0, 2.0, 7.5, 16.0]))
+def test_no_run_beats_the_bound_overfills_a_device_or_differs_from_itself(costs, devices, tasks, cores):
+    sharing = Sharing(tasks, cores)
+    plan = [
+        planned(number, shared_s, exclusive_s, max(share, sharing.gpu_share(None)), sharing.cpus(1.0))
+        for number, (shared_s, exclusive_s, share) in enumerate(costs)
+    ]
+
+    found = forecast(plan, Fleet(devices, cores))
+
+    assert found == forecast(plan, Fleet(devices, cores))
+    assert len(found.spans) == len(plan)
+    assert found.makespan_s >= found.bound_s * (1 - 1e-9)
+    cost = {task.spec.task_id: task for task in plan}
+    for span in found.spans:
+        there = [other for other in found.spans if other.device == span.device and other.began_s <= span.began_s < other.ended_s]
+        assert len(there) <= tasks
+        assert sum(cost[other.task_id].spec.resources.num_gpus for other in there) <= 1 + 1e-6
+        assert span.ended_s - span.began_s >= cost[span.task_id].cost_s * (1 - 1e-9)
+    assert max(len([o for o in found.spans if o.began_s <= span.began_s < o.ended_s]) for span in found.spans) <= found.slots
+
+
+@given(st.lists(seconds, min_size=1, max_size=30), st.integers(1, 6))
+def test_no_device_stands_idle_while_a_task_waits(lengths, devices):
+    found = forecast([planned(number, length) for number, length in enumerate(lengths)], Fleet(devices, 4))
+
+    graham_s = sum(lengths) / devices + max(lengths) * (1 - 1 / devices)  # Graham 1966, for any list
+    assert found.makespan_s <= graham_s * (1 + 1e-9)

@@ -1,0 +1,52 @@
+"""Tasks that share a GPU, on a node that claims to have one: toys need none."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from ray.cluster_utils import Cluster
+from rich.console import Console
+
+from orchestrator import run as runs
+from orchestrator.cluster import RayCluster
+from orchestrator.errors import ExitCode
+from orchestrator.store import Store
+
+MANIFEST = """\
+schema_version: 1
+name: sharing
+matrix: {dtype: [float32]}
+execution: {device: cuda, sharing: auto}
+suites:
+  toy:
+    - {name: slow_pass.1, options: {seconds: 4, exclusive_seconds: 0.1}}
+    - {name: slow_pass.2, options: {seconds: 4, exclusive_seconds: 0.1}}
+    - {name: oom.crowded, options: {seconds: 2, from_neighbours: 1}}
+    - oom
+"""
+
+
+@pytest.fixture
+def address():
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 8, "num_gpus": 1})
+    yield cluster.address
+    cluster.shutdown()
+
+
+def test_who_runs_out_of_memory_beside_neighbours_runs_once_more_alone(address, tmp_path):
+    path = tmp_path / "sharing.yaml"
+    path.write_text(MANIFEST)
+    request = runs.RunRequest(path, str(tmp_path), "r", address)
+
+    ended = runs.run(request, Console(file=io.StringIO(), width=200), connect=RayCluster)
+
+    run = Store(str(tmp_path)).resolve("r")
+    rows = {row["model"]: row for row in run.rows().to_pylist()}
+    assert ended.ending.exit_code is ExitCode.SOME_FAILED
+    assert run.record.cluster["sharing"] >= 4
+    assert run.record.cluster["sharing_why"]
+    assert [(rows[name]["status"], rows[name]["attempt"]) for name in ("oom.crowded", "oom")] == [("pass", 2), ("oom", 2)]
+    both = [rows[f"slow_pass.{number}"] for number in (1, 2)]
+    assert max(row["started"] for row in both) < min(row["ended"] for row in both)  # they did share
+    assert rows["oom.crowded"]["started"] >= max(row["ended"] for row in both)  # and this one did not, in the end
