@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from orchestrator.errors import UsageError
+from orchestrator.errors import ExitCode, UsageError
 from orchestrator.fields import Submit
 from orchestrator.manifest import LoadedManifest
 from orchestrator.package import declared_code, manifest_files
@@ -29,6 +29,18 @@ NAME_LENGTH = 47
 """KubeRay makes longer names out of a RayJob's, and Kubernetes takes 63 characters."""
 
 
+class _Dumper(yaml.SafeDumper):
+    """For readers: texts as blocks, and no anchors."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
+        return True
+
+
+_Dumper.add_representer(
+    str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+)
+
+
 def rayjob(loaded: LoadedManifest, results: str, run_id: str) -> str:
     """YAML of a ConfigMap with the manifest and of the RayJob that runs it.
 
@@ -42,7 +54,7 @@ def rayjob(loaded: LoadedManifest, results: str, run_id: str) -> str:
         raise UsageError(f"the manifest and its includes are larger than {CONFIG_MAP_MIB} MiB, the most that a ConfigMap holds")
     name = _kubernetes_name(run_id)
     keys = {path: f"file-{number}.yaml" for number, path in enumerate(files)}
-    config = {
+    config: dict[str, Any] = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {"name": name},
@@ -50,7 +62,7 @@ def rayjob(loaded: LoadedManifest, results: str, run_id: str) -> str:
     }
     volume = {"name": "manifest", "configMap": {"name": name, "items": [{"key": keys[path], "path": path} for path in files]}}
     documents = [config, _rayjob(loaded, name, _entrypoint(f"{MOUNT}/{manifest}", results, run_id), volume)]
-    return _remarks(loaded) + yaml.safe_dump_all(documents, sort_keys=False, width=140)
+    return _remarks(loaded) + yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=140)
 
 
 def _rayjob(loaded: LoadedManifest, name: str, entrypoint: str, volume: dict[str, Any]) -> dict[str, Any]:
@@ -117,7 +129,7 @@ def _worker_resources(loaded: LoadedManifest) -> dict[str, str]:
 def _entrypoint(manifest: str, results: str, run_id: str) -> str:
     words = ["python", "-m", "orchestrator", "run", manifest, "--results", results, "--run-id", run_id, "--address", "auto", "--resume"]
     # 3: finished, some tasks did not pass. Another cluster would change nothing about that.
-    return "sh -c " + shlex.quote(f"{shlex.join(words)}; code=$?; if [ $code -eq 3 ]; then exit 0; fi; exit $code")
+    return "sh -c " + shlex.quote(f"{shlex.join(words)} || test $? -eq {ExitCode.SOME_FAILED.value}")
 
 
 def _kubernetes_name(run_id: str) -> str:
