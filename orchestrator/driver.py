@@ -1,6 +1,7 @@
 """The loop of a run: events from the cluster to the sweep, the sweep's actions to the cluster and the store, signals to drain.
 
-It decides nothing. The first SIGINT or SIGTERM stops launching and lets what runs come to its end; the second cancels what runs.
+It decides nothing. The first SIGINT or SIGTERM stops launching and lets what runs come to its end; the second cancels what runs. A
+request to stop that was left in the run's folder counts like a signal.
 Rows are written in groups: at most ``FLUSH_AFTER_S`` old, or ``FLUSH_ROWS`` many.
 """
 
@@ -58,6 +59,10 @@ class Sink(Protocol):
         """Show that this driver lives."""
         ...
 
+    def stop_requests(self) -> int:
+        """How often people have asked through the store that the run stop."""
+        ...
+
 
 class Progress(Protocol):
     """Who watches the run."""
@@ -101,6 +106,7 @@ class Driver:
         self._oldest_unwritten_s = 0.0
         self._ending: Ending | None = None
         self._signals = 0
+        self._requests = 0
 
     def run(self) -> Ending:
         """Run to the end, or to where a signal or a failing store makes it stop."""
@@ -117,19 +123,20 @@ class Driver:
     def _loop(self) -> None:
         self._handle([NodesChanged(self._clock(), self._node_names()), Begin(self._clock())])
         next_tick_s = next_housekeeping_s = self._clock()
-        signals_seen = 0
+        seen = 0
         while self._ending is None:
             events = self._cluster.poll(POLL_S)
             now_s = self._clock()
-            if self._signals > signals_seen:
-                events.append(Drain(now_s) if signals_seen == 0 and self._signals == 1 else Force(now_s))
-                signals_seen = self._signals
+            if (asked := self._signals + self._requests) > seen:
+                events.append(Drain(now_s) if seen == 0 and asked == 1 else Force(now_s))
+                seen = asked
             if now_s >= next_tick_s:
                 events.append(Tick(now_s))
                 next_tick_s = now_s + TICK_S
             if now_s >= next_housekeeping_s:
                 events.append(NodesChanged(now_s, self._node_names()))
                 self._keep_lock()
+                self._requests = max(self._requests, self._sink.stop_requests())
                 self._sink.tell(self._sweep, ())
                 next_housekeeping_s = now_s + HOUSEKEEPING_S
             self._handle(events)

@@ -6,9 +6,10 @@ Which fields a file really gave is kept (``model_fields_set``), because files an
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -246,16 +247,28 @@ class Exclude(Fields):
     reason: str = Field(min_length=1, description="Why; it is stored and shown.")
 
 
+SECRET_NAME = re.compile(r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD)(?:_|$)", re.IGNORECASE)
+
+
+def _refuse_secret(name: str) -> str:
+    if SECRET_NAME.search(name):
+        raise ValueError("a secret does not belong in a manifest, which is stored with every run: set it on the nodes")
+    return name
+
+
 class Submit(Fields):
     """What `sweep submit` hands to a remote cluster."""
 
-    image: str | None = Field(default=None, min_length=1, description="Container image of the workers, if the cluster takes one.")
+    image: str | None = Field(default=None, min_length=1, description="Container image of the nodes that `--kuberay` describes.")
     pip: list[str] = Field(default=[], description="Requirements to install on the nodes.")
-    env_vars: dict[str, str] = Field(default={}, description="Environment variables of the driver and the tasks.")
+    env_vars: dict[Annotated[str, AfterValidator(_refuse_secret)], str] = Field(
+        default={}, description="Environment variables of the driver and the tasks. No secrets: manifests are stored with their runs."
+    )
     store: str | None = Field(
         default=None, min_length=1, description="Where results go, as the cluster sees it: a shared path or s3://, gs:// URI."
     )
-    entrypoint_num_cpus: float = Field(default=1.0, ge=0, description="Cores to reserve for the driver.")
+    entrypoint_num_cpus: float = Field(default=0.0, ge=0, description="Cores to reserve for the driver; 0: it runs on the head node.")
+    entrypoint_resources: dict[str, PositiveFloat] = Field(default={}, description="Ray resources that the driver's node must have.")
     stop_grace_s: float = Field(default=60.0, gt=0, description="Seconds between asking the driver to stop and killing it.")
 
 

@@ -18,9 +18,10 @@ from rich.console import Console
 
 from orchestrator import __version__
 from orchestrator.cluster import Cluster, RayCluster
+from orchestrator.control import clear_stop, stop_requests
 from orchestrator.costs import recorded
 from orchestrator.driver import Driver, Ending, Sink
-from orchestrator.errors import ExitCode, UsageError
+from orchestrator.errors import ExitCode, StoreError, UsageError
 from orchestrator.journal import Journal
 from orchestrator.manifest import LoadedManifest, load_manifest
 from orchestrator.nodes import NodeInfo
@@ -167,6 +168,7 @@ def _record(request: RunRequest, loaded: LoadedManifest, nodes: Sequence[NodeInf
 def _reopen(run_store: RunStore, console: Console) -> None:
     """Take over a run: its lock, and what a dead driver left behind."""
     run_store.acquire()
+    clear_stop(run_store.files)
     run_store.set_state(RunState.RUNNING)
     console.print(f"going on with run {run_store.run_id}", highlight=False)
 
@@ -194,6 +196,13 @@ class _StoreSink:
 
     def refresh_lock(self) -> None:
         self.run_store.refresh_lock()
+
+    def stop_requests(self) -> int:
+        try:
+            return stop_requests(self.run_store.files)
+        except StoreError as error:  # whether anybody asked is not worth a run
+            log.warning("%s", error)
+            return 0
 
 
 def _drive(

@@ -6,14 +6,17 @@ import json as json_format
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from orchestrator.cli.selection import only_task
+from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
+    from orchestrator.jobs import Head
     from orchestrator.store import RunStore
 
 WATCH_S = 2.0
@@ -24,29 +27,98 @@ def status(
         str, typer.Argument(help="A run id, the beginning of one, or 'latest'. Example: sweep status latest --watch")
     ] = "latest",
     results: Annotated[str, typer.Option(help="The results store: a folder or an object-store URI.")] = "results",
-    watch: Annotated[bool, typer.Option("--watch", help="Print again whenever something changed, until the run is over.")] = False,
+    address: Annotated[str | None, typer.Option(help="Also ask the cluster whose head is at http://HEAD:8265.")] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Stay, and show every change, until the run is over; live on a terminal, else line by line.")
+    ] = False,
     story: Annotated[str | None, typer.Option(metavar="TASK_ID", help="Everything that happened to one task.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """State, rows by status, what runs, and who drives the run now. Needs no cluster."""
-    from orchestrator.record import RunState
+    """State, rows by status, what runs, and who drives the run now. Needs no cluster; --address shows the cluster's view beside it."""
+    look = _look(run, results, address)
+    if story:
+        from orchestrator.store import Store
+
+        sys.stdout.write(_story(Store(results).resolve(run), story, json))
+    elif watch and sys.stdout.isatty() and not json:
+        _watch_live(look)
+    else:
+        _print(look, json, watch)
+
+
+def _look(run: str, results: str, address: str | None) -> Callable[[], dict[str, Any]]:
+    """How the run stands, each time it is called."""
+    from orchestrator.jobs import Head
     from orchestrator.store import Store
 
-    run_store = Store(results).resolve(run)
-    if story:
-        sys.stdout.write(_story(run_store, story, json))
-        return
+    head = Head.find(address) if address else None
+
+    def look() -> dict[str, Any]:
+        try:
+            standing = _standing(Store(results).resolve(run))
+        except UsageError:
+            if head is None:
+                raise
+            standing = {"run_id": run, "state": None}  # a store that only the cluster sees, or a driver that has not come so far
+        return standing | ({"cluster": _cluster(head, standing["run_id"])} if head else {})
+
+    return look
+
+
+def _goes_on(standing: dict[str, Any]) -> bool:
+    from orchestrator.record import RunState
+
+    job = standing.get("cluster", {}).get("status")
+    return job in {"pending", "running"} or (standing["state"] == RunState.RUNNING.value and standing["driver"] is not None)
+
+
+def _print(look: Callable[[], dict[str, Any]], json: bool, watch: bool) -> None:
     shown = None
     while True:
-        standing = _standing(run_store)
+        standing = look()
         if standing != shown:
             sys.stdout.write((json_format.dumps(standing) if json else _text(standing)) + "\n")
             sys.stdout.flush()
             shown = standing
-        if not watch or standing["state"] != RunState.RUNNING.value or standing["driver"] is None:
+        if not (watch and _goes_on(standing)):
             return
         time.sleep(WATCH_S)
-        run_store = Store(results).resolve(run_store.run_id)
+
+
+def _watch_live(look: Callable[[], dict[str, Any]]) -> None:
+    from rich.live import Live
+    from rich.text import Text
+
+    standing = look()
+    with Live(Text(_text(standing)), auto_refresh=False) as live:
+        while _goes_on(standing):
+            time.sleep(WATCH_S)
+            standing = look()
+            live.update(Text(_text(standing)), refresh=True)
+
+
+def _cluster(head: Head, run_id: str) -> dict[str, Any]:
+    """What the cluster says: of the job that drives the run, and of its nodes."""
+    from orchestrator.submit import jobs_of
+
+    try:
+        jobs = jobs_of(head, run_id)
+        nodes = head.nodes()
+    except (OSError, ValueError, KeyError) as error:
+        return {"address": head.address, "error": str(error)}
+    alive = [node for node in nodes if node["state"] == "ALIVE"]
+    totals = [node.get("resources_total") or {} for node in alive]
+    job = jobs[-1] if jobs else None
+    return {
+        "address": head.address,
+        "job": job.submission_id if job else None,
+        "status": job.status.lower() if job else None,
+        "exit_code": job.exit_code if job else None,
+        "nodes": len(alive),
+        "nodes_dead": len(nodes) - len(alive),
+        "cpus": sum(total.get("CPU", 0.0) for total in totals),
+        "gpus": sum(total.get("GPU", 0.0) for total in totals),
+    }
 
 
 def _standing(run_store: RunStore) -> dict[str, Any]:
@@ -80,6 +152,21 @@ def _story(run_store: RunStore, wanted: str, json: bool) -> str:
 
 
 def _text(standing: dict[str, Any]) -> str:
+    lines = [_run_text(standing)] if standing["state"] else [f"{standing['run_id']}: not in the results store that was named"]
+    if cluster := standing.get("cluster"):
+        lines.append(_cluster_text(cluster))
+    return "\n".join(lines)
+
+
+def _cluster_text(cluster: dict[str, Any]) -> str:
+    if "error" in cluster:
+        return f"  {cluster['address']} does not answer: {cluster['error']}"
+    job = f"job {cluster['job']}: {cluster['status']}" if cluster["job"] else "no job drives this run"
+    dead = f" ({cluster['nodes_dead']} gone)" if cluster["nodes_dead"] else ""
+    return f"  {cluster['address']}: {job}; {cluster['nodes']} nodes{dead}, {cluster['cpus']:g} CPUs, {cluster['gpus']:g} GPUs"
+
+
+def _run_text(standing: dict[str, Any]) -> str:
     by_status = ", ".join(f"{count} {name}" for name, count in standing["by_status"].items()) or "none yet"
     driver = standing["driver"] or "no driver"
     if standing["state"] == "running" and standing["driver"] is None:

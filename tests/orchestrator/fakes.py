@@ -66,6 +66,7 @@ class FakeSink:
 
     batches: list = field(default_factory=list)
     fail_at: int | None = None
+    requests: object = lambda: 0
 
     def append(self, batch):
         if self.fail_at is not None and len(self.batches) >= self.fail_at:
@@ -77,6 +78,9 @@ class FakeSink:
 
     def refresh_lock(self):
         pass
+
+    def stop_requests(self):
+        return self.requests()
 
     @property
     def rows(self):

@@ -18,7 +18,7 @@ def sweep(*arguments, cwd=None):
 def test_the_surface_is_a_decision():
     assert set(COMMANDS) == {
         "validate", "plan", "run", "status", "logs", "report", "compare", "history", "export", "verify", "compact", "models", "schema",
-        "doctor", "repro",
+        "doctor", "repro", "submit", "list", "stop",
     }  # fmt: skip
 
 
