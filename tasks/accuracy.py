@@ -75,11 +75,12 @@ def tolerance_for(suite: str, training: bool, precision: PrecisionSpec, autocast
 
 
 def rule_for(tolerance: float, workload: Workload, precision: PrecisionSpec, device: torch.device) -> Rule:
-    """Upstream's multipliers: 2 for float32, 3 for lower precisions and for wide tolerances."""
+    """Upstream's multipliers: 2 for float32, 3 for lower precisions and for wide tolerances. TF32 is such a precision: it has ten bits."""
     epsilon = _EPSILON[workload.autocast_dtype]
     if device.type == "cuda" and precision.tf32:
         epsilon = max(epsilon, _TF32_EPSILON)
-    return Rule(tolerance, 2.0 if workload.autocast_dtype is None and tolerance < 2e-2 else 3.0, epsilon)
+    exact = epsilon == _EPSILON[None] and tolerance < 2e-2
+    return Rule(tolerance, 2.0 if exact else 3.0, epsilon)
 
 
 def check(workload: Workload, compiled: Callable[[], Any], state: State, *, iterations: int, rule: Rule, device: torch.device) -> Verdict:

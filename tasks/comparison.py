@@ -8,7 +8,9 @@ square over the elements:
 * as good: rms(c - r) <= multiplier rms(e - r) + tolerance / 10 rms(r). Compiled code may round differently, but not worse. Tensors of
   fewer than ``FEW`` elements are too small to know their own error and borrow the median one of their kind;
 * noise: only where eager's own error is half of the reference or more, so that the tensor holds no digits to compare (the gradient of a
-  bias in front of a normalisation, say): rms(c - r) <= 10 rms(e - r) + epsilon rms(kind), with the epsilon of the computing dtype.
+  bias in front of a normalisation or of a softmax, say): rms(c - r) <= max(10 rms(e - r), 3 rms(siblings)) + epsilon rms(kind), with the
+  epsilon of the computing dtype, and eager's median error over the tensors of the same kind and shape. The sum that is zero in exact
+  arithmetic may come out nearly so by luck in one of the two; its siblings tell how noisy such sums are.
 
 Where there is no reference, a tensor also passes if it has eager's direction and size.
 
@@ -29,6 +31,7 @@ import torch
 FEW = 1000
 BORROWED_FROM = 3  # tensors of a kind, at least, for their median error to mean something
 NOISE_FACTOR = 10.0
+SIBLING_FACTOR = 3.0
 NEAR = 4.0  # tolerances within which a compiled element must be of the reference where eager has no number
 MAX_ANGLE = 0.01  # 1 - cosine, between tensors that have no reference
 MAX_RATIO = 1e6  # how far beyond its limit a tensor can be said to be
@@ -126,8 +129,10 @@ def compare_tensors(
     errors: Errors,
     kind_error: float = 0.0,
     kind_size: float = 0.0,
+    sibling_error: float = 0.0,
 ) -> Finding:
-    """Judge ``compiled``. ``errors`` are eager's; ``kind_error`` (relative) and ``kind_size`` are those of tensors of its kind.
+    """Judge ``compiled``. ``errors`` are eager's; ``kind_error`` (relative) and ``kind_size`` are those of tensors of its kind, and
+    ``sibling_error`` (absolute) is the median one of those that have its shape as well.
 
     Without a reference, eager is the reference and ``errors.error`` its distance from a second eager run; as nothing then tells what
     rounding is legitimate, a tensor of the same direction and size passes too, and one that is small among its kind.
@@ -147,7 +152,7 @@ def compare_tensors(
     if not bool(usable.any()):
         return _found(name, finite=eager.numel() == 0)
     one, other, truth = (tensor[usable] for tensor in (one, other, truth))
-    found = _judge(name, one, other, truth, rule, errors, kind_error, kind_size)
+    found = _judge(name, one, other, truth, rule, errors, kind_error, kind_size, sibling_error)
     return found if not blind else replace(found, ratio=min(found.ratio, _blind_ratio(one, other, rule, kind_size)))
 
 
@@ -170,6 +175,7 @@ def _judge(
     errors: Errors,
     kind_error: float,
     kind_size: float,
+    sibling_error: float,
 ) -> Finding:
     size, few = rms(eager), eager.numel() < FEW
     close = float((torch.abs(compiled - eager) / (rule.tolerance * (torch.abs(eager) + size / 10)).clamp_min(1e-300)).max())
@@ -178,7 +184,8 @@ def _judge(
     good = _ratio(error, (max(rule.multiplier, 3.0) if few else rule.multiplier) * own + rule.tolerance / 10 * reference_size)
     noise = MAX_RATIO
     if reference_size <= 2 * errors.error or reference_size == 0.0:
-        noise = _ratio(error, NOISE_FACTOR * errors.error + rule.epsilon * kind_size)
+        own_noise = max(NOISE_FACTOR * errors.error, SIBLING_FACTOR * sibling_error)
+        noise = _ratio(error, own_noise + rule.epsilon * kind_size)
     return Finding(name, min(close, good, noise, MAX_RATIO), None, errors.error, error)
 
 

@@ -20,7 +20,7 @@ Results = dict[str, Any]  # by name: a tensor, or a plain value
 
 def compare_all(eager: Results, compiled: Results, truth: Results, errors: dict[str, Errors], rule: Rule) -> list[Finding]:
     """Judge every value of ``compiled``; ``errors`` are eager's, by name, against ``truth``, which may lack names or be empty."""
-    kinds = _kinds(eager, errors)
+    kinds, siblings = _kinds(eager, errors), _sibling_errors(eager, errors)
     findings = []
     for name in [*eager, *(name for name in compiled if name not in eager)]:
         one, other = _none_as_zero(eager.get(name), compiled.get(name))
@@ -31,7 +31,8 @@ def compare_all(eager: Results, compiled: Results, truth: Results, errors: dict[
         known = errors.get(name, Errors(0.0, 0.0))
         reference = truth.get(name)
         reference = reference if isinstance(reference, torch.Tensor) else None
-        findings.append(compare_tensors(name, one, other, reference, rule, errors=known, kind_error=kind_error, kind_size=kind_size))
+        borrowed = {"kind_error": kind_error, "kind_size": kind_size, "sibling_error": siblings.get((kind_of(name), one.shape), 0.0)}
+        findings.append(compare_tensors(name, one, other, reference, rule, errors=known, **borrowed))
     return findings
 
 
@@ -42,6 +43,15 @@ def _kinds(eager: Results, errors: dict[str, Errors]) -> dict[str, tuple[float, 
         if isinstance(value, torch.Tensor) and value.is_floating_point():
             found.setdefault(kind_of(name), []).append((value.numel(), errors[name]))
     return {kind: (_typical_error(entries), _overall_size(entries)) for kind, entries in found.items()}
+
+
+def _sibling_errors(eager: Results, errors: dict[str, Errors]) -> dict[tuple[str, torch.Size], float]:
+    """By kind and shape: eager's median error, root mean square and absolute, where there are tensors enough."""
+    found: dict[tuple[str, torch.Size], list[float]] = {}
+    for name, value in eager.items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and math.isfinite(errors[name].error):
+            found.setdefault((kind_of(name), value.shape), []).append(errors[name].error)
+    return {key: statistics.median(entries) for key, entries in found.items() if len(entries) >= BORROWED_FROM}
 
 
 def _typical_error(entries: list[tuple[int, Errors]]) -> float:
