@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -31,6 +31,8 @@ LAUNCH_BOUND = 0.9  # of an eager iteration's time; a device that is busy for le
 SLOW_STEPS = 10  # steps that must fit into the eager phase's deadline for the model to be looked at in full
 STEPS_PER_CHECK = 8  # eager steps that a check takes per iteration, the float64 reference counted as four
 RANDOM_FACTOR = 10.0  # another seed must move a model's results by this many times what repeating moves them
+
+T = TypeVar("T")
 
 
 def execute(task: TaskSpec, channel: Channel) -> WorkerResult:
@@ -60,6 +62,7 @@ class _Execution:
     measurement: Measurement = field(default_factory=Measurement)
     samples: Samples = field(default_factory=Samples)
     neighbours: int = 0
+    cold: bool = True  # nothing was compiled yet
     remarks: list[str] = field(default_factory=list)  # on how accuracy was judged
 
     def run(self) -> WorkerResult:
@@ -68,9 +71,9 @@ class _Execution:
         workload = self._build(device)
         self._enter(Phase.EAGER)
         state = State(workload, self.task.seed)
-        random, eager_s = self._eager(workload, state, device)
+        random, eager_s = self._relieved(state, device, partial(self._eager, workload, state, device))
         self._enter(Phase.COMPILE)
-        compiled = self._compile(workload, state, device, same_random_numbers=random)
+        compiled = self._relieved(state, device, partial(self._compile, workload, state, device, same_random_numbers=random))
         self._enter(Phase.VERIFY)
         self._verify(workload, compiled, state, device, eager_s)
         del state
@@ -126,6 +129,18 @@ class _Execution:
             repeated, other = (self._draw(workload, state, offset) for offset in (0, 1))
         return accuracy.distance(first, other) > RANDOM_FACTOR * accuracy.distance(first, repeated), eager_s
 
+    def _relieved(self, state: State, device: torch.device, act: Callable[[], T]) -> T:
+        """What ``act`` returns; if it does not fit beside the saved state, once more with that on the host."""
+        try:
+            return act()
+        except torch.OutOfMemoryError:
+            if state.on_host:
+                raise
+        self.remarks.append(f"the saved state was moved to the host in phase {self.phase.value}, for lack of memory")
+        state.to_host()
+        accuracy.free_memory(device)
+        return act()
+
     def _draw(self, workload: Workload, state: State, offset: int) -> accuracy.Results:
         """What one step from the initial state returns when the generators start from the seed plus ``offset``."""
         state.restore()
@@ -141,7 +156,8 @@ class _Execution:
 
     def _compile(self, workload: Workload, state: State, device: torch.device, *, same_random_numbers: bool) -> Callable[[], Any]:
         """The compiled step, compiled. ``same_random_numbers``: it is to draw those that eager draws, or it could not be verified."""
-        if same_random_numbers:
+        cold, self.cold = self.cold, False
+        if same_random_numbers and cold:
             self.remarks.append("the model draws random numbers: compiled with fallback_random, and timed so")
         compiled = compilation.compile_step(workload.step, self.task.compile, same_random_numbers=same_random_numbers)
         state.restore()
@@ -149,7 +165,8 @@ class _Execution:
             calls = compilation.first_calls(
                 compiled, lambda: step.synchronize(device), environment.process_tree_cpu_s, self.channel.paused_s
             )
-        self._note(compile_s=calls.compile_s, compile_cpu_s=calls.compile_cpu_s)
+        if cold:
+            self._note(compile_s=calls.compile_s, compile_cpu_s=calls.compile_cpu_s)
         self._note_compiler()
         return compiled
 
@@ -163,8 +180,9 @@ class _Execution:
             iterations = 1
             self.remarks.append("one step instead of several, for lack of time")
         rule = accuracy.rule_for(self.measurement.accuracy_tolerance or 0.0, workload, self.task.precision, device)
+        time_s = self.task.deadlines.verify_s / 2
         with self._exclusive():
-            verdict = accuracy.check(workload, compiled, state, iterations=iterations, rule=rule, device=device)
+            verdict = accuracy.check(workload, compiled, state, iterations=iterations, rule=rule, device=device, time_s=time_s)
         self._note(
             accuracy=verdict.accuracy.value,
             accuracy_reason="; ".join([*([verdict.reason] if verdict.reason else []), *self.remarks]) or None,
