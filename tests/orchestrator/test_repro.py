@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import subprocess
 import sys
 
@@ -131,7 +132,7 @@ class TestBuilding:
     @pytest.mark.models
     @pytest.mark.parametrize("mode", ["training", "inference"])
     @pytest.mark.parametrize(("suite", "name", "batch_size"), LIBRARY_MODELS)
-    def test_a_script_builds_what_the_suite_builds(self, suite, name, batch_size, mode):
+    def test_a_script_builds_what_the_suite_builds(self, tmp_path, monkeypatch, suite, name, batch_size, mode):
         import torch
 
         from tasks.suites.loader import load
@@ -139,9 +140,11 @@ class TestBuilding:
         model = ModelSpec(suite, name, batch_size=batch_size)
         task = a_task(model=model, mode=mode)
         made = load(model, mode, torch.device("cpu"), task.seed)
-        space = {"__name__": "script"}
-        exec(compile(repro.script(task, None, "run-1"), "repro.py", "exec"), space)  # noqa: S102
-        module, args, kwargs, loss = space["_seeded"](space["build"], task.seed, torch.device("cpu"))
+        (tmp_path / "script_of_a_task.py").write_text(repro.script(task, None, "run-1"))
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "script_of_a_task", raising=False)
+        script = importlib.import_module("script_of_a_task")
+        module, args, kwargs, loss = script._seeded(script.build, task.seed, torch.device("cpu"))
         ours, theirs = dict(module.state_dict()), dict(made.module.state_dict())
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
@@ -166,6 +169,7 @@ class TestBuilding:
 
 class TestMinify:
     @pytest.mark.slow
+    @pytest.mark.timeout(1200)
     @pytest.mark.parametrize(("planted", "status"), [("accuracy", Status.FAIL_ACCURACY), ("compile_error", Status.FAIL_COMPILE)])
     def test_a_fault_of_inductor_becomes_a_single_call(self, tmp_path, planted, status):
         task = a_task("clipped", "inductor", compile=CompileSpec(options={INJECTED: planted}), mode="inference")
@@ -196,8 +200,10 @@ class TestMinify:
         """The folder, the order of the three processes and their environment, without torch."""
         launcher = "" if left is None else f"open('repro.py', 'w').write({left!r})"
         task = (
-            "import os, pathlib\nassert os.environ['TORCHDYNAMO_REPRO_LEVEL'] == '2' and os.environ['TORCHDYNAMO_REPRO_AFTER'] == 'dynamo'\n"
-            f"place = pathlib.Path(os.environ['TORCH_COMPILE_DEBUG_DIR']) / 'deep'\nplace.mkdir()\n(place / 'minifier_launcher.py').write_text({launcher!r})"
+            "import os, pathlib\n"
+            "assert (os.environ['TORCHDYNAMO_REPRO_LEVEL'], os.environ['TORCHDYNAMO_REPRO_AFTER']) == ('2', 'dynamo')\n"
+            "place = pathlib.Path(os.environ['TORCH_COMPILE_DEBUG_DIR']) / 'deep'\nplace.mkdir()\n"
+            f"(place / 'minifier_launcher.py').write_text({launcher!r})"
         )
         found = minify.minify(task, tmp_path / "out", backend="aot_eager", accuracy=False)
         assert message in found.message
