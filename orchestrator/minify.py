@@ -57,7 +57,7 @@ def minify(text: str, folder: Path, *, backend: str, accuracy: bool) -> Minified
     if _run(found, {}) == 0:
         return Minified(None, f"torch's minifier left {found}, which does not fail when it runs by itself; see {folder / 'repro.log'}")
     what = "has other results compiled than in eager mode" if accuracy else "fails to compile or run"
-    return Minified(found, f"{found}: a graph of {_calls(found)} calls that {what}; see {folder / 'repro.log'}")
+    return Minified(found, f"{found}: a graph of {_counted(_calls(found))} that {what}; see {folder / 'repro.log'}")
 
 
 def _run(script: Path, environment: dict[str, str], folder: Path | None = None) -> int:
@@ -86,6 +86,10 @@ def _no_graph(folder: Path, status: int, *, accuracy: bool) -> str:
         kind = "has other results compiled than in eager mode" if accuracy else "fails to compile or run"
         return f"no graph of the task {kind} here, by torch's own rule; see {log}"
     return f"the task fails here, but outside of the graphs that torch's minifier looks at; see {log}"
+
+
+def _counted(calls: int) -> str:
+    return f"{calls} call" if calls == 1 else f"{calls} calls"
 
 
 def _calls(script: Path) -> int:

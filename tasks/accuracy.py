@@ -4,9 +4,9 @@ From one state, each arm does the same number of steps: the reference, eager, ea
 (or, in inference, the outputs), every gradient, and what the steps changed in parameters and buffers. Changes rather than values,
 because a step moves a parameter by far less than any tolerance on the parameter itself. ``tasks.comparison`` has the rules.
 
-The second eager run measures how deterministic the model is; eager's error is the larger one of both runs. When the reference does not
-fit or does not run, the check falls back in this order, and the row says to what: float64 with the results held on the host, float32
-(where autocast is on), no reference. Without one, eager's distance from itself takes the place of its error.
+The second eager run measures how deterministic the model is; eager's error is the larger one of both runs. Where the reference does not
+fit or does not run, the check falls back in the order of ``tasks.references``, and the row says to what and why. Without a reference,
+eager's distance from itself takes the place of its error. Where not even eager and compiled fit, nothing is judged: out of memory.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ from typing import Any
 
 import torch
 
-from tasks import comparison, step
+from tasks import comparison, references, step
 from tasks.comparison import Finding, Rule
-from tasks.judgement import Results, change_of, compare_all, distance, eager_errors, gradient_of, identical, kind_of, losses_of
+from tasks.judgement import Results, change_of, compare_all, differing, distance, eager_errors, gradient_of, identical, kind_of, losses_of
+from tasks.references import Reference, fails_alike, too_much_for_the_host
 from tasks.spec import Accuracy, PrecisionSpec
 from tasks.step import State, Workload
 
 __all__ = ["Reference", "Results", "Verdict", "check", "distance", "rule_for", "tolerance_for"]
 
 RESULTS = ("loss", "output", "gradient")  # the kinds of which at least one must hold a number for a verdict
+OUT_OF_MEMORY = "out of memory"
 _EPSILON = {None: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 _TF32_EPSILON = 2.0**-10
 
@@ -46,18 +48,6 @@ class Verdict:
     compiled_rmse: float | None = None
     deterministic: bool | None = None
     reference: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """How a reference is made: its dtype (None: there is none), and whether results are held on the host."""
-
-    dtype: torch.dtype | None
-    on_host: bool
-
-    def __str__(self) -> str:
-        name = "none" if self.dtype is None else str(self.dtype).removeprefix("torch.")
-        return f"{name}, results on the host" if self.on_host and self.dtype is torch.float64 else name
 
 
 class NoReferenceError(Exception):
@@ -83,39 +73,43 @@ def rule_for(tolerance: float, workload: Workload, precision: PrecisionSpec, dev
     return Rule(tolerance, 2.0 if exact else 3.0, epsilon)
 
 
-def check(workload: Workload, compiled: Callable[[], Any], state: State, *, iterations: int, rule: Rule, device: torch.device) -> Verdict:
+def check(
+    workload: Workload,
+    compiled: Callable[[], Any],
+    state: State,
+    *,
+    iterations: int,
+    rule: Rule,
+    device: torch.device,
+    time_s: float = math.inf,
+    reseed: bool = False,
+) -> Verdict:
     """Run the four arms and judge. The state is restored before each, and once more at the end.
+
+    ``time_s`` is what a reference on the host's processors may take. ``reseed``: the second eager arm draws other random numbers, because
+    the compiled one will; what they move then counts as eager's error, and whether the model is deterministic is not known.
 
     Raises:
         torch.OutOfMemoryError: not even eager and compiled alone fit.
     """
-    failed: list[str] = []
-    references = _references(workload, device)
-    for reference in references:
-        check_once = _Check(workload, compiled, state, iterations, rule, device, reference)
+    failed: dict[Reference, str] = {}
+    for reference in references.candidates(workload, has_own_memory=_has_own_memory(device), state_on_host=state.on_host):
+        if any(fails_alike(other, reference) for other, why in failed.items() if why != OUT_OF_MEMORY):
+            continue
+        attempt = _Check(workload, compiled, state, iterations, rule, device, reference, time_s, reseed)
         try:
-            verdict = check_once.run("; ".join(failed))
+            verdict = attempt.run("; ".join(f"{other}: {why}" for other, why in failed.items()))
         except NoReferenceError as error:
-            failed.append(f"{reference}: {error}")
+            failed[reference] = str(error)
         except torch.OutOfMemoryError:
-            if reference is references[-1]:
+            if reference.dtype is None or (attempt.in_arms and reference.all_on_host):
                 raise
-            failed.append(f"{reference}: out of memory")
+            failed[reference] = OUT_OF_MEMORY
         else:
             state.restore()
             return verdict
         free_memory(device)
     raise AssertionError("the last reference is none, which cannot fail")
-
-
-def _references(workload: Workload, device: torch.device) -> list[Reference]:
-    found = [Reference(torch.float64, on_host=False)]
-    on_host = device.type != "cpu"
-    if on_host:
-        found.append(Reference(torch.float64, on_host=True))
-    if workload.autocast_dtype is not None:
-        found.append(Reference(torch.float32, on_host))
-    return [*found, Reference(None, on_host)]
 
 
 @dataclass(slots=True)
@@ -127,12 +121,18 @@ class _Check:
     rule: Rule
     device: torch.device
     reference: Reference
+    time_s: float
+    reseed: bool
+    in_arms: bool = False  # the reference is done
 
     def run(self, fallen_back: str) -> Verdict:
+        if self.reference.state_on_host and not self.state.on_host:
+            self.state.to_host()
         truth = self._reference_results()
+        self.in_arms = True
         eager = self._run_arm(self.workload.step, keep=True)
-        again = self._run_arm(self.workload.step, keep=False)
-        deterministic = identical(eager, again)
+        again = self._run_arm(self.workload.step, keep=False, seed_offset=int(self.reseed))
+        deterministic = None if self.reseed else identical(eager, again)
         errors = {name: eager_errors(value, again.get(name), truth.get(name)) for name, value in eager.items()}
         del again
         compiled = self._run_arm(self.compiled, keep=False)
@@ -144,19 +144,40 @@ class _Check:
         dtype = self.reference.dtype
         if dtype is None:
             return {}
-        self.state.restore()
         try:
+            self._require_possible()
+            self.state.restore()
             with _without_tf32(self.device):
-                copied = step.in_precision(self.workload, dtype, self.device)
-                initial = {name: tensor.detach().clone() for name, tensor in step.named_state(copied.module)}
-                return self._collect(copied, copied.step, initial, keep=True)
-        except torch.OutOfMemoryError:
+                return self._run_reference(dtype, torch.device("cpu") if self.reference.on_cpu else self.device)
+        except (torch.OutOfMemoryError, NoReferenceError):
             raise
         except Exception as error:
             raise NoReferenceError(f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}") from error
 
-    def _run_arm(self, one_step: Callable[[], Any], *, keep: bool) -> Results:
-        self.state.restore()
+    def _run_reference(self, dtype: torch.dtype, place: torch.device) -> Results:
+        copied = step.in_precision(self.workload, dtype, place)
+        if self.reference.chunks > 1:
+            copied = step.in_chunks(copied, self.reference.chunks, place)
+        keep_at = torch.device("cpu") if self.reference.results_on_host else place
+        initial = {name: tensor.detach().to(keep_at, copy=True) for name, tensor in step.named_state(copied.module)}
+        return self._collect(copied, copied.step, initial, keep=True)
+
+    def _require_possible(self) -> None:
+        """Raises: NoReferenceError, if chunks do not give the same step, or the host would take too long or too much memory."""
+        if self.reference.on_cpu:
+            self.state.restore()
+            why = too_much_for_the_host(self.workload, self.device, self.iterations, self.time_s)
+            if why is not None:
+                raise NoReferenceError(why)
+        if self.reference.chunks > 1:
+            whole = self._run_arm(self.workload.step, keep=True)
+            chunked = self._run_arm(step.in_chunks(self.workload, self.reference.chunks, self.device).step, keep=False)
+            name = differing(whole, chunked, self.rule)
+            if name is not None:
+                raise NoReferenceError(f"eager in chunks gives another {name}")
+
+    def _run_arm(self, one_step: Callable[[], Any], *, keep: bool, seed_offset: int = 0) -> Results:
+        self.state.restore(seed_offset)
         return self._collect(self.workload, one_step, self.state.initial, keep=keep)
 
     def _collect(self, workload: Workload, one_step: Callable[[], Any], initial: dict[str, torch.Tensor], *, keep: bool) -> Results:
@@ -164,7 +185,7 @@ class _Check:
         steps = range(self.iterations)
         found: Results = {}
         if workload.training:  # a step may write its loss to the same place each time: copy it at once
-            found |= {f"loss.{index}": one_step().detach().clone() for index in steps}
+            found |= {f"loss.{index}": self._hold(one_step().detach(), keep=True) for index in steps}
             found |= {
                 f"gradient.{name}": self._hold(gradient_of(parameter), keep) for name, parameter in workload.module.named_parameters()
             }
@@ -173,18 +194,19 @@ class _Check:
                 one_step()
             found |= {name: self._hold(value, keep) for name, value in comparison.leaves(one_step(), "output")}
         with torch.no_grad():
-            changes = {name: change_of(tensor.detach(), initial[name]) for name, tensor in step.named_state(workload.module)}
-        return found | {name: self._hold(value, keep=False) for name, value in changes.items()}
+            for name, tensor in step.named_state(workload.module):
+                found[name] = self._hold(change_of(tensor.detach(), initial[name]), keep=False)
+        return found
 
     def _hold(self, value: Any, keep: bool) -> Any:
         if not isinstance(value, torch.Tensor):
             return value
-        if self.reference.on_host:
+        if self.reference.results_on_host:
             return value.to("cpu", copy=True)
         return value.clone() if keep else value
 
-    def _verdict(self, findings: list[Finding], deterministic: bool, fallen_back: str, losses: list[float]) -> Verdict:
-        remarks = [] if deterministic else ["eager does not repeat itself exactly"]
+    def _verdict(self, findings: list[Finding], deterministic: bool | None, fallen_back: str, losses: list[float]) -> Verdict:
+        remarks = ["eager does not repeat itself exactly"] if deterministic is False else []
         if any(not math.isfinite(loss) for loss in losses):
             remarks.append(f"eager's loss is {losses[-1]}")
         worst = max(findings, key=lambda finding: finding.ratio)
@@ -210,6 +232,10 @@ class _Check:
             deterministic=deterministic,
             reference=name,
         )
+
+
+def _has_own_memory(device: torch.device) -> bool:
+    return device.type != "cpu"
 
 
 @contextlib.contextmanager

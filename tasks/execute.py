@@ -12,8 +12,9 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -30,6 +31,18 @@ WARM_CUDA_S, WARM_CPU_S = 1.0, 0.2
 SLOW_STEPS = 10  # steps that must fit into the eager phase's deadline for the model to be looked at in full
 STEPS_PER_CHECK = 8  # eager steps that a check takes per iteration, the float64 reference counted as four
 RANDOM_FACTOR = 10.0  # another seed must move a model's results by this many times what repeating moves them
+
+NEGLIGIBLE = 0.1  # of the tolerance; random numbers that move the results by less are each arm's own
+
+T = TypeVar("T")
+
+
+class Randomness(StrEnum):
+    """What a model's random numbers do to its results. Dropout of a probability that drops next to nothing draws and moves nothing."""
+
+    NONE = "none"
+    NEGLIGIBLE = "negligible"
+    DECISIVE = "decisive"
 
 
 def execute(task: TaskSpec, channel: Channel, process: int = 0) -> WorkerResult:
@@ -60,6 +73,7 @@ class _Execution:
     measurement: Measurement = field(default_factory=Measurement)
     samples: Samples = field(default_factory=Samples)
     neighbours: int = 0
+    cold: bool = True  # nothing was compiled yet
     remarks: list[str] = field(default_factory=list)  # on how accuracy was judged
 
     def run(self) -> WorkerResult:
@@ -68,14 +82,14 @@ class _Execution:
         workload = self._build(device)
         self._enter(Phase.EAGER)
         state = State(workload, self.task.seed)
-        random, eager_s = self._eager(workload, state, device)
+        random, eager_s = self._relieved(state, device, partial(self._eager, workload, state, device))
         accuracy.free_memory(device)
         self._enter(Phase.COMPILE)
         kept = bundle.place(self.task, str(self.measurement.device), self.measurement.versions)
         bundle.load(kept)
-        compiled = self._compile(workload, state, device, same_random_numbers=random)
+        compiled = self._relieved(state, device, partial(self._compile, workload, state, device, random))
         self._enter(Phase.VERIFY)
-        self._verify(workload, compiled, state, device, eager_s)
+        self._verify(workload, compiled, state, device, random, eager_s)
         del state
         accuracy.free_memory(device)
         self._enter(Phase.TIME)
@@ -121,21 +135,36 @@ class _Execution:
         )
         return workload
 
-    def _eager(self, workload: Workload, state: State, device: torch.device) -> tuple[bool, float]:
-        """Whether the model draws random numbers, and the seconds of an eager step."""
+    def _eager(self, workload: Workload, state: State, device: torch.device) -> tuple[Randomness, float]:
+        """What the model's random numbers do to its results, and the seconds of an eager step."""
         with self._exclusive():
             first = self._draw(workload, state, 0)
             eager_s = self._seconds(workload, device)
             if eager_s * SLOW_STEPS > self.task.deadlines.eager_s:
                 self.remarks.append(f"a step takes {eager_s:.0f} s: whether it draws random numbers was not looked at")
-                return False, eager_s
+                return Randomness.NONE, eager_s
             repeated, other = (self._draw(workload, state, offset) for offset in (0, 1))
-        return accuracy.distance(first, other) > RANDOM_FACTOR * accuracy.distance(first, repeated), eager_s
+        moved, noise = accuracy.distance(first, other), accuracy.distance(first, repeated)
+        if moved <= RANDOM_FACTOR * noise:
+            return Randomness.NONE, eager_s
+        negligible = moved <= NEGLIGIBLE * (self.measurement.accuracy_tolerance or 0.0)
+        return (Randomness.NEGLIGIBLE if negligible else Randomness.DECISIVE), eager_s
+
+    def _relieved(self, state: State, device: torch.device, act: Callable[[], T]) -> T:
+        """What ``act`` returns; if it does not fit beside the saved state, once more with that on the host."""
+        try:
+            return act()
+        except torch.OutOfMemoryError:
+            if state.on_host:
+                raise
+        self.remarks.append(f"the saved state was moved to the host in phase {self.phase.value}, for lack of memory")
+        state.to_host()
+        accuracy.free_memory(device)
+        return act()
 
     def _draw(self, workload: Workload, state: State, offset: int) -> accuracy.Results:
         """What one step from the initial state returns when the generators start from the seed plus ``offset``."""
-        state.restore()
-        step.seed_everything(self.task.seed + offset)
+        state.restore(offset)
         return {name: value.clone() for name, value in leaves(workload.step(), "result") if isinstance(value, torch.Tensor)}
 
     def _seconds(self, workload: Workload, device: torch.device) -> float:
@@ -145,9 +174,11 @@ class _Execution:
         step.synchronize(device)
         return time.perf_counter() - began
 
-    def _compile(self, workload: Workload, state: State, device: torch.device, *, same_random_numbers: bool) -> Callable[[], Any]:
-        """The compiled step, compiled. ``same_random_numbers``: it is to draw those that eager draws, or it could not be verified."""
-        if same_random_numbers:
+    def _compile(self, workload: Workload, state: State, device: torch.device, random: Randomness) -> Callable[[], Any]:
+        """The step, compiled; where random numbers decide the results it draws what eager draws, or it could not be verified."""
+        cold, self.cold = self.cold, False
+        same_random_numbers = random is Randomness.DECISIVE
+        if same_random_numbers and cold:
             self.remarks.append("the model draws random numbers: compiled with fallback_random, and timed so")
         compiled = compilation.compile_step(workload.step, self.task.compile, same_random_numbers=same_random_numbers)
         state.restore()
@@ -155,11 +186,14 @@ class _Execution:
             calls = compilation.first_calls(
                 compiled, lambda: step.synchronize(device), environment.process_tree_cpu_s, self.channel.paused_s
             )
-        self._note(compile_s=calls.compile_s, compile_cpu_s=calls.compile_cpu_s)
+        if cold:
+            self._note(compile_s=calls.compile_s, compile_cpu_s=calls.compile_cpu_s)
         self._note_compiler()
         return compiled
 
-    def _verify(self, workload: Workload, compiled: Callable[[], Any], state: State, device: torch.device, eager_s: float) -> None:
+    def _verify(
+        self, workload: Workload, compiled: Callable[[], Any], state: State, device: torch.device, random: Randomness, eager_s: float
+    ) -> None:
         spec = self.task.accuracy
         if not spec.enabled:
             self._note(accuracy=Accuracy.SKIPPED.value, accuracy_reason="switched off in the manifest")
@@ -169,8 +203,13 @@ class _Execution:
             iterations = 1
             self.remarks.append("one step instead of several, for lack of time")
         rule = accuracy.rule_for(self.measurement.accuracy_tolerance or 0.0, workload, self.task.precision, device)
+        time_s = self.task.deadlines.verify_s / 2
+        reseed = random is Randomness.NEGLIGIBLE
+        if reseed:
+            self.remarks.append("random numbers move its results by less than a tenth of the tolerance: each arm drew its own")
+        arguments: dict[str, Any] = {"iterations": iterations, "rule": rule, "device": device, "time_s": time_s, "reseed": reseed}
         with self._exclusive():
-            verdict = accuracy.check(workload, compiled, state, iterations=iterations, rule=rule, device=device)
+            verdict = accuracy.check(workload, compiled, state, **arguments)
         self._note(
             accuracy=verdict.accuracy.value,
             accuracy_reason="; ".join([*([verdict.reason] if verdict.reason else []), *self.remarks]) or None,

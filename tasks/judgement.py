@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 
-from tasks.comparison import BORROWED_FROM, Errors, Finding, Rule, compare_plain, compare_tensors, errors_of
+from tasks.comparison import BORROWED_FROM, Errors, Finding, Rule, compare_plain, compare_tensors, errors_of, rms
 
 Results = dict[str, Any]  # by name: a tensor, or a plain value
+
+ROUNDINGS = 4.0
 
 
 def compare_all(eager: Results, compiled: Results, truth: Results, errors: dict[str, Errors], rule: Rule) -> list[Finding]:
@@ -84,6 +86,29 @@ def distance(one: Results, other: Results) -> float:
     return max(found)
 
 
+def differing(one: Results, other: Results, rule: Rule) -> str | None:
+    """The first value that differs by more than the tolerance or a few roundings, as root mean squares; None if none does.
+
+    Stricter than the comparison of a compiled step: nothing passes for its direction, and no error of eager's is allowed for.
+    """
+    sizes = _kinds(one, {name: Errors(0.0, rms(value)) for name, value in one.items() if _holds_numbers(value)})
+    limit = max(rule.tolerance, ROUNDINGS * rule.epsilon)
+    for name in [*one, *(name for name in other if name not in one)]:
+        left, right = _none_as_zero(one.get(name), other.get(name))
+        if not (_holds_numbers(left) and _holds_numbers(right)):
+            if not identical({name: left}, {name: right}):
+                return name
+        elif (
+            left.shape != right.shape or rms((left - right).double()) > limit * rms(left.double()) + rule.epsilon * sizes[kind_of(name)][1]
+        ):
+            return name
+    return None
+
+
+def _holds_numbers(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
 def identical(one: Results, other: Results) -> bool:
     """Bit for bit the same, where the same elements are NaN."""
 
@@ -113,9 +138,13 @@ def _none_as_zero(one: Any, other: Any) -> tuple[Any, Any]:
 
 
 def change_of(tensor: torch.Tensor, initial: torch.Tensor) -> torch.Tensor:
-    """What the steps added to ``tensor``; integers are compared as they are. Unchanged tensors cost no memory."""
+    """What the steps added to ``tensor``; integers are compared as they are. Unchanged tensors cost no memory.
+
+    ``initial`` may be on the host.
+    """
     if not tensor.is_floating_point():
         return tensor.clone()
+    initial = initial.to(tensor.device)
     if torch.equal(tensor, initial):
         return torch.zeros((), dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
     return tensor - initial

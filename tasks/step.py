@@ -11,7 +11,7 @@ import copy
 import random
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -53,12 +53,86 @@ def prepare(benchmark: Benchmark, mode: str, precision: PrecisionSpec, optimizer
 
 
 def in_precision(workload: Workload, dtype: torch.dtype, device: torch.device) -> Workload:
-    """A copy of ``workload`` that computes in ``dtype`` throughout, without autocast: the reference of an accuracy check."""
-    module = copy.deepcopy(workload.module).to(dtype)
+    """A copy of ``workload`` on ``device`` that computes in ``dtype`` throughout, without autocast: the reference of an accuracy check.
+
+    Each parameter and buffer is converted as it is copied, so that the device never holds a second copy in the old dtype.
+    """
+    tensors = [*workload.module.parameters(), *workload.module.buffers()]
+    converted = {id(tensor): _converted(tensor, dtype, device) for tensor in tensors if type(tensor) in (torch.Tensor, torch.nn.Parameter)}
+    module = copy.deepcopy(workload.module, converted).to(device=device, dtype=dtype)
     module.zero_grad(set_to_none=True)
-    args, kwargs = pytree.tree_map_only(torch.Tensor, lambda tensor: _cast(tensor, dtype), (workload.args, workload.kwargs))
+    inputs = (workload.args, workload.kwargs)
+    args, kwargs = pytree.tree_map_only(torch.Tensor, lambda tensor: _converted(tensor, dtype, device), inputs)
     optimizer = {torch.optim.SGD: "sgd", torch.optim.Adam: "adam"}.get(type(workload.optimizer), "none")
     return _workload(module, args, kwargs, workload.loss, workload.training, None, optimizer, device)
+
+
+def batch_of(workload: Workload) -> int | None:
+    """The leading dimension that all inputs share; None if they do not, or if the module mixes the samples of a batch."""
+    if any(isinstance(part, torch.nn.modules.batchnorm._BatchNorm) and part.training for part in workload.module.modules()):  # noqa: SLF001
+        return None
+    tensors = [leaf for leaf in pytree.tree_leaves((workload.args, workload.kwargs)) if isinstance(leaf, torch.Tensor)]
+    sizes = {tensor.shape[0] if tensor.ndim else 0 for tensor in tensors}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def in_chunks(workload: Workload, count: int, device: torch.device) -> Workload:
+    """``workload`` with a step that takes the batch in ``count`` chunks of equal size, so that it needs less memory at a time.
+
+    Losses and gradients are averaged over the chunks, outputs joined, and scalar outputs averaged. Whether that is the same step depends on
+    the model: the caller has to look.
+    """
+    module, training = workload.module, workload.training
+    forwards = [
+        _autocast_forward(module, args, kwargs, workload.loss if training else None, workload.autocast_dtype, device)
+        for args, kwargs in _split((workload.args, workload.kwargs), count)
+    ]
+
+    def training_step() -> torch.Tensor:
+        module.zero_grad(set_to_none=True)
+        losses = []
+        for forward in forwards:
+            loss = forward() / count
+            loss.backward()
+            losses.append(loss.detach())
+        if workload.optimizer is not None:
+            workload.optimizer.step()
+        return torch.stack(losses).sum(0)
+
+    def inference_step() -> Any:
+        with torch.no_grad():
+            return _joined([forward() for forward in forwards])
+
+    return replace(workload, step=training_step if training else inference_step)
+
+
+def _split(inputs: Any, count: int) -> list[Any]:
+    """``inputs``, ``count`` times, each with its part of every tensor."""
+    leaves, structure = pytree.tree_flatten(inputs)
+    parts = [leaf.chunk(count) if isinstance(leaf, torch.Tensor) else (leaf,) * count for leaf in leaves]
+    return [pytree.tree_unflatten(list(part), structure) for part in zip(*parts, strict=True)]
+
+
+def _joined(outputs: list[Any]) -> Any:
+    """One output of the outputs of chunks.
+
+    Raises:
+        ValueError: they hold something that is neither a tensor of samples nor a floating-point scalar.
+    """
+    flat = [pytree.tree_flatten(output) for output in outputs]
+    leaves = [_joined_leaf(parts) for parts in zip(*(leaves for leaves, _ in flat), strict=True)]
+    return pytree.tree_unflatten(leaves, flat[0][1])
+
+
+def _joined_leaf(parts: tuple[Any, ...]) -> Any:
+    first = parts[0]
+    if isinstance(first, torch.Tensor) and first.ndim > 0:
+        return torch.cat(parts)
+    if isinstance(first, torch.Tensor) and first.is_floating_point():
+        return torch.stack(parts).mean(0)
+    if first is None:
+        return None
+    raise ValueError(f"outputs of chunks cannot be joined: {type(first).__name__}")
 
 
 def _workload(
@@ -190,7 +264,9 @@ def shapes(inputs: Any) -> str:
 
 
 class State:
-    """What a step changes: parameters, buffers, inputs, the optimizer's state and the generators. Held as one copy on the device.
+    """What a step changes: parameters, buffers, inputs, the optimizer's state and the generators.
+
+    Held as one copy, on the device, or on the host once the device has no room for it (``on_host``).
 
     Restored in place: the tensors keep their identity, which compiled code relies on. Gradients are filled with NaN rather than removed,
     because a step must replace them, and whether they exist is part of what the compiler specialises on.
@@ -200,12 +276,28 @@ class State:
         self._workload = workload
         self._seed = seed
         self._tensors = list(_state_tensors(workload))
-        self._copies = [tensor.detach().clone() for tensor in self._tensors]
-        self.initial = {name: copy for (name, _), copy in zip(named_state(workload.module), self._copies, strict=False)}
+        self.on_host = False
+        try:
+            self._copies = [tensor.detach().clone() for _, tensor in self._tensors]
+        except torch.OutOfMemoryError:
+            self._copies = [tensor.detach().to("cpu", copy=True) for _, tensor in self._tensors]
+            self.on_host = True
+
+    @property
+    def initial(self) -> dict[str, torch.Tensor]:
+        """Parameters and buffers as they were, by the names of ``named_state``."""
+        return {name: copied for (name, _), copied in zip(self._tensors, self._copies, strict=True) if name is not None}
+
+    def to_host(self) -> None:
+        """Give the device its memory back; restoring takes longer from now on."""
+        for index, copied in enumerate(self._copies):
+            self._copies[index] = copied.to("cpu")
+        self.on_host = True
 
     @torch.no_grad()
-    def restore(self) -> None:
-        for tensor, copied in zip(self._tensors, self._copies, strict=True):
+    def restore(self, seed_offset: int = 0) -> None:
+        """All of it; the generators start from the seed plus ``seed_offset``."""
+        for (_, tensor), copied in zip(self._tensors, self._copies, strict=True):
             tensor.copy_(copied)
         optimizer = self._workload.optimizer
         for value in pytree.tree_leaves([] if optimizer is None else list(optimizer.state.values())):
@@ -214,7 +306,7 @@ class State:
         for parameter in self._workload.module.parameters():
             if parameter.grad is not None:
                 parameter.grad.fill_(float("nan"))
-        seed_everything(self._seed)
+        seed_everything(self._seed + seed_offset)
 
 
 def named_state(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -223,11 +315,13 @@ def named_state(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from ((f"buffer.{name}", buffer) for name, buffer in module.named_buffers())
 
 
-def _state_tensors(workload: Workload) -> Iterator[torch.Tensor]:
-    yield from (tensor for _, tensor in named_state(workload.module))
-    yield from (leaf for leaf in pytree.tree_leaves((workload.args, workload.kwargs)) if isinstance(leaf, torch.Tensor))
+def _state_tensors(workload: Workload) -> Iterator[tuple[str | None, torch.Tensor]]:
+    """Parameters and buffers with their names, then the inputs, which have none."""
+    yield from named_state(workload.module)
+    yield from ((None, leaf) for leaf in pytree.tree_leaves((workload.args, workload.kwargs)) if isinstance(leaf, torch.Tensor))
 
 
-def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    copied = tensor.detach().clone()
-    return copied.to(dtype) if copied.is_floating_point() else copied
+def _converted(tensor: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A copy on ``device``, in ``dtype`` if it holds floating-point numbers; a parameter stays one."""
+    copied = tensor.detach().to(device=device, dtype=dtype if tensor.is_floating_point() else None, copy=True)
+    return torch.nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else copied

@@ -27,7 +27,11 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """How many of the planned tasks passed, and where the others are. The interval is Wilson's, of passed against planned."""
+    """How many of the planned tasks passed, and where the others are. The interval is Wilson's, of passed against planned.
+
+    ``unjudged`` of those that passed have no verdict on accuracy. By upstream's definition a model passes whose results agree, or were not
+    looked at, whatever became of its timing, and a model that does not get through eager mode is not counted at all.
+    """
 
     passed: int
     planned: int
@@ -36,6 +40,9 @@ class Rate:
     infra: int
     missing: int
     interval: Interval | None
+    unjudged: int = 0
+    upstream_passed: int = 0
+    upstream_counted: int = 0
 
     @property
     def value(self) -> float | None:

@@ -27,7 +27,7 @@ from orchestrator.statistics.means import (
     weighted_score_in_logs,
     with_failures_as_one,
 )
-from tasks.spec import Quality, Status
+from tasks.spec import Accuracy, Phase, Quality, Status
 
 ProcessError = Callable[[str], float]
 """task_id -> the standard deviation between processes that the task's own interval does not cover."""
@@ -204,7 +204,19 @@ def _rate(planned: Sequence[Planned], rows: Sequence[Row]) -> Rate:
     passed = sum(row.passed for row in rows)
     skipped = sum(row.status == Status.SKIPPED for row in rows)
     infra = sum(row.status == Status.INFRA_ERROR for row in rows)
-    return Rate(passed, total, len(rows) - passed - skipped - infra, skipped, infra, missing, wilson(passed, total))
+    return Rate(
+        *(passed, total, len(rows) - passed - skipped - infra, skipped, infra, missing, wilson(passed, total)),
+        unjudged=sum(row.passed and row.accuracy != Accuracy.PASS for row in rows),
+        upstream_passed=sum(row.accuracy in (Accuracy.PASS, Accuracy.SKIPPED) for row in rows),
+        upstream_counted=sum(_got_through_eager(row) for row in rows),
+    )
+
+
+def _got_through_eager(row: Row) -> bool:
+    """Whether upstream's harness would have left a row: an infrastructure failure or an exclusion says nothing of the model."""
+    if row.status in (Status.SKIPPED, Status.INFRA_ERROR, Status.UNSUPPORTED):
+        return row.accuracy is not None
+    return row.phase not in (Phase.START, Phase.BUILD, Phase.EAGER)
 
 
 def _by_configuration(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:

@@ -113,4 +113,5 @@ def _ends(estimate: Estimate) -> dict[str, Any]:
 def _rate(rate: Rate) -> dict[str, Any]:
     counts = {name: getattr(rate, name) for name in ("passed", "planned", "failed", "skipped", "infra", "missing")}
     low, high = (rate.interval.low, rate.interval.high) if rate.interval else (None, None)
-    return {"value": rate.value, "low": low, "high": high, **counts}
+    upstream = {"passed": rate.upstream_passed, "counted": rate.upstream_counted}
+    return {"value": rate.value, "low": low, "high": high, **counts, "unjudged": rate.unjudged, "upstream": upstream}

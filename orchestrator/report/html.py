@@ -58,7 +58,18 @@ def page(template: str, *, figures: dict[str, Any], **content: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        name: getattr(words, name) for name in ("times", "number", "percent", "interval_words", "rate_words", "moment", "duration")
+        name: getattr(words, name)
+        for name in (
+            "times",
+            "number",
+            "percent",
+            "interval_words",
+            "rate_words",
+            "rate_interval_words",
+            "upstream_words",
+            "moment",
+            "duration",
+        )
     }
     # plotly's own file, which holds no closing script tag; nothing of the run goes in unescaped.
     script = Markup(get_plotlyjs()) if figures else ""  # noqa: S704

@@ -7,7 +7,17 @@ import re
 from collections.abc import Iterable, Sequence
 
 from orchestrator.report.answers import PUBLISHED, Answers, Configuration, FailureGroup
-from orchestrator.report.words import interval_words, moment, number, percent, rate_words, times
+from orchestrator.report.words import (
+    UPSTREAM,
+    interval_words,
+    moment,
+    number,
+    percent,
+    rate_interval_words,
+    rate_words,
+    times,
+    upstream_words,
+)
 
 MAX_TASKS_NAMED = 10
 _MARKUP = re.compile(r"([\\`*_{}\[\]()#+!|~@:>-])")
@@ -53,7 +63,8 @@ def _configuration(answers: Answers, configuration: Configuration) -> list[str]:
     suites = (
         [
             *(literal(answer.suite), literal(answer.dtype), times(answer.geomean.value, 3), interval_words(answer.geomean.measurement)),
-            *(f"{answer.rate.passed}/{answer.rate.planned}", number(answer.median_compile_s), times(answer.memory_ratio)),
+            *(f"{answer.rate.passed}/{answer.rate.planned}", rate_interval_words(answer.rate), upstream_words(answer.rate)),
+            *(number(answer.median_compile_s), times(answer.memory_ratio)),
         ]
         for answer in configuration.suites
     )
@@ -66,7 +77,8 @@ def _configuration(answers: Answers, configuration: Configuration) -> list[str]:
         f"## {literal(configuration.mode)}, {literal(configuration.backend)}",
         head,
         "\n".join(lines),
-        table(["suite", "dtype", "geomean", "95 %", "passed", "compile s", "memory"], suites, 2),
+        table(["suite", "dtype", "geomean", "95 %", "passed", "rate, 95 %", "upstream", "compile s", "memory"], suites, 2),
+        UPSTREAM,
         table(["definition", "score", *map(literal, dtypes)], variants, 1),
     ]
 

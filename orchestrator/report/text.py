@@ -12,7 +12,7 @@ from rich.text import Text
 
 from orchestrator.report.answers import PUBLISHED, Answers, Configuration, Estimate, FailureGroup
 from orchestrator.report.rows import Row
-from orchestrator.report.words import interval_words, number, percent, rate_words, times
+from orchestrator.report.words import UPSTREAM, interval_words, number, percent, rate_interval_words, rate_words, times, upstream_words
 
 MAX_TASKS_NAMED = 6
 LOG_TAIL_LINES = 3
@@ -78,7 +78,9 @@ def _intervals(estimate: Estimate, covered: bool) -> list[str]:
 
 def _suites(configuration: Configuration) -> Table:
     table = simple_table(
-        "suites", ["suite", "dtype"], ["geomean", "95 % (measured again)", "median", "passed", "rate", "compile s", "memory", "breaks"]
+        "suites",
+        ["suite", "dtype"],
+        ["geomean", "95 % (measured again)", "median", "passed", "rate, 95 %", "upstream", "compile s", "memory", "breaks"],
     )
     for answer in configuration.suites:
         table.add_row(
@@ -88,11 +90,13 @@ def _suites(configuration: Configuration) -> Table:
             interval_words(answer.geomean.measurement),
             times(answer.spread.median if answer.spread else None),
             f"{answer.rate.passed}/{answer.rate.planned}",
-            percent(answer.rate.value),
+            rate_interval_words(answer.rate),
+            upstream_words(answer.rate),
             number(answer.median_compile_s, 1),
             times(answer.memory_ratio),
             number(answer.graph_breaks, 0),
         )
+    table.caption, table.caption_justify = Text(UPSTREAM, style="dim"), "left"
     return table
 
 

@@ -9,6 +9,7 @@ from orchestrator.report.answers import Rate
 from orchestrator.statistics.intervals import Interval
 
 NOTHING = "\N{EN DASH}"
+UPSTREAM = "upstream: tasks whose results agree, or were not compared, whatever their timing, of those that got through eager mode"
 
 
 def times(value: float | None, digits: int = 2) -> str:
@@ -33,10 +34,21 @@ def interval_words(interval: Interval | None, digits: int = 3) -> str:
 
 def rate_words(rate: Rate) -> str:
     """Passed of planned, the rate with its interval, and what the others are."""
-    ends = f", {percent(rate.value)} [{100 * rate.interval.low:.1f}, {100 * rate.interval.high:.1f}]" if rate.interval else ""
+    ends = f", {rate_interval_words(rate)}" if rate.interval else ""
+    unjudged = f"; {rate.unjudged} of those that passed without a verdict on accuracy" if rate.unjudged else ""
     others = ((rate.failed, "failed"), (rate.skipped, "skipped"), (rate.infra, "lost to infrastructure"), (rate.missing, "without a row"))
     rest = ", ".join(f"{count} {name}" for count, name in others if count)
-    return f"{rate.passed} of {rate.planned}{ends}" + (f"; {rest}" if rest else "")
+    return f"{rate.passed} of {rate.planned}{ends}" + (f"; {rest}" if rest else "") + unjudged
+
+
+def rate_interval_words(rate: Rate) -> str:
+    """The rate with its interval, in per cent: ``92.6 % [87.6, 95.7]``."""
+    return percent(rate.value) + (f" [{100 * rate.interval.low:.1f}, {100 * rate.interval.high:.1f}]" if rate.interval else "")
+
+
+def upstream_words(rate: Rate) -> str:
+    """Passed of counted by upstream's definition: ``52/55``."""
+    return f"{rate.upstream_passed}/{rate.upstream_counted}"
 
 
 def moment(epoch_s: float | None) -> str:

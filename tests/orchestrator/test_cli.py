@@ -11,8 +11,8 @@ from orchestrator.cli import COMMANDS
 from orchestrator.errors import ExitCode
 
 
-def sweep(*arguments, cwd=None):
-    return subprocess.run([sys.executable, "-m", "orchestrator", *arguments], capture_output=True, text=True, cwd=cwd, timeout=120)
+def sweep(*arguments, cwd=None, timeout=120):
+    return subprocess.run([sys.executable, "-m", "orchestrator", *arguments], capture_output=True, text=True, cwd=cwd, timeout=timeout)
 
 
 def test_the_surface_is_a_decision():

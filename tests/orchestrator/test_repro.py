@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import subprocess
 import sys
 
@@ -92,6 +93,120 @@ class TestScript:
         done = run(tmp_path)
         assert done.returncode == 2
         assert "no CUDA device" in done.stderr
+
+    def test_a_task_without_a_row_has_a_script(self, tmp_path):
+        text = repro.script(a_task(), None, "run-1")
+        assert "has no row" in text
+        assert f"'tolerance': {repro.UNRECORDED_TOLERANCE}" in text
+        compile(text, "repro.py", "exec")
+
+    def test_without_a_file_the_script_goes_to_stdout(self, tmp_path):
+        task = a_task()
+        done = sweep("repro", "factory/mlp", "--results", stored_run(tmp_path, (task, an_outcome(task))))
+        assert done.returncode == ExitCode.PASSED
+        compile(done.stdout, "repro.py", "exec")
+        assert "import ray" not in done.stdout
+        assert "orchestrator" not in done.stdout
+
+    def test_an_unknown_task_is_told_with_close_ones(self, tmp_path):
+        task = a_task()
+        done = sweep("repro", "factory/mpl/float32", "--results", stored_run(tmp_path, (task, an_outcome(task))))
+        assert (done.returncode, done.stdout) == (ExitCode.USAGE, "")
+        assert f"did you mean {task.task_id}?" in done.stderr
+
+    def test_a_toy_has_nothing_to_reproduce(self):
+        with pytest.raises(UsageError, match="is a toy"):
+            repro.script(stored.a_task(1), None, "run-1")
+
+
+LIBRARY_MODELS = [
+    ("timm", "lcnet_050", 2),
+    ("timm", "resmlp_12_224", 1),
+    ("torchbench", "squeezenet1_1", 2),
+    ("huggingface", "MobileBertForMaskedLM", 1),
+]
+
+
+class TestBuilding:
+    @pytest.mark.models
+    @pytest.mark.parametrize("mode", ["training", "inference"])
+    @pytest.mark.parametrize(("suite", "name", "batch_size"), LIBRARY_MODELS)
+    def test_a_script_builds_what_the_suite_builds(self, tmp_path, monkeypatch, suite, name, batch_size, mode):
+        import torch
+
+        from tasks.suites.loader import load
+
+        model = ModelSpec(suite, name, batch_size=batch_size)
+        task = a_task(model=model, mode=mode)
+        made = load(model, mode, torch.device("cpu"), task.seed)
+        (tmp_path / "script_of_a_task.py").write_text(repro.script(task, None, "run-1"))
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "script_of_a_task", raising=False)
+        script = importlib.import_module("script_of_a_task")
+        module, args, kwargs, loss = script._seeded(script.build, task.seed, torch.device("cpu"))
+        ours, theirs = dict(module.state_dict()), dict(made.module.state_dict())
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
+        assert all(torch.equal(one, other) for one, other in zip(args, made.args, strict=True))
+        assert all(torch.equal(value, made.kwargs[key]) for key, value in kwargs.items())
+        assert module.training is made.module.training
+        with torch.no_grad():
+            torch.manual_seed(0)
+            ours = loss(module(*args, **kwargs))
+            torch.manual_seed(0)
+            assert torch.equal(ours, made.loss(made.module(*made.args, **made.kwargs)))
+
+    @pytest.mark.parametrize("suite", ["timm", "torchbench", "huggingface"])
+    def test_only_what_a_library_has_whole_is_built_without_the_project(self, suite):
+        name = {"timm": "lcnet_050", "torchbench": "resnet18", "huggingface": "BertForMaskedLM"}[suite]
+        text = repro.script(a_task(model=ModelSpec(suite, name)), None, "run-1")
+        head = text.split('"""')[1]
+        assert ("nothing of this project" in head) is (suite != "huggingface")
+        assert ("from tasks" in text) is (suite == "huggingface")
+        assert "from tasks" in repro.script(a_task(model=ModelSpec(suite, name, options={"image_size": 64})), None, "run-1")
+
+
+class TestMinify:
+    @pytest.mark.slow
+    @pytest.mark.timeout(1200)
+    @pytest.mark.parametrize(("planted", "status"), [("accuracy", Status.FAIL_ACCURACY), ("compile_error", Status.FAIL_COMPILE)])
+    def test_a_fault_of_inductor_becomes_a_single_call(self, tmp_path, planted, status):
+        task = a_task("clipped", "inductor", compile=CompileSpec(options={INJECTED: planted}), mode="inference")
+        results = stored_run(tmp_path / "results", (task, an_outcome(task, status, accuracy="fail")))
+        done = sweep("repro", "clipped", "--results", results, "--minify", "--output", str(tmp_path / "out"), timeout=900)
+        assert done.returncode == ExitCode.PASSED, done.stdout + done.stderr
+        assert done.stdout.startswith(f"{tmp_path / 'out' / 'repro.py'}: a graph of 1 call ")
+        assert "aten.relu.default" in (tmp_path / "out" / "repro.py").read_text()
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("", "no graph of the task has other results"),
+            ("raise SystemExit(1)", "outside of the graphs"),
+            ("import os; os.kill(os.getpid(), 9)", "died by SIGKILL"),
+        ],
+    )
+    def test_nothing_to_minify_is_said(self, tmp_path, text, message):
+        found = minify.minify(text, tmp_path / "out", backend="inductor", accuracy=True)
+        assert found.script is None
+        assert message in found.message
+        assert str(tmp_path / "out" / "task.log") in found.message
+
+    @pytest.mark.parametrize(
+        ("left", "message"), [("raise SystemExit(1)", "a graph of 0 calls"), ("", "does not fail"), (None, "left nothing")]
+    )
+    def test_what_the_launcher_leaves_has_to_fail(self, tmp_path, left, message):
+        """The folder, the order of the three processes and their environment, without torch."""
+        launcher = "" if left is None else f"open('repro.py', 'w').write({left!r})"
+        task = (
+            "import os, pathlib\n"
+            "assert (os.environ['TORCHDYNAMO_REPRO_LEVEL'], os.environ['TORCHDYNAMO_REPRO_AFTER']) == ('2', 'dynamo')\n"
+            "place = pathlib.Path(os.environ['TORCH_COMPILE_DEBUG_DIR']) / 'deep'\nplace.mkdir()\n"
+            f"(place / 'minifier_launcher.py').write_text({launcher!r})"
+        )
+        found = minify.minify(task, tmp_path / "out", backend="aot_eager", accuracy=False)
+        assert message in found.message
+        assert (found.script is not None) is (message == "a graph of 0 calls")
 
 
 WRONG_BACKEND = """from __future__ import annotations

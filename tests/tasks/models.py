@@ -121,3 +121,38 @@ class Outputs(nn.Module):
 
 def outputs(request):
     return benchmark(Outputs(), (torch.randn(64, 8),), mean_of_outputs, training=False)
+
+
+class Clipped(nn.Module):
+    """As small as a model with a ReLU can be."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.randn(8))
+
+    def forward(self, inputs):
+        return torch.relu(inputs * self.scale) + 1
+
+
+def clipped(request):
+    return benchmark(Clipped(), (torch.randn(16, 8),), squares, request.training)
+
+
+class Detector(nn.Module):
+    """Boxes, scores and labels per image, the best first, as torchvision's detection models give them."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 6)
+
+    def forward(self, images):
+        found = []
+        for image in images:
+            rows = self.layer(image)
+            order = rows[:, 4].argsort(descending=True)
+            found.append({"boxes": rows[order, :4], "scores": rows[order, 4], "labels": (rows[order, 5] > 0).long()})
+        return found
+
+
+def detector(request):
+    return benchmark(Detector(), ([torch.randn(12, 8), torch.randn(9, 8)],), mean_of_outputs, training=False)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tasks import accuracy, comparison, step
-from tasks.accuracy import Reference, check, rule_for, tolerance_for
+from tasks import accuracy, comparison, references, step
+from tasks.accuracy import check, rule_for, tolerance_for
 from tasks.comparison import Errors, Rule, compare_plain, compare_tensors, errors_of, leaves, rms
 from tasks.spec import Accuracy, PrecisionSpec
 from tests.tasks import models
@@ -301,7 +301,7 @@ class TestCheck:
         [
             (NoDouble(8, 4), "amp", "float32 (float64: NotImplementedError: no kernel for Double)"),
             (NoDouble(8, 4), "float32", "none (float64: NotImplementedError: no kernel for Double)"),
-            (OutOfMemoryInDouble(8, 4), "float32", "none (float64: out of memory)"),
+            (OutOfMemoryInDouble(8, 4), "float32", "none (float64: out of memory; float64 in 6 chunks: out of memory)"),
         ],
     )
     def test_a_reference_that_fails_is_replaced_and_named(self, module, dtype, reference):
@@ -309,11 +309,6 @@ class TestCheck:
         assert (verdict.accuracy, verdict.reference) == (Accuracy.PASS, reference)
         work = workload(module, dtype=dtype)
         assert checked(work, lambda: work.step() * 1.02).accuracy is Accuracy.FAIL
-
-    def test_results_can_be_held_on_the_host(self, monkeypatch):
-        monkeypatch.setattr(accuracy, "_references", lambda work, device: [Reference(torch.float64, on_host=True)])
-        verdict = checked(workload())
-        assert (verdict.accuracy, verdict.reference) == (Accuracy.PASS, "float64, results on the host")
 
     def test_when_nothing_fits_it_is_out_of_memory(self):
         work = workload()
@@ -376,6 +371,143 @@ class TestCheck:
             return work.step()
 
         assert checked(work, other_numbers).accuracy is Accuracy.PASS
+
+
+OUT = "out of memory"
+
+
+class FitsAtLast(nn.Module):
+    """In float64 it runs out of memory as often as ``failures`` says. Mixes the samples of a batch, so that chunks are no way out."""
+
+    failures = 0
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))
+
+    def forward(self, inputs):
+        if inputs.dtype is not torch.bfloat16 and self.layers[0].weight.dtype is not torch.float32 and FitsAtLast.failures > 0:
+            FitsAtLast.failures -= 1
+            raise torch.OutOfMemoryError("no room")
+        return self.layers(inputs)
+
+
+class HalfFits(nn.Linear):
+    """In float64 there is room for half of the batch."""
+
+    def forward(self, inputs):
+        if inputs.dtype == torch.float64 and len(inputs) > 3:
+            raise torch.OutOfMemoryError("no room")
+        return super().forward(inputs)
+
+
+class Centred(HalfFits):
+    """Another function of a sample in another batch."""
+
+    def forward(self, inputs):
+        return super().forward(inputs - inputs.mean(0))
+
+
+class TestFallBacks:
+    """Each caused by running out of memory at that point, on a device that is taken to have memory of its own."""
+
+    @pytest.fixture(autouse=True)
+    def own_memory(self, monkeypatch):
+        monkeypatch.setattr(accuracy, "_has_own_memory", lambda device: True)
+        monkeypatch.setattr(FitsAtLast, "failures", 0)
+
+    @pytest.mark.parametrize(
+        ("failures", "reference"),
+        [
+            (0, "float64"),
+            (1, "float64, results on the host"),
+            (2, "float64, results and saved state on the host"),
+            (3, "float64 on the CPU, results and saved state on the host"),
+            (4, "none, results and saved state on the host"),
+        ],
+    )
+    def test_they_come_in_a_fixed_order_and_are_recorded(self, failures, reference):
+        work = workload(FitsAtLast())
+        for compiled, expected in ((work.step, Accuracy.PASS), (lambda: work.step() * 1.02, Accuracy.FAIL)):
+            FitsAtLast.failures = failures
+            verdict = checked(work, compiled)
+            assert verdict.accuracy is expected
+            assert verdict.reference.partition(" (")[0] == reference
+            assert verdict.reference.count(OUT) == failures
+
+    def test_under_autocast_float32_comes_before_none(self):
+        FitsAtLast.failures = 4
+        verdict = checked(workload(FitsAtLast(), dtype="amp"))
+        assert verdict.accuracy is Accuracy.PASS
+        assert verdict.reference.startswith("float32, results and saved state on the host (float64: out of memory; ")
+
+    @pytest.mark.parametrize("mode", ["training", "inference"])
+    @pytest.mark.parametrize("dtype", ["float32", "amp"])
+    def test_a_batch_that_does_not_fit_is_taken_in_chunks(self, mode, dtype):
+        work = workload(HalfFits(8, 4), mode=mode, dtype=dtype, loss=models.squares)
+        rule = RULE if dtype == "float32" else dataclasses.replace(RULE, tolerance=1e-2, multiplier=3.0, epsilon=2.0**-7)
+        verdict = checked(work, rule=rule)
+        assert verdict.accuracy is Accuracy.PASS
+        assert verdict.reference.startswith("float64 in 6 chunks, results and saved state on the host (float64: out of memory; ")
+        wrong = checked(work, lambda: work.step() * 1.02, rule=rule)
+        assert (wrong.accuracy, wrong.reference) == (Accuracy.FAIL, verdict.reference)
+
+    def test_chunks_that_are_another_step_are_refused(self):
+        verdict = checked(workload(Centred(8, 4)))
+        assert "float64 in 6 chunks, results and saved state on the host: eager in chunks gives another loss.0" in verdict.reference
+        assert verdict.reference.startswith("none")
+
+    def test_the_host_is_not_asked_for_more_time_than_there_is(self):
+        FitsAtLast.failures = 3
+        work = workload(FitsAtLast())
+        verdict = check(work, work.step, step.State(work, 0), iterations=1, rule=RULE, device=CPU, time_s=-1.0)
+        assert verdict.reference.startswith("none")
+        assert "on the CPU, results and saved state on the host: would take 0 s, and -1 are left" in verdict.reference
+
+    def test_nor_for_more_memory(self, monkeypatch):
+        monkeypatch.setattr(references, "_free_host_bytes", lambda: -1)
+        FitsAtLast.failures = 3
+        assert "on the host, which has" in checked(workload(FitsAtLast())).reference
+
+    @pytest.mark.parametrize("which", ["eager", "compiled"])
+    def test_arms_that_do_not_fit_beside_the_saved_state(self, which):
+        work, state = workload(), None
+
+        def crowded():
+            if not state.on_host:
+                raise torch.OutOfMemoryError("no room")
+            return original()
+
+        original = work.step
+        if which == "eager":
+            work = dataclasses.replace(work, step=crowded)
+        state = step.State(work, seed=0)
+        verdict = check(work, crowded, state, iterations=2, rule=RULE, device=CPU)
+        assert (verdict.accuracy, state.on_host) == (Accuracy.PASS, True)
+        assert verdict.reference.startswith("float64, results and saved state on the host (float64: out of memory; ")
+
+    def test_arms_that_do_not_fit_at_all_are_not_tried_with_every_reference(self):
+        work, calls = workload(), []
+
+        def too_big():
+            calls.append(1)
+            raise torch.OutOfMemoryError("no room")
+
+        with pytest.raises(torch.OutOfMemoryError):
+            checked(work, too_big)
+        assert len(calls) == 3
+
+    def test_what_is_on_the_host_already_is_not_moved_again(self):
+        found = references.candidates(workload(), has_own_memory=True, state_on_host=True)
+        assert all(reference.state_on_host for reference in found)
+        assert len(set(found)) == len(found)
+
+    @given(st.integers(1, 300))
+    def test_chunks_have_one_size(self, batch):
+        counts = references.chunk_counts(batch)
+        assert all(batch % count == 0 and 1 < count <= batch for count in counts)
+        assert counts == sorted(set(counts))
+        assert (batch == 1) or counts[-1] == batch
 
 
 def test_rms_neither_overflows_nor_vanishes():

@@ -419,6 +419,85 @@ class TestPlantedFaults:
     def test_a_finite_result_where_eager_is_infinite(self, monkeypatch):
         self.caught(monkeypatch, lambda outputs, module: outputs.nan_to_num(), "output", model="overflowing", mode="inference")
 
+    def test_a_single_nan_in_an_output(self, monkeypatch):
+        def fault(outputs, module):
+            outputs[2, 3] = math.nan
+            return outputs
+
+        self.caught(monkeypatch, fault, "output", model="convnet", mode="inference")
+
+    @pytest.mark.parametrize("precision", ["float32", "amp"])
+    @pytest.mark.parametrize(
+        ("name", "change"),
+        [
+            ("boxes", lambda image: {key: value[:-1] for key, value in image.items()}),
+            ("scores", lambda image: {key: torch.cat([value[:-1], value[:1]]) for key, value in image.items()}),
+            ("scores", lambda image: image | {"scores": image["scores"] * 1.02}),
+            ("labels", lambda image: image | {"labels": 1 - image["labels"]}),
+        ],
+        ids=["missing", "doubled", "score", "label"],
+    )
+    def test_a_detection_that_is_missing_or_wrong(self, monkeypatch, name, change, precision):
+        fault = lambda found, module: [found[0], change(found[1])]  # noqa: E731
+        more = {"mode": "inference", "precision": PrecisionSpec(precision)}
+        self.caught(monkeypatch, fault, f"output[1].{name}", model="detector", **more)
+
+    def test_an_image_without_detections(self, monkeypatch):
+        self.caught(monkeypatch, lambda found, module: found[:1], "output<kind>", model="detector", mode="inference")
+
+
+class TestOutOfMemory:
+    """What does not fit beside the saved state is tried again without it on the device, and the row says so."""
+
+    def crowded(self, monkeypatch, phase):
+        """Once, in ``phase``, a step does not fit; the state that is saved meanwhile tells."""
+        prepare, kept = execute.step.prepare, {"phase": None}
+
+        def remember(*arguments):
+            work = prepare(*arguments)
+
+            def one_step():
+                if kept["phase"] == phase and not kept["state"].on_host:
+                    raise torch.OutOfMemoryError("no room")
+                return work.step()
+
+            return dataclasses.replace(work, step=one_step)
+
+        original_init, original_enter = execute.State.__init__, execute._Execution._enter
+
+        def init(state, workload, seed):
+            original_init(state, workload, seed)
+            kept["state"] = state
+
+        def enter(execution, at):
+            kept["phase"] = at.value
+            original_enter(execution, at)
+
+        monkeypatch.setattr(execute.step, "prepare", remember)
+        monkeypatch.setattr(execute.State, "__init__", init)
+        monkeypatch.setattr(execute._Execution, "_enter", enter)
+
+    @pytest.mark.parametrize("phase", ["eager", "compile"])
+    def test_the_saved_state_makes_room(self, monkeypatch, uncompiled, phase):
+        self.crowded(monkeypatch, phase)
+        result = run("mlp")
+        found = result.measurement
+        assert (result.status, found.accuracy, found.reference) == (Status.PASS, "pass", "float64, saved state on the host")
+        assert f"moved to the host in phase {phase}" in found.accuracy_reason
+        assert (found.compile_s is None) is (phase == "compile")
+
+    def test_a_step_that_does_not_fit_at_all_is_no_pass(self, monkeypatch, uncompiled):
+        monkeypatch.setattr(execute.accuracy, "_has_own_memory", lambda device: True)
+
+        def exhausted():
+            raise torch.OutOfMemoryError("no room")
+
+        monkeypatch.setattr(compilation, "compile_step", lambda step, spec, **more: exhausted)
+        monkeypatch.setattr(compilation, "first_calls", lambda compiled, *rest: compilation.FirstCalls(0.0, None, 0.0))
+        result = run("mlp")
+        assert (result.status, result.phase, result.failure_class) == (Status.OOM, Phase.VERIFY, FailureClass.DEVICE_OOM)
+        assert result.measurement.accuracy is None
+
 
 class TestCorrectModels:
     def test_infinities_at_the_same_places_are_equal(self, uncompiled):

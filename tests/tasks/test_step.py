@@ -233,3 +233,93 @@ class TestState:
 
 def test_shapes_are_written_down():
     assert step.shapes(((torch.ones(2, 3),), {"ids": torch.ones(4, dtype=torch.int64), "flag": True})) == "float32[2, 3], int64[4]"
+
+
+class Outputs(nn.Linear):
+    def forward(self, inputs):
+        hidden = super().forward(inputs)
+        return {"hidden": hidden, "loss": hidden.square().mean(), "nothing": None}
+
+
+class TestChunks:
+    def work(self, module, mode="training", optimizer="none", **changes):
+        torch.manual_seed(0)
+        made = models.benchmark(module, (torch.randn(6, 8),), models.squares, mode == "training", **changes)
+        return step.prepare(made, mode, PrecisionSpec("float32"), optimizer, CPU)
+
+    @pytest.mark.parametrize("count", [2, 6])
+    def test_a_training_step_in_chunks_is_the_same_step(self, count):
+        results = []
+        for chunked in (False, True):
+            torch.manual_seed(1)
+            work = self.work(nn.Linear(8, 4), optimizer="sgd")
+            loss = (step.in_chunks(work, count, CPU) if chunked else work).step().detach()
+            results.append((loss, work.module.weight.grad, work.module.weight.detach()))
+        for one, other in zip(*results, strict=True):
+            torch.testing.assert_close(one, other)
+
+    def test_outputs_are_joined_and_scalars_averaged(self):
+        work = self.work(Outputs(8, 4), mode="inference")
+        whole, chunked = work.step(), step.in_chunks(work, 3, CPU).step()
+        torch.testing.assert_close(chunked, whole)
+
+    def test_outputs_that_cannot_be_joined_are_refused(self):
+        with pytest.raises(ValueError, match="cannot be joined: int"):
+            step._joined([{"count": 1}, {"count": 2}])
+
+    def test_a_batch_is_what_all_inputs_share(self):
+        assert step.batch_of(self.work(nn.Linear(8, 4))) == 6
+        assert step.batch_of(self.work(nn.Linear(8, 4), other=torch.randn(5, 8))) is None
+        assert step.batch_of(self.work(nn.Linear(8, 4), other=torch.tensor(5))) is None
+
+    def test_samples_that_are_normalised_together_are_not_taken_apart(self):
+        assert step.batch_of(self.work(nn.BatchNorm1d(8))) is None
+        assert step.batch_of(self.work(nn.BatchNorm1d(8), mode="inference")) == 6
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Linear(8, 8, bias=False)
+        self.other = nn.Linear(8, 8, bias=False)
+        self.other.weight = self.one.weight
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, inputs):
+        return self.other(self.one(inputs))
+
+
+def test_a_copy_in_another_precision_keeps_what_is_shared_and_what_is_whole():
+    made = models.benchmark(Tied(), (torch.randn(6, 8),), models.squares)
+    work = step.prepare(made, "training", PrecisionSpec("float32"), "none", CPU)
+    copied = step.in_precision(work, torch.float64, CPU).module
+    assert copied.one.weight is copied.other.weight
+    assert copied.one.weight is not work.module.one.weight
+    assert (copied.one.weight.dtype, copied.count.dtype) == (torch.float64, torch.int64)
+    assert isinstance(copied.one.weight, nn.Parameter)
+
+
+class TestStateOnTheHost:
+    def test_it_restores_as_before(self):
+        made = models.benchmark(nn.Linear(8, 4), (torch.randn(6, 8),), models.squares)
+        work = step.prepare(made, "training", PrecisionSpec("float32"), "sgd", CPU)
+        before = work.module.weight.detach().clone()
+        state = step.State(work, seed=0)
+        state.to_host()
+        work.step()
+        assert not torch.equal(work.module.weight, before)
+        state.restore()
+        assert torch.equal(work.module.weight, before)
+        assert torch.equal(state.initial["parameter.weight"], before)
+
+    def test_a_state_that_does_not_fit_is_on_the_host_at_once(self, monkeypatch):
+        def clone(tensor):
+            raise torch.OutOfMemoryError("no room")
+
+        made = models.benchmark(nn.Linear(8, 4), (torch.randn(6, 8),), models.squares)
+        work = step.prepare(made, "training", PrecisionSpec("float32"), "none", CPU)
+        monkeypatch.setattr(torch.Tensor, "clone", clone)
+        state = step.State(work, seed=0)
+        monkeypatch.undo()
+        assert state.on_host
+        assert torch.equal(state.initial["parameter.weight"], work.module.weight)

@@ -240,3 +240,41 @@ def test_a_damaged_file_is_named_in_the_report(tmp_path):
 def test_fallbacks_to_eager_are_said():
     run = with_rows(small(amp=[2.0], float32=[2.0]), lambda place, row: replace(row, fell_back=True))
     assert any("fell back to eager in 2 tasks" in remark for remark in build(run).remarks)
+
+
+class TestPassRate:
+    def rate(self, change):
+        run = with_rows(small(amp=[1.5] * 4), change)
+        (suite,) = build(run).configurations[0].suites
+        return suite.rate
+
+    def test_every_suite_has_its_interval_in_every_form(self):
+        answers = build(small(amp=[1.5] * 4, float32=[1.2] * 4))
+        suites = as_json(answers)["suites"]
+        assert [round(suite["pass_rate"]["low"], 3) for suite in suites] == [0.51, 0.51]  # Wilson, 4 of 4
+        for form in ("text", "markdown"):
+            assert as_text(answers, form).replace("\\", "").count("100.0 % [51.0, 100.0]") >= 2
+
+    @pytest.mark.parametrize(
+        ("fields", "ours", "upstream"),
+        [
+            ({}, 4, (4, 4)),
+            ({"status": "fail_accuracy", "accuracy": "fail"}, 3, (3, 4)),
+            ({"status": "fail_compile", "phase": "compile", "accuracy": None, "speedup": None}, 3, (3, 4)),
+            ({"status": "timeout", "phase": "time", "speedup": None}, 3, (4, 4)),  # upstream looks at accuracy in a run of its own
+            ({"status": "fail_eager", "phase": "eager", "accuracy": None, "speedup": None}, 3, (3, 3)),
+            ({"status": "skipped", "phase": "start", "accuracy": None, "speedup": None}, 3, (3, 3)),
+            ({"accuracy": "skipped"}, 4, (4, 4)),
+        ],
+    )
+    def test_beside_upstreams_definition(self, fields, ours, upstream):
+        rate = self.rate(lambda place, row: replace(row, **fields) if place == 0 else row)
+        assert (rate.passed, rate.planned) == (ours, 4)
+        assert (rate.upstream_passed, rate.upstream_counted) == upstream
+
+    def test_a_pass_without_a_verdict_is_told_apart(self):
+        rate = self.rate(lambda place, row: replace(row, accuracy="skipped") if place < 2 else row)
+        assert rate.unjudged == 2
+        answers = build(with_rows(small(amp=[1.5] * 4), lambda place, row: replace(row, accuracy="skipped") if place < 2 else row))
+        assert "2 of those that passed without a verdict on accuracy" in as_text(answers, "text")
+        assert as_json(answers)["pass_rate"]["unjudged"] == 2
