@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from orchestrator.errors import ExitCode
+from orchestrator import minify, repro
+from orchestrator.errors import ExitCode, UsageError
 from orchestrator.store import Store
 from tasks.spec import CompileSpec, FailureClass, Measurement, ModelSpec, Outcome, Phase, PrecisionSpec, ResourceSpec, Status, TaskSpec
 from tests.orchestrator import stored

@@ -53,6 +53,17 @@ def noisy(request):
     return benchmark(Noisy(), (torch.randn(16, 8),), squares, request.training)
 
 
+class Shaken(Noisy):
+    """Draws random numbers that move its results by far less than any tolerance."""
+
+    def forward(self, inputs):
+        return self.layer(inputs * (1 + 3e-5 * torch.randn_like(inputs)))
+
+
+def shaken(request):
+    return benchmark(Shaken(), (torch.randn(16, 8),), squares, request.training)
+
+
 class Counting(nn.Module):
     """Compiles anew at every call: it depends on a number that changes."""
 

@@ -69,6 +69,16 @@ class TestTensors:
         assert compare(eager, compiled, truth.double(), kind_size=1.0).passes
         assert not compare(eager, compiled * 1e4, truth.double(), kind_size=1.0).passes
 
+    def test_a_sum_that_is_zero_by_luck_is_judged_by_its_siblings(self):
+        truth, eager, compiled = (scale * normal(64, seed=seed) for seed, scale in ((0, 1e-18), (1, 1e-9), (2, 5e-8)))
+        assert not compare(eager, compiled, truth.double()).passes
+        assert compare(eager, compiled, truth.double(), sibling_error=2e-8).passes
+        assert not compare(eager, compiled * 2, truth.double(), sibling_error=2e-8).passes
+
+    def test_a_signal_has_no_use_for_its_siblings(self):
+        truth = 1e-9 * normal(64).double()
+        assert not compare(truth, truth * 1.05, truth, sibling_error=1.0).passes
+
     def test_a_signal_is_not_noise_however_small(self):
         truth = 1e-9 * normal(64).double()
         assert not compare(truth, truth * 1.05, truth, kind_size=1.0).passes
@@ -231,6 +241,11 @@ class TestRules:
     )
     def test_tolerances_are_those_of_the_suite(self, suite, training, dtype, autocast, expected):
         assert tolerance_for(suite, training, PrecisionSpec(dtype), autocast) == expected
+
+    @pytest.mark.parametrize(("tf32", "device", "multiplier"), [(True, "cuda", 3.0), (False, "cuda", 2.0), (True, "cpu", 2.0)])
+    def test_so_has_tf32(self, tf32, device, multiplier):
+        precision = PrecisionSpec("float32", tf32=tf32)
+        assert rule_for(1e-3, workload(), precision, torch.device(device)).multiplier == multiplier
 
     def test_lower_precision_has_a_wider_multiplier(self):
         for dtype, multiplier in (("float32", 2.0), ("amp", 3.0)):

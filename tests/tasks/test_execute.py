@@ -370,8 +370,8 @@ class TestPlantedFaults:
 
         original = execute.State.restore
 
-        def restore(state):
-            original(state)
+        def restore(state, seed_offset=0):
+            original(state, seed_offset)
             before.update({name.removeprefix("parameter."): value for name, value in state.initial.items()})
 
         monkeypatch.setattr(execute.State, "restore", restore)
@@ -528,6 +528,17 @@ class TestCorrectModels:
         result = run("noisy")
         assert (result.status, result.measurement.accuracy) == (Status.PASS, "pass")
         assert "fallback_random" in result.measurement.accuracy_reason
+
+    def test_random_numbers_that_move_next_to_nothing_are_left_to_each_arm(self, monkeypatch):
+        monkeypatch.setattr(compilation, "compile_step", lambda step, spec, **more: lambda: (torch.rand(1), step())[1])
+        result = run("shaken")
+        assert (result.status, result.measurement.accuracy, result.measurement.deterministic) == (Status.PASS, "pass", None)
+        assert "each arm drew its own" in result.measurement.accuracy_reason
+        assert "fallback_random" not in result.measurement.accuracy_reason
+
+    def test_a_fault_is_found_in_a_model_whose_random_numbers_move_next_to_nothing(self, monkeypatch):
+        faulty(monkeypatch, lambda loss, module: module.layer.weight.grad.mul_(1.02) is None or loss)
+        assert run("shaken").measurement.accuracy == "fail"
 
 
 class _OtherRounding(torch.overrides.TorchFunctionMode):
