@@ -127,6 +127,7 @@ def _activations_mib(spec: TaskSpec, row: ModelRow | None) -> float:
     scale = (AMP_ACTIVATIONS if spec.precision.dtype == "amp" else 1.0) * (INFERENCE_ACTIVATIONS if spec.mode == "inference" else 1.0)
     shape = _first_shape(row.inputs if row else None)
     parameters = float((row.parameters if row else None) or 0)
+    one_mib: float
     match shape:
         case ("float32", (batch, _, height, width)):
             one_mib = height * width * BYTES_PER_PIXEL * (parameters / IMAGE_PARAMETERS) ** IMAGE_POWER / 2**20
