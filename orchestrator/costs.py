@@ -5,12 +5,16 @@ What an earlier run recorded beats any estimate. Paused and waiting seconds are 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tasks.spec import Status, TaskSpec
+
+if TYPE_CHECKING:
+    from orchestrator.model_table import ModelRow
 
 RUNS_LOOKED_AT = 20
 """How many runs back ``recorded`` looks."""
@@ -41,14 +45,21 @@ SIZE_POWER = 0.25
 SIZE_BOUNDS = (0.5, 2.0)
 """A larger model tends to have more layers, and layers are what compiling takes time for; sixteen times the parameters count twice."""
 
-USUAL_PEAK_MIB = {"training": 6144.0, "inference": 3072.0}
+BASE_MIB = 2048.0
+"""CUDA and its libraries, work spaces, fragments."""
 BYTES_PER_PARAMETER = {"training": 24.0, "inference": 12.0}
-"""Weights and gradients in float32 and the copies that the accuracy check keeps of them; activations are in ``USUAL_PEAK_MIB``."""
+"""Weights and gradients in float32, and the copies that the accuracy check keeps of them."""
+OTHER_ACTIVATIONS_MIB = 4096.0
+BYTES_PER_PIXEL, IMAGE_PARAMETERS, IMAGE_POWER = 2000.0, 25e6, 0.4
+BYTES_PER_TOKEN, TEXT_PARAMETERS, TEXT_POWER = 1.2e6, 110e6, 0.5
+AMP_ACTIVATIONS, INFERENCE_ACTIVATIONS = 0.6, 0.15
+"""Activations that a training step in float32 keeps for its backward pass: a ResNet-50's and a BERT's, and how larger models differ."""
 
 RECORDED_MARGIN = 1.15
 CONTEXT_MIB = 1024.0
 """Beyond a recorded peak of torch's allocator: fragments, and what CUDA and its libraries take for a process."""
 
+_SHAPE = re.compile(r"(\w+)\[([\d, ]+)\]")
 _SHARED_COLUMNS = ("start_s", "build_s", "compile_phase_s", "write_s")
 _EXCLUSIVE_COLUMNS = ("eager_s", "verify_s", "time_s")
 _COLUMNS = ("task_id", "status", "started", "ended", "eager_peak_mib", "compiled_peak_mib", *_SHARED_COLUMNS, *_EXCLUSIVE_COLUMNS)
@@ -85,11 +96,12 @@ def estimated(spec: TaskSpec) -> Cost:
     """Rough: only the order of tasks, and how many of them share a device, rest on it."""
     if spec.model.suite == "toy":
         return Cost(spec.measure.processes * COMPILE_S["toy"] * _mode_share(spec))
-    parameters = _parameters().get((spec.model.suite, spec.model.name))
+    row = _rows().get((spec.model.suite, spec.model.name))
+    parameters = row.parameters if row else None
     usual_s = COMPILE_S.get(spec.model.suite, OTHER_COMPILE_S) * _size_factor(parameters)
     compile_s = SLOW_COMPILE_S.get(f"{spec.model.suite}/{spec.model.name}", usual_s)
     timing_s = min(spec.measure.max_time_s, USUAL_TIMING_S[spec.resources.device])
-    peak_mib = USUAL_PEAK_MIB[spec.mode] + BYTES_PER_PARAMETER[spec.mode] * (parameters or 0) / 2**20
+    peak_mib = BASE_MIB + BYTES_PER_PARAMETER[spec.mode] * (parameters or 0) / 2**20 + _activations_mib(spec, row)
     return Cost(spec.measure.processes * (START_S + _mode_share(spec) * compile_s), spec.measure.processes * timing_s, peak_mib)
 
 
@@ -110,8 +122,30 @@ def _size_factor(parameters: int | None) -> float:
     return min(high, max(low, (parameters / USUAL_PARAMETERS) ** SIZE_POWER)) if parameters else 1.0
 
 
+def _activations_mib(spec: TaskSpec, row: ModelRow | None) -> float:
+    """By the first input, where that is a batch of images or of tokens, at the task's own batch size."""
+    scale = (AMP_ACTIVATIONS if spec.precision.dtype == "amp" else 1.0) * (INFERENCE_ACTIVATIONS if spec.mode == "inference" else 1.0)
+    shape = _first_shape(row.inputs if row else None)
+    parameters = float((row.parameters if row else None) or 0)
+    one_mib: float
+    match shape:
+        case ("float32", (batch, _, height, width)):
+            one_mib = height * width * BYTES_PER_PIXEL * (parameters / IMAGE_PARAMETERS) ** IMAGE_POWER / 2**20
+        case ("int64", (batch, length)):
+            one_mib = length * BYTES_PER_TOKEN * (parameters / TEXT_PARAMETERS) ** TEXT_POWER / 2**20
+        case _:
+            return scale * OTHER_ACTIVATIONS_MIB
+    return scale * (spec.model.batch_size or batch) * one_mib
+
+
+def _first_shape(inputs: str | None) -> tuple[str, tuple[int, ...]] | None:
+    """``float32[2, 3]`` of ``float32[2, 3], int64[2]``."""
+    found = _SHAPE.match(inputs or "")
+    return (found[1], tuple(int(size) for size in found[2].split(","))) if found else None
+
+
 @cache
-def _parameters() -> dict[tuple[str, str], int]:
+def _rows() -> dict[tuple[str, str], ModelRow]:
     from orchestrator.model_table import known
 
-    return {(row.suite, row.name): row.parameters for row in known() if row.parameters}
+    return {(row.suite, row.name): row for row in known()}

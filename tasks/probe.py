@@ -18,6 +18,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from tasks import cuda_driver
+
+DRIVER = Path("/dev/nvidiactl")
 LIBRARIES = ("torch", "triton", "torchvision", "transformers", "timm", "numpy", "ray")
 
 
@@ -49,6 +52,8 @@ class NodeProbe:
 def probe() -> NodeProbe:
     """Look at this machine."""
     driver, gpus = _gpus()
+    if not gpus and DRIVER.exists():
+        gpus = tuple(Gpu(**gpu) for gpu in cuda_driver.gpus())
     return NodeProbe(
         host=socket.gethostname(),
         python=platform.python_version(),

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.costs import CONTEXT_MIB, RECORDED_MARGIN, Cost, estimated, recorded
+from orchestrator.costs import BASE_MIB, CONTEXT_MIB, RECORDED_MARGIN, Cost, estimated, recorded
 from orchestrator.store import Store
 from tasks.spec import FailureClass, Measurement, ModelSpec, PrecisionSpec, Status, TaskSpec
 from tests.orchestrator.stored import STARTED, a_run, a_task, failed, passed
@@ -57,6 +57,16 @@ def test_larger_models_are_expected_to_take_longer_and_to_need_more_memory():
     assert large.shared_s > small.shared_s
     assert large.peak_mib > small.peak_mib
     assert estimated(spec("huggingface", "BartForConditionalGeneration", "inference")).peak_mib < large.peak_mib
+
+
+def test_memory_grows_with_the_batch_and_shrinks_with_the_precision():
+    spec_of = spec("timm", "resmlp_12_224")
+    usual, twice = (estimated(replace(spec_of, model=replace(spec_of.model, batch_size=size))).peak_mib for size in (128, 256))
+    float32 = estimated(replace(spec_of, precision=PrecisionSpec("float32"))).peak_mib
+
+    assert estimated(spec_of).peak_mib == usual  # the batch that the catalogue knows
+    assert twice - BASE_MIB == pytest.approx(2 * (usual - BASE_MIB), rel=0.2)
+    assert float32 > usual
 
 
 def test_published_compile_times_beat_the_size_of_a_model():

@@ -167,7 +167,7 @@ def test_a_model_that_never_passed_is_as_large_as_the_estimate_says(tmp_path):
     failed = {f"huggingface/{name}/amp/training/inductor": Cost(1.0) for name in ("BartForConditionalGeneration", "DistilBertForMaskedLM")}
     bart, bert = sorted(plan(tmp_path, text, "cuda", costs=failed).tasks, key=lambda task: -task.cost.peak_mib)
 
-    assert bart.cost.peak_mib > bert.cost.peak_mib > 6144
+    assert bart.cost.peak_mib > bert.cost.peak_mib > 2048
 
 
 def test_inference_has_its_own_batch_tolerance_and_no_optimizer(tmp_path):
