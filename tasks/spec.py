@@ -205,7 +205,7 @@ class TaskSpec:
     deadlines: DeadlineSpec = field(default_factory=DeadlineSpec)
     resources: ResourceSpec = field(default_factory=ResourceSpec)
     optimizer: str = "none"  # "none", "sgd" or "adam"
-    cache: str = "cold"  # "cold": an empty compile cache per attempt; "shared": one per node and run
+    cache: str = "cold"  # "cold": an empty compile cache per process; "shared": one per node and run
     seed: int = 1337
     aa: bool = False  # measure each arm against itself, to see what the method makes of no difference
     digest: str = ""
