@@ -1,11 +1,11 @@
-"""Compaction: one tasks part and one samples part instead of many, sorted so that one task's samples lie together.
+"""Compaction: one tasks part, one of samples and one of blocks instead of many, sorted so that one task's samples lie together.
 
 Crash-safe by the rule of ``orchestrator.parts``: the new tasks part is the commit, and what it supersedes is removed afterwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -30,7 +30,8 @@ def compact(parts: Parts) -> bool:
     if not present or (len(present) == 1 and present[0].compacted):
         return False
     part = Part.new(parts.next_number(), compacted=True)
-    parts.write_samples(part, _sorted_samples(parts))
+    parts.write_blocks(part, _sorted(parts.blocks))
+    parts.write_samples(part, _sorted(parts.samples))
     if parts.damaged:
         parts.remove_dead()
         raise StoreError(f"not compacted, because these files are damaged: {', '.join(sorted(parts.damaged))}; resume the run first")
@@ -59,17 +60,18 @@ def _gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield pa.concat_tables(pending)
 
 
-def _sorted_samples(parts: Parts) -> Iterator[pa.Table]:
-    for task_ids in _buckets(parts):
-        table = parts.samples(task_ids).unify_dictionaries()
+def _sorted(read: Callable[..., pa.Table]) -> Iterator[pa.Table]:
+    """All that ``read`` has, task by task."""
+    for task_ids in _buckets(read):
+        table = read(task_ids).unify_dictionaries()
         keys = pa.table({"task_id": table.column("task_id").cast(pa.string())})
         yield table.take(pc.sort_indices(keys, [("task_id", "ascending")]))  # stable: the order within a task stays
         pa.default_memory_pool().release_unused()
 
 
-def _buckets(parts: Parts) -> Iterator[list[str]]:
+def _buckets(read: Callable[..., pa.Table]) -> Iterator[list[str]]:
     """The tasks with samples, sorted and cut so that each piece has few enough samples to be sorted in memory."""
-    task_ids = parts.samples(columns=("task_id",)).unify_dictionaries().column("task_id")
+    task_ids = read(columns=("task_id",)).unify_dictionaries().column("task_id")
     counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(task_ids).to_pylist()}
     bucket: list[str] = []
     size = 0

@@ -147,7 +147,7 @@ class Deadlines(Fields):
     verify_s: float = Field(default=_DEADLINES.verify_s, gt=0, description="The accuracy check.")
     time_s: float = Field(default=_DEADLINES.time_s, gt=0, description="Warm-up and timing.")
     write_s: float = Field(default=_DEADLINES.write_s, gt=0, description="Writing the result.")
-    task_s: float = Field(default=_DEADLINES.task_s, gt=0, description="The task as a whole.")
+    task_s: float = Field(default=_DEADLINES.task_s, gt=0, description="The task as a whole: all phases of all its processes.")
 
 
 class Retries(Fields):
@@ -177,7 +177,7 @@ class Execution(Fields):
     max_in_flight: PositiveInt | None = Field(default=None, description="Tasks submitted at once; null: a little more than fit.")
     cache: Literal["cold", "shared", "bundle"] = Field(
         default="cold",
-        description="cold: an empty compile cache per attempt; shared: one per node and run; bundle: what earlier runs of a task kept.",
+        description="cold: an empty compile cache per process; shared: one per node and run; bundle: what earlier runs of a task kept.",
     )
     isolation: Literal["process", "inline"] = Field(
         default="process", description="inline runs tasks inside the Ray worker: for the toy suite, to test scheduling."

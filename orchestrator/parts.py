@@ -1,9 +1,9 @@
 """The Parquet parts of one run, and the one rule that makes them consistent without a catalogue.
 
-A batch is two files of the same name, ``samples/NAME`` and ``tasks/NAME``, written in this order. **The tasks part is the commit**:
-a samples part counts exactly when the tasks part of the same name does. Parts are numbered; a compacted part supersedes every part
-with a smaller number, so it is committed by one rename too, and the parts it replaces are removed afterwards. Whatever the moment
-at which a writer dies, a reader of this module sees the old parts or the new one.
+A batch is three files of the same name, ``blocks/NAME``, ``samples/NAME`` and ``tasks/NAME``, written in this order. **The tasks part is
+the commit**: the others count exactly when the tasks part of the same name does. Parts of the schema's first version have no blocks. Parts
+are numbered; a compacted part supersedes every part with a smaller number, so it is committed by one rename too, and the parts it replaces
+are removed afterwards. Whatever the moment at which a writer dies, a reader of this module sees the old parts or the new one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ from orchestrator import schema
 from orchestrator.errors import StoreError
 from orchestrator.files import Files
 
-TASKS, SAMPLES = "tasks", "samples"
+TASKS, SAMPLES, BLOCKS = "tasks", "samples", "blocks"
+_FOLDERS = (TASKS, SAMPLES, BLOCKS)
+_DETAILS = {SAMPLES: schema.SAMPLES, BLOCKS: schema.BLOCKS}
+_FIRST_WITH_BLOCKS = 2
+"""The version of the schema from which on every part has its blocks."""
 CORRUPT = ".corrupt"
 ROW_GROUP_ROWS = 65_536
 """Small enough that reading one task's samples from a compacted run reads a fraction of the file."""
@@ -110,17 +114,24 @@ class Parts:
 
     def samples(self, task_ids: Sequence[str] | None = None, columns: Sequence[str] | None = None) -> pa.Table:
         """The samples of the rows that ``rows`` returns, in the order in which they were taken within each task."""
+        return self._details(SAMPLES, task_ids, columns)
+
+    def blocks(self, task_ids: Sequence[str] | None = None, columns: Sequence[str] | None = None) -> pa.Table:
+        """The blocks of the rows that ``rows`` returns, in the order in which they were timed within each task."""
+        return self._details(BLOCKS, task_ids, columns)
+
+    def _details(self, folder: str, task_ids: Sequence[str] | None, columns: Sequence[str] | None) -> pa.Table:
         for _ in range(_ATTEMPTS_TO_LIST):
             try:
-                return self._samples(task_ids, columns)
+                return self._details_once(folder, task_ids, columns)
             except FileNotFoundError:
                 continue
-        raise StoreError(f"the parts in {self._files.at(SAMPLES)} keep changing; try again")
+        raise StoreError(f"the parts in {self._files.at(folder)} keep changing; try again")
 
-    def _samples(self, task_ids: Sequence[str] | None, columns: Sequence[str] | None) -> pa.Table:
+    def _details_once(self, folder: str, task_ids: Sequence[str] | None, columns: Sequence[str] | None) -> pa.Table:
         keys = self._each(_KEYS)
         beaten = _beaten(keys)
-        present = set(self._files.names(SAMPLES))
+        present = set(self._files.names(folder))
         tables = []
         for part, rows in keys:
             wanted = set(rows.column("task_id").to_pylist()) - beaten.get(part.name, set())
@@ -128,28 +139,37 @@ class Parts:
             if not chosen:
                 continue
             if part.name not in present:
-                self._note_damage(f"{SAMPLES}/{part.name}", "the file is missing")
+                if self._has(folder, part):
+                    self._note_damage(f"{folder}/{part.name}", "the file is missing")
                 continue
             only = None if task_ids is None and part.name not in beaten else chosen
-            table = self._guarded(f"{SAMPLES}/{part.name}", partial(self._read_samples, task_ids=only, columns=columns))
+            read = partial(self._read_details, arrow_schema=_DETAILS[folder], task_ids=only, columns=columns)
+            table = self._guarded(f"{folder}/{part.name}", read)
             if table is not None:
                 tables.append(table)
-        return concat(tables, schema.SAMPLES, columns)
+        return concat(tables, _DETAILS[folder], columns)
 
-    def _read_samples(self, source: Any, task_ids: set[str] | None, columns: Sequence[str] | None) -> pa.Table:
+    def _has(self, folder: str, part: Part) -> bool:
+        """Whether whoever wrote the part wrote a file into ``folder``."""
+        if folder != BLOCKS:
+            return True
+        metadata = self._guarded(f"{TASKS}/{part.name}", lambda source: pq.read_schema(source).metadata)
+        return int((metadata or {}).get(b"sweep.schema_version", 1)) >= _FIRST_WITH_BLOCKS
+
+    def _read_details(self, source: Any, arrow_schema: pa.Schema, task_ids: set[str] | None, columns: Sequence[str] | None) -> pa.Table:
         with pq.ParquetFile(source, page_checksum_verification=True) as file:
             if task_ids is None:
-                return schema.conform(file.read(_present(file, columns)), schema.SAMPLES, columns)
+                return schema.conform(file.read(_present(file, columns)), arrow_schema, columns)
             groups = _row_groups(file, "task_id", task_ids)
             table = file.read_row_groups(groups, _present(file, None if columns is None else [*columns, "task_id"]))
         table = table.filter(_is_one_of(table.column("task_id"), task_ids))
-        return schema.conform(table, schema.SAMPLES, columns)
+        return schema.conform(table, arrow_schema, columns)
 
-    def _check_samples(self, source: Any) -> bool:
+    def _check_details(self, source: Any, arrow_schema: pa.Schema) -> bool:
         """Read the whole file, a piece at a time, and forget it."""
         with pq.ParquetFile(source, page_checksum_verification=True) as file:
             for batch in file.iter_batches(ROW_GROUP_ROWS):
-                schema.conform(pa.table(batch), schema.SAMPLES)
+                schema.conform(pa.table(batch), arrow_schema)
         return True
 
     def _each(self, columns: Sequence[str] | None) -> list[tuple[Part, pa.Table]]:
@@ -205,18 +225,19 @@ class Parts:
 
     def next_number(self) -> int:
         """Above every number in use, whether it counts or not."""
-        return 1 + max((part.number for folder in (TASKS, SAMPLES) for part in self._all(folder)), default=0)
+        return 1 + max((part.number for folder in _FOLDERS for part in self._all(folder)), default=0)
 
-    def commit(self, part: Part, rows: pa.Table, samples: pa.Table) -> None:
-        """Write both files of a batch; after an error none of it is visible."""
+    def commit(self, part: Part, rows: pa.Table, samples: pa.Table, blocks: pa.Table) -> None:
+        """Write the three files of a batch; after an error none of it is visible."""
         try:
+            self.write_blocks(part, [blocks])
             self.write_samples(part, [samples])
             self.write_rows(part, [rows])
         except StoreError:
             # A rename that could not be made durable may have happened: take it back, the commit before what it commits.
             with contextlib.suppress(StoreError):
-                self._files.remove(f"{TASKS}/{part.name}")
-                self._files.remove(f"{SAMPLES}/{part.name}")
+                for folder in _FOLDERS:
+                    self._files.remove(f"{folder}/{part.name}")
             raise
 
     def write_rows(self, part: Part, tables: Iterable[pa.Table]) -> None:
@@ -230,6 +251,11 @@ class Parts:
         self._fence()
         self._files.write(f"{SAMPLES}/{part.name}", data)
 
+    def write_blocks(self, part: Part, tables: Iterable[pa.Table]) -> None:
+        data = self._parquet(schema.BLOCKS, tables)
+        self._fence()
+        self._files.write(f"{BLOCKS}/{part.name}", data)
+
     def _parquet(self, arrow_schema: pa.Schema, tables: Iterable[pa.Table]) -> bytes:
         sink = pa.BufferOutputStream()
         tagged = arrow_schema.with_metadata(self._metadata)
@@ -239,37 +265,41 @@ class Parts:
         return bytes(sink.getvalue())
 
     def remove_dead(self) -> None:
-        """Remove the parts that do not count: superseded ones, and samples that were never committed."""
+        """Remove the parts that do not count: superseded ones, and samples and blocks that were never committed."""
         self._fence()
         alive = {part.name for part in self.parts()}
-        for folder in (TASKS, SAMPLES):
+        for folder in _FOLDERS:
             self._files.sweep_partial(folder)
             for part in self._all(folder):
                 if part.name not in alive:
                     self._files.remove(f"{folder}/{part.name}")
 
     def set_aside_damaged(self) -> list[str]:
-        """Read every byte that counts; rename both files of a part that cannot be read, and return the paths of the files at fault."""
+        """Read every byte that counts; rename all files of a part that cannot be read, and return the paths of the files at fault."""
         self._fence()
         at_fault: list[str] = []
         while bad := [(part, path) for part in self.parts() if (path := self._damaged_file(part))]:
             for part, path in bad:
                 at_fault.append(self._files.at(path + CORRUPT))
-                for folder in (TASKS, SAMPLES):
+                for folder in _FOLDERS:
                     if part.name in self._files.names(folder):
                         self._files.rename(f"{folder}/{part.name}", f"{folder}/{part.name}{CORRUPT}")
         self.damaged.clear()
         return at_fault
 
     def _damaged_file(self, part: Part) -> str | None:
-        rows, samples = f"{TASKS}/{part.name}", f"{SAMPLES}/{part.name}"
+        rows = f"{TASKS}/{part.name}"
         if self._guarded(rows, lambda source: self._read_rows(source, None)) is None:
             return rows
-        try:
-            intact = self._guarded(samples, self._check_samples) is not None
-        except FileNotFoundError:
-            intact = False
-        return None if intact else samples
+        for folder, arrow_schema in _DETAILS.items():
+            path = f"{folder}/{part.name}"
+            try:
+                intact = self._guarded(path, partial(self._check_details, arrow_schema=arrow_schema)) is not None
+            except FileNotFoundError:
+                intact = not self._has(folder, part)
+            if not intact:
+                return path
+        return None
 
 
 def _is_one_of(column: pa.ChunkedArray, values: set[str]) -> pa.ChunkedArray:

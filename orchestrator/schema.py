@@ -1,8 +1,8 @@
 """The frozen Arrow schemas of the results store, and task rows as a dataclass.
 
-``ROWS`` has one row per terminal task, ``SAMPLES`` one per timed iteration. They change in one way only: nullable columns are added,
-and ``SCHEMA_VERSION`` grows. Readers read with these schemas, so a column that an older file lacks is null. Every file carries the
-version, its writer and the digest of its manifest in its metadata. Holds no I/O.
+``ROWS`` has one row per terminal task, ``SAMPLES`` one per timed iteration, ``BLOCKS`` one per block of iterations. They change in one way
+only: nullable columns are added, and ``SCHEMA_VERSION`` grows. Readers read with these schemas, so a column that an older file lacks is
+null. Every file carries the version, its writer and the digest of its manifest in its metadata. Holds no I/O.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from orchestrator import __version__
 from tasks.probe import code_version
-from tasks.spec import Measurement, Outcome, Phase, Samples, Scalar, Status, TaskSpec
+from tasks.spec import Blocks, Measurement, Outcome, Phase, Samples, Scalar, Status, TaskSpec
 
 SCHEMA_VERSION = 2
 VERSION_COLUMNS = ("python", "torch", "triton", "transformers", "timm", "torchvision", "driver", "cuda")
@@ -170,7 +170,36 @@ SAMPLES = pa.schema(
 )
 """The last thirteen columns are those of ``tasks.spec.Samples``, in the order in which the worker took them."""
 
+BLOCKS = pa.schema(
+    [
+        *(SAMPLES.field(place) for place in range(8)),
+        _required("phase", _NAME),
+        _required("process", pa.int32()),
+        _required("pair", pa.int32()),
+        _required("block", pa.int32()),
+        _required("arm", _NAME),
+        _required("order", pa.int32()),
+        _required("valid", pa.bool_()),
+        ("reason", _NAME),
+        _required("ended", pa.int64()),
+        ("sm_clock_mhz", pa.float64()),
+        ("memory_clock_mhz", pa.float64()),
+        ("temperature_c", pa.float64()),
+        ("power_w", pa.float64()),
+        ("energy_mj", pa.int64()),
+        ("power_cap_ns", pa.int64()),
+        ("slowdown_ns", pa.int64()),
+        ("clock_reasons", _NAME),
+        ("other_processes", _NAME),
+        ("cpu_pressure_s", pa.float64()),
+        ("cpu_steal_s", pa.float64()),
+        ("cpu_wait_s", pa.float64()),
+    ]
+)
+"""From version 2 on. After the task's identity the columns are those of ``tasks.spec.Blocks``, in the order in which blocks were timed."""
+
 SAMPLE_COLUMNS = tuple(field.name for field in dataclasses.fields(Samples))
+BLOCK_COLUMNS = tuple(field.name for field in dataclasses.fields(Blocks))
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,14 +409,29 @@ def samples_table(run_id: str, batch: Sequence[tuple[TaskSpec, Outcome]]) -> pa.
     Raises:
         pa.ArrowInvalid: the columns of one outcome's samples differ in length.
     """
-    owner = np.repeat(np.arange(len(batch)), [len(outcome.samples.phase) for _, outcome in batch])
+    return _detail_table(run_id, batch, [outcome.samples for _, outcome in batch], SAMPLES)
+
+
+def blocks_table(run_id: str, batch: Sequence[tuple[TaskSpec, Outcome]]) -> pa.Table:
+    """The blocks of ``batch`` as a table of ``BLOCKS``, task after task.
+
+    Raises:
+        pa.ArrowInvalid: the columns of one outcome's blocks differ in length.
+    """
+    return _detail_table(run_id, batch, [outcome.blocks for _, outcome in batch], BLOCKS)
+
+
+def _detail_table(
+    run_id: str, batch: Sequence[tuple[TaskSpec, Outcome]], details: Sequence[Samples | Blocks], schema: pa.Schema
+) -> pa.Table:
+    owner = np.repeat(np.arange(len(batch)), [len(detail.phase) for detail in details])
     tasks = [task_columns(task) for task, _ in batch]
-    columns: dict[str, pa.Array] = {name: _spread([task[name] for task in tasks], owner) for name in SAMPLES.names[1:7]}
+    columns: dict[str, pa.Array] = {name: _spread([task[name] for task in tasks], owner) for name in schema.names[1:7]}
     columns["run_id"] = _spread([run_id] * len(batch), owner)
     columns["attempt"] = pa.array([outcome.attempt for _, outcome in batch], pa.int32()).take(pa.array(owner))
-    for name in SAMPLE_COLUMNS:
-        columns[name] = pa.array([value for _, outcome in batch for value in getattr(outcome.samples, name)], SAMPLES.field(name).type)
-    return pa.table([columns[name] for name in SAMPLES.names], schema=SAMPLES)
+    for name in schema.names[8:]:
+        columns[name] = pa.array([value for detail in details for value in getattr(detail, name)], schema.field(name).type)
+    return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
 def _spread(values: list[str], owner: Any) -> pa.Array:
@@ -398,6 +442,11 @@ def _spread(values: list[str], owner: Any) -> pa.Array:
 def samples_of(table: pa.Table) -> Samples:
     """One task's samples from a table that has the columns of ``tasks.spec.Samples``."""
     return Samples(**{name: tuple(table.column(name).to_pylist()) for name in SAMPLE_COLUMNS})
+
+
+def blocks_of(table: pa.Table) -> Blocks:
+    """One task's blocks from a table that has the columns of ``tasks.spec.Blocks``."""
+    return Blocks(**{name: tuple(table.column(name).to_pylist()) for name in BLOCK_COLUMNS})
 
 
 def conform(table: pa.Table, schema: pa.Schema, columns: Iterable[str] | None = None) -> pa.Table:

@@ -4,6 +4,7 @@
     DIR/RUN_ID/plan.jsonl.gz     its tasks, complete
     DIR/RUN_ID/tasks/*.parquet   one row per terminal task
     DIR/RUN_ID/samples/*.parquet one row per timed iteration
+    DIR/RUN_ID/blocks/*.parquet  one row per block of them: how the machine was
     DIR/RUN_ID/logs/             one log per row that has one
     DIR/RUN_ID/spool/            outcomes that no driver has stored yet
     DIR/RUN_ID/lock.json         the driver that may write
@@ -178,6 +179,10 @@ class RunStore:
         """The samples behind the rows, of all tasks or of those named; each task's in the order in which they were taken."""
         return self._reader().samples(task_ids, columns)
 
+    def blocks(self, task_ids: Sequence[str] | None = None, columns: Sequence[str] | None = None) -> pa.Table:
+        """The state of the machine at each block behind the rows, like ``samples``. Runs of the first version have none."""
+        return self._reader().blocks(task_ids, columns)
+
     def samples_of(self, task_id: str) -> Samples:
         """One task's samples, as its worker made them."""
         return schema.samples_of(self.samples([task_id], schema.SAMPLE_COLUMNS))
@@ -240,7 +245,7 @@ class RunStore:
         return set_aside
 
     def append(self, batch: Sequence[tuple[TaskSpec, Outcome]]) -> None:
-        """Make the rows, samples and logs of ``batch`` durable: all of it, or, after an error, nothing that a reader would see.
+        """Make the rows, samples, blocks and logs of ``batch`` durable: all of it, or, after an error, nothing that a reader would see.
 
         Raises:
             RunLockedError: this driver does not hold the lock, or not any more.
@@ -253,13 +258,13 @@ class RunStore:
         self._fence()
         rows = [schema.row_of(self.run_id, task, outcome, self._write_log(outcome)) for task, outcome in batch]
         try:
-            tables = schema.rows_table(rows), schema.samples_table(self.run_id, batch)
+            tables = schema.rows_table(rows), schema.samples_table(self.run_id, batch), schema.blocks_table(self.run_id, batch)
         except (pa.ArrowException, OverflowError, TypeError) as error:
             raise StoreError(f"an outcome does not fit the schema of {self.files.at('')}: {error}") from error
         self._commit(*tables)
 
     def carry(self, source: RunStore, task_ids: Collection[str]) -> None:
-        """Take over rows, samples and logs of another run, marked as carried from the run that measured them.
+        """Take over rows, samples, blocks and logs of another run, marked as carried from the run that measured them.
 
         Raises:
             RunLockedError, StoreError: as ``append``.
@@ -281,9 +286,8 @@ class RunStore:
             )
             for row in rows
         ]
-        samples = source.samples([row.task_id for row in rows])
-        renamed = pa.array([self.run_id] * samples.num_rows, pa.string()).dictionary_encode()
-        self._commit(schema.rows_table(marked), samples.set_column(0, schema.SAMPLES.field("run_id"), renamed))
+        details = [read([row.task_id for row in rows]) for read in (source.samples, source.blocks)]
+        self._commit(schema.rows_table(marked), *map(self._renamed, details))
 
     def compact(self) -> bool:
         """Merge the run's files into one of each kind; False if there was nothing to merge."""
@@ -345,9 +349,14 @@ class RunStore:
     def _fence(self) -> None:
         self._held().check()
 
-    def _commit(self, rows: pa.Table, samples: pa.Table) -> None:
+    def _commit(self, rows: pa.Table, samples: pa.Table, blocks: pa.Table) -> None:
         number, self._next_number = self._next_number, self._next_number + 1
-        self._reader().commit(Part.new(number), rows, samples)
+        self._reader().commit(Part.new(number), rows, samples, blocks)
+
+    def _renamed(self, table: pa.Table) -> pa.Table:
+        """Another run's samples or blocks as this run's."""
+        own = pa.array([self.run_id] * table.num_rows, pa.string()).dictionary_encode()
+        return table.set_column(0, table.schema.field("run_id"), own)
 
     def _write_log(self, outcome: Outcome) -> str | None:
         if not outcome.log:

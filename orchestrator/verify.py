@@ -57,6 +57,7 @@ def verify(run: RunStore) -> list[Violation]:
         if row["log"] and row["log"] not in logs:
             found.append(Violation("log", task_id, f"{run.files.at(row['log'])} is missing"))
     found.extend(_numbers(run, rows))
+    run.blocks(columns=("task_id",))  # no number depends on them; a damaged file is found all the same
     found.extend(Violation("file", run.files.at(path), reason) for path, reason in run.damaged().items())
     return found
 

@@ -12,13 +12,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tasks.spec import AA_PHASES, Arm, Samples
+from tasks.spec import AA_PHASES, Arm, Blocks, Samples
 
+Table = TypeVar("Table", Samples, Blocks)
 FloatArray: TypeAlias = NDArray[np.float64]
 
 NOMINAL_LEVEL = 0.97
@@ -231,15 +232,15 @@ def trend(log_ratios: Sequence[float]) -> float | None:
     return float(np.median(rises / (later - earlier))) * (count - 1)
 
 
-def concatenate(parts: Sequence[Samples]) -> Samples:
-    """The samples of one task's processes as one table; ``process`` becomes the position in ``parts``."""
+def concatenate(parts: Sequence[Table]) -> Table:
+    """The samples, or the blocks, of one task's processes as one table; ``process`` becomes the position in ``parts``."""
     return joined([replace(part, process=(number,) * len(part.process)) for number, part in enumerate(parts)])
 
 
-def joined(parts: Sequence[Samples]) -> Samples:
-    """The samples of ``parts``, one after the other, as one table."""
-    names = Samples.__dataclass_fields__
-    return Samples(**{name: tuple(value for part in parts for value in getattr(part, name)) for name in names})
+def joined(parts: Sequence[Table]) -> Table:
+    """The rows of ``parts``, at least one, one after the other as one table."""
+    names = type(parts[0]).__dataclass_fields__
+    return type(parts[0])(**{name: tuple(value for part in parts for value in getattr(part, name)) for name in names})
 
 
 def _across_processes(parts: list[FloatArray]) -> Estimate:

@@ -22,7 +22,7 @@ from tasks import accuracy, bundle, compilation, environment, estimator, failure
 from tasks.channel import Channel
 from tasks.comparison import leaves
 from tasks.compilation import stance
-from tasks.spec import AA_PHASES, Accuracy, FailureClass, Measurement, Phase, Samples, Status, TaskSpec, WorkerResult
+from tasks.spec import AA_PHASES, Accuracy, Blocks, FailureClass, Measurement, Phase, Samples, Status, TaskSpec, WorkerResult
 from tasks.step import State, Workload
 from tasks.stepper import Machine, Side
 from tasks.suites.benchmark import Benchmark
@@ -59,6 +59,7 @@ def execute(task: TaskSpec, channel: Channel, process: int = 0) -> WorkerResult:
             error=found.message,
             measurement=execution.measurement,
             samples=execution.samples,
+            blocks=execution.blocks,
         )
 
 
@@ -72,6 +73,7 @@ class _Execution:
     phase: Phase = Phase.START
     measurement: Measurement = field(default_factory=Measurement)
     samples: Samples = field(default_factory=Samples)
+    blocks: Blocks = field(default_factory=Blocks)
     neighbours: int = 0
     cold: bool = True  # nothing was compiled yet
     remarks: list[str] = field(default_factory=list)  # on how accuracy was judged
@@ -232,7 +234,7 @@ class _Execution:
             machine = hardware.machine_for(device, self.measurement.gpu_uuid)
             eager_mib, compiled_mib = (hardware.peak_mib(side.step, side.warm, device) for side in sides)
             timing = self._measure(sides, machine, WARM_CUDA_S if device.type == "cuda" else WARM_CPU_S)
-        self.samples = timing.samples
+        self.samples, self.blocks = timing.samples, timing.blocks
         self._note(eager_peak_mib=eager_mib, compiled_peak_mib=compiled_mib, neighbours=self.neighbours)
         self._note(machine={**self.measurement.machine, **machine.summary(), "quality_reason": "; ".join(timing.flags) or None})
         self._note_compiler()
@@ -291,7 +293,7 @@ class _Execution:
         elif None in ((found.aa_eager, found.aa_compiled) if self.task.aa else (found.speedup,)):
             verdict = Status.INFRA_ERROR, FailureClass.DEVICE, f"no pair could be used: {found.machine['quality_reason']}"
         status, failure_class, error = verdict
-        return WorkerResult(status, self.phase, failure_class, error, found, self.samples)
+        return WorkerResult(status, self.phase, failure_class, error, found, self.samples, self.blocks)
 
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[None]:

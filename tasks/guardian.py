@@ -335,6 +335,7 @@ class Guardian:
             environment=self._environment,
             measurement=result.measurement,
             samples=result.samples,
+            blocks=result.blocks,
         )
 
 

@@ -11,14 +11,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from tasks.nvml import Gpu, GpuReading, Nvml
 from tasks.spec import Scalar
+from tasks.stepper import Border
+
+Number = TypeVar("Number", int, float)
 
 MAX_STEAL = 0.05  # share of all processors' time that the hypervisor gave to others
 MAX_WAIT = 0.10  # share of the time in which the main thread was ready to run and did not
@@ -43,7 +46,7 @@ class HostMachine:
 
     def __init__(self, proc: Path = Path("/proc")) -> None:
         self._proc = proc
-        self._first = self._last = read_host(proc)
+        self._first = self._last = self._border = read_host(proc)
 
     def now_ns(self) -> int:
         return time.perf_counter_ns()
@@ -58,7 +61,15 @@ class HostMachine:
         return None
 
     def mark(self) -> None:
-        self._last = read_host(self._proc)
+        self._last = self._border = read_host(self._proc)
+
+    def border(self) -> Border:
+        before, self._border = self._border, read_host(self._proc)
+        return Border(
+            cpu_pressure_s=rise(before.pressure_s, self._border.pressure_s),
+            cpu_steal_s=rise(before.steal_s, self._border.steal_s),
+            cpu_wait_s=rise(before.wait_s, self._border.wait_s),
+        )
 
     def fault(self) -> str | None:
         self._last = read_host(self._proc)
@@ -90,6 +101,7 @@ class CudaMachine(HostMachine):
         self._device = device
         self._gpu = gpu
         self._readings = [gpu.read()] if gpu else []
+        self._at_mark = self._at_border = self._readings[-1] if self._readings else GpuReading()
         self._marked_us = time.time_ns() // 1000
 
     def synchronize(self) -> None:
@@ -104,14 +116,37 @@ class CudaMachine(HostMachine):
         super().mark()
         self._marked_us = time.time_ns() // 1000
         if self._gpu:
-            self._readings.append(self._gpu.read())
+            self._at_mark = self._at_border = self._gpu.read()
+            self._readings.append(self._at_mark)
+
+    def border(self) -> Border:
+        host = super().border()
+        if self._gpu is None:
+            return host
+        before, now = self._at_border, self._gpu.read()
+        self._at_border = now
+        self._readings.append(now)
+        return replace(
+            host,
+            sm_clock_mhz=now.clock_mhz,
+            memory_clock_mhz=now.memory_clock_mhz,
+            temperature_c=now.temperature_c,
+            power_w=now.power_w,
+            energy_mj=rise(before.energy_mj, now.energy_mj),
+            power_cap_ns=rise(before.power_cap_ns, now.power_cap_ns),
+            slowdown_ns=sum(now.slowdown_ns[name] - then for name, then in before.slowdown_ns.items() if name in now.slowdown_ns)
+            if now.slowdown_ns
+            else None,
+            clock_reasons=now.clock_reasons,
+            other_processes=",".join(map(str, self._gpu.others_busy(self._marked_us))) or None,
+        )
 
     def fault(self) -> str | None:
         """A slow-down of the hardware since ``mark``, or another process at work on the GPU."""
         super().fault()
         if self._gpu is None:
             return None
-        before, after = self._readings[-1], self._gpu.read()
+        before, after = self._at_mark, self._gpu.read()
         self._readings.append(after)
         slowed = [name for name, then in before.slowdown_ns.items() if after.slowdown_ns.get(name, then) > then]
         if slowed:
@@ -218,6 +253,11 @@ def read_host(proc: Path) -> HostReading:
         steal_s=_first(_steal(proc / "stat")),
         wait_s=_first(_wait(proc / "self" / "task" / str(thread) / "schedstat")),
     )
+
+
+def rise(before: Number | None, after: Number | None) -> Number | None:
+    """By how much a counter rose; None where it is not known."""
+    return None if before is None or after is None else after - before
 
 
 def share(before: HostReading, after: HostReading, name: str) -> float | None:

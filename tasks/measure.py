@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tasks import estimator
-from tasks.spec import Arm, MeasureSpec, Quality, Samples
+from tasks.spec import Arm, Blocks, MeasureSpec, Quality, Samples
 from tasks.stepper import Machine, RecompiledError, Side, Stepper
 from tasks.warmup import warm_up
 
@@ -42,6 +42,7 @@ class Timing:
     flags: tuple[str, ...]
     eager_device_ms: float | None
     compiled_device_ms: float | None
+    blocks: Blocks
 
 
 WORST_FIRST = (
@@ -70,6 +71,7 @@ def against_itself(timings: Mapping[Arm, Timing]) -> Timing:
         flags=tuple(f"{arm} against itself: {flag}" for arm, timing in timings.items() for flag in timing.flags),
         eager_device_ms=timings[Arm.EAGER].eager_device_ms,
         compiled_device_ms=timings[Arm.COMPILED].compiled_device_ms,
+        blocks=estimator.joined([timing.blocks for timing in timings.values()]),
     )
 
 
@@ -111,7 +113,7 @@ def measure(
     samples = run.stepper.samples()
     summary = estimator.summarise(samples, phase)
     quality, flags = run.judge(summary)
-    return Timing(samples, summary, quality, flags, eager_ms, compiled_ms)
+    return Timing(samples, summary, quality, flags, eager_ms, compiled_ms, run.stepper.states())
 
 
 def plan_pairs(times_ns: tuple[float, float], spec: MeasureSpec, left_s: float) -> Plan:

@@ -40,6 +40,7 @@ def merge(results: Sequence[WorkerResult]) -> WorkerResult:
         error="\n".join(remarks) or None,
         measurement=_measurement([result.measurement for result in results], worst.measurement, samples),
         samples=samples,
+        blocks=estimator.concatenate([result.blocks for result in results]),
     )
 
 

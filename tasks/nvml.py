@@ -10,13 +10,16 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True, slots=True)
 class GpuReading:
-    """NVML's view at one moment; None for what this GPU or driver does not tell. Slow-downs are counters, in ns."""
+    """NVML's view at one moment; None for what this GPU or driver does not tell. Slow-downs and energy are counters, in ns and mJ."""
 
     slowdown_ns: dict[str, int] = field(default_factory=dict)
     power_cap_ns: int | None = None
     clock_mhz: float | None = None
     temperature_c: float | None = None
     power_w: float | None = None
+    memory_clock_mhz: float | None = None
+    energy_mj: int | None = None
+    clock_reasons: str | None = None  # why the clock is not higher, comma-separated; "" where nothing holds it down
 
 
 class Gpu(Protocol):
@@ -37,6 +40,18 @@ class Nvml:
         ("power brake", "NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_POWER_BRAKE_SLOWDOWN"),
         ("software thermal", "NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_THERM_SLOWDOWN"),
     )
+
+    _REASONS = (
+        (0x1, "gpu_idle"),
+        (0x2, "applications_clocks"),
+        (0x4, "sw_power_cap"),
+        (0x8, "hw_slowdown"),
+        (0x10, "sync_boost"),
+        (0x20, "sw_thermal"),
+        (0x40, "hw_thermal"),
+        (0x80, "hw_power_brake"),
+        (0x100, "display_clocks"),
+    )  # the bits of nvmlDeviceGetCurrentClocksEventReasons, from nvml.h
 
     def __init__(self, nvml: Any, uuid: str, own_pid: int) -> None:
         self._nvml = nvml
@@ -66,6 +81,9 @@ class Nvml:
             clock_mhz=self._ask(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM),
             temperature_c=self._ask(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU),
             power_w=None if power_mw is None else power_mw / 1000,
+            memory_clock_mhz=self._ask(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_MEM),
+            energy_mj=self._ask(nvml.nvmlDeviceGetTotalEnergyConsumption),
+            clock_reasons=self._clock_reasons(),
         )
 
     def others_busy(self, since_us: int) -> tuple[int, ...]:
@@ -73,6 +91,11 @@ class Nvml:
         entries = self._ask(self._nvml.nvmlDeviceGetProcessUtilization, since_us) or ()
         busy = {int(entry.pid) for entry in entries if entry.smUtil > 0 and entry.timeStamp > since_us}
         return tuple(sorted(busy - {self._own_pid})) if self._own_pid in busy else ()
+
+    def _clock_reasons(self) -> str | None:
+        newer = getattr(self._nvml, "nvmlDeviceGetCurrentClocksEventReasons", None)
+        bits = self._ask(newer or self._nvml.nvmlDeviceGetCurrentClocksThrottleReasons)
+        return None if bits is None else ",".join(name for bit, name in self._REASONS if bits & bit)
 
     def _counter(self, field_name: str) -> int | None:
         number = getattr(self._nvml, field_name, None)

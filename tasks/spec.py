@@ -205,7 +205,7 @@ class TaskSpec:
     deadlines: DeadlineSpec = field(default_factory=DeadlineSpec)
     resources: ResourceSpec = field(default_factory=ResourceSpec)
     optimizer: str = "none"  # "none", "sgd" or "adam"
-    cache: str = "cold"  # "cold": empty for each attempt; "shared": one per node and run; "bundle": filled from what an earlier run kept
+    cache: str = "cold"  # "cold": empty for each process; "shared": one per node and run; "bundle": filled from what an earlier run kept
     seed: int = 1337
     aa: bool = False  # measure each arm against itself, to see what the method makes of no difference
     digest: str = ""
@@ -303,6 +303,36 @@ class Samples:
 
 
 @dataclass(frozen=True, slots=True)
+class Blocks:
+    """The state of the machine at the end of every block that was timed, as columns of one length; None is "not known here".
+
+    Clocks, temperature and power are those of the moment; what ends in ``_s``, ``_ns`` or ``_mj`` was counted since the border before.
+    """
+
+    phase: tuple[str, ...] = ()  # as that of the block's samples
+    process: tuple[int, ...] = ()
+    pair: tuple[int, ...] = ()
+    block: tuple[int, ...] = ()
+    arm: tuple[str, ...] = ()  # Arm
+    order: tuple[int, ...] = ()
+    valid: tuple[bool, ...] = ()
+    reason: tuple[str | None, ...] = ()  # why its pair is not valid
+    ended: tuple[int, ...] = ()  # monotonic clock of the worker, in ns
+    sm_clock_mhz: tuple[float | None, ...] = ()
+    memory_clock_mhz: tuple[float | None, ...] = ()
+    temperature_c: tuple[float | None, ...] = ()
+    power_w: tuple[float | None, ...] = ()
+    energy_mj: tuple[int | None, ...] = ()
+    power_cap_ns: tuple[int | None, ...] = ()  # the power limit held the clock down
+    slowdown_ns: tuple[int | None, ...] = ()  # for heat, or by the power brake
+    clock_reasons: tuple[str | None, ...] = ()  # what holds the clock down at this moment, by NVML's names
+    other_processes: tuple[str | None, ...] = ()  # that used the GPU since the pair began, by number
+    cpu_pressure_s: tuple[float | None, ...] = ()
+    cpu_steal_s: tuple[float | None, ...] = ()
+    cpu_wait_s: tuple[float | None, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerResult:
     """The file a worker leaves by atomic rename."""
 
@@ -312,6 +342,7 @@ class WorkerResult:
     error: str | None = None
     measurement: Measurement = field(default_factory=Measurement)
     samples: Samples = field(default_factory=Samples)
+    blocks: Blocks = field(default_factory=Blocks)
 
     @property
     def measured(self) -> bool:
@@ -340,6 +371,7 @@ class Outcome:
     environment: dict[str, str] = field(default_factory=dict)  # the variables set for the worker
     measurement: Measurement = field(default_factory=Measurement)
     samples: Samples = field(default_factory=Samples)
+    blocks: Blocks = field(default_factory=Blocks)
 
 
 def slug(identifier: str) -> str:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
-from tasks.spec import Arm, Samples
+from tasks.spec import Arm, Blocks, Samples
+
+_ARMS = (Arm.EAGER.value, Arm.COMPILED.value)
 
 
 class RecompiledError(RuntimeError):
@@ -39,6 +41,9 @@ class Machine(Protocol):
     def mark(self) -> None:
         """A pair begins: remember the counters."""
 
+    def border(self) -> Border:
+        """A block has ended: how the machine is, and what it counted since ``mark`` or the border before."""
+
     def fault(self) -> str | None:
         """What spoilt the pair since ``mark``, a throttled clock for example; None: nothing did."""
 
@@ -47,6 +52,24 @@ class Machine(Protocol):
 
     def device_ms(self, step: Callable[[], object]) -> float | None:
         """Time the device is busy with one step; None where that cannot be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Border:
+    """The machine between two blocks: the columns of ``tasks.spec.Blocks`` that it fills. None is "not known here"."""
+
+    sm_clock_mhz: float | None = None
+    memory_clock_mhz: float | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+    energy_mj: int | None = None
+    power_cap_ns: int | None = None
+    slowdown_ns: int | None = None
+    clock_reasons: str | None = None
+    other_processes: str | None = None
+    cpu_pressure_s: float | None = None
+    cpu_steal_s: float | None = None
+    cpu_wait_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +94,7 @@ class Stepper:
     phase: str = "timed"
     process: int = 0
     columns: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in Samples.__dataclass_fields__})
+    borders: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in Blocks.__dataclass_fields__})
     blocks: int = 0
 
     def window(self, calls: int) -> tuple[float, float]:
@@ -88,6 +112,7 @@ class Stepper:
                 where = {"pair": pair, "block": self.blocks, "order": order, "iteration": iteration, "washout": iteration < washout}
                 self._write(which, self.phase, started_ns, host_ns, **where)
                 times.append(host_ns)
+        self._write_border(which, pair, order)
         self.blocks += 1
         return times[washout:]
 
@@ -101,13 +126,17 @@ class Stepper:
         return device_ms
 
     def invalidate(self, pair: int, reason: str) -> None:
-        """Keep the samples of ``pair`` but let them count no more."""
-        for row, its_pair in enumerate(self.columns["pair"]):
-            if its_pair == pair:
-                self.columns["valid"][row], self.columns["reason"][row] = False, reason
+        """Keep the samples and blocks of ``pair`` but let them count no more."""
+        for columns in (self.columns, self.borders):
+            for row, its_pair in enumerate(columns["pair"]):
+                if its_pair == pair:
+                    columns["valid"][row], columns["reason"][row] = False, reason
 
     def samples(self) -> Samples:
         return Samples(**{name: tuple(column) for name, column in self.columns.items()})
+
+    def states(self) -> Blocks:
+        return Blocks(**{name: tuple(column) for name, column in self.borders.items()})
 
     def _warm(self, which: int, calls: int) -> float:
         side = self.sides[which]
@@ -125,8 +154,13 @@ class Stepper:
         return started_ns, self.machine.now_ns() - started_ns
 
     def _write(self, which: int, phase: str, started_ns: int, host_ns: int, **more: Any) -> None:
-        arm = (Arm.EAGER, Arm.COMPILED)[which]
-        row = {"phase": phase, "arm": arm.value, "process": self.process, "started_ns": started_ns, "host_ns": host_ns, "valid": True}
+        row = {"phase": phase, "arm": _ARMS[which], "process": self.process, "started_ns": started_ns, "host_ns": host_ns, "valid": True}
         row |= {"pair": -1, "block": -1, "order": -1, "iteration": -1, "washout": False} | more
         for name, column in self.columns.items():
+            column.append(row.get(name))
+
+    def _write_border(self, which: int, pair: int, order: int) -> None:
+        row = {"phase": self.phase, "process": self.process, "pair": pair, "block": self.blocks, "arm": _ARMS[which], "order": order}
+        row |= {"valid": True, "ended": self.machine.now_ns()} | asdict(self.machine.border())
+        for name, column in self.borders.items():
             column.append(row.get(name))

@@ -164,6 +164,7 @@ def run_inline(task: TaskSpec, attempt: Attempt, node: str | None = None) -> Out
             node=node or os.uname().nodename,
             measurement=result.measurement,
             samples=result.samples,
+            blocks=result.blocks,
         )
     leave(outcome, attempt)
     return outcome

@@ -26,6 +26,7 @@ from tasks.spec import (
     AA_PHASES,
     Accuracy,
     Arm,
+    Blocks,
     FailureClass,
     Measurement,
     Phase,
@@ -128,7 +129,8 @@ def _pass(act: Act) -> WorkerResult:
         _time_exclusively(act)
     samples = planted_samples(act)
     act.channel.phase(Phase.WRITE)
-    return WorkerResult(Status.PASS, Phase.WRITE, measurement=_measurement(act, samples, compile_s), samples=samples)
+    measured = _measurement(act, samples, compile_s)
+    return WorkerResult(Status.PASS, Phase.WRITE, measurement=measured, samples=samples, blocks=_blocks(samples))
 
 
 def _compile(act: Act) -> None:
@@ -193,6 +195,16 @@ def _planted(act: Act, source: random.Random, phase: str, times_ms: Mapping[Arm,
         valid=(True,) * count,
         reason=(None,) * count,
     )
+
+
+def _blocks(samples: Samples) -> Blocks:
+    """One row for each block of ``samples``; of the machine nothing is known."""
+    ends = [row for row, iteration in enumerate(samples.iteration) if row + 1 == len(samples.iteration) or not samples.iteration[row + 1]]
+    shared = {field.name for field in fields(Samples)} & {field.name for field in fields(Blocks)}
+    columns = {name: tuple(getattr(samples, name)[row] for row in ends) for name in shared}
+    ended = tuple(samples.started_ns[row] + samples.host_ns[row] for row in ends)
+    unknown = {field.name: (None,) * len(ends) for field in fields(Blocks)}
+    return Blocks(**unknown | columns | {"ended": ended})
 
 
 def _measurement(act: Act, samples: Samples, compile_s: float) -> Measurement:

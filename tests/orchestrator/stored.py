@@ -9,6 +9,7 @@ from orchestrator.record import PlannedTask, RunRecord
 from tasks.estimator import joined, summarise
 from tasks.spec import (
     AA_PHASES,
+    Blocks,
     FailureClass,
     Measurement,
     ModelSpec,
@@ -51,6 +52,17 @@ def some_samples(seed=0, pairs=12, ratio=1.5, block=2):
     return Samples(**{name: tuple(values) for name, values in columns.items()})
 
 
+def some_blocks(samples):
+    """How a GPU was at the end of each block of ``samples``."""
+    columns = {field.name: [] for field in dataclasses.fields(Blocks)}
+    keys = dict.fromkeys(zip(*(getattr(samples, name) for name in ("phase", "process", "pair", "block", "arm", "order")), strict=True))
+    for number, key in enumerate(keys):
+        state = (1900.0 + number, None, 50.0, 300.5, 1000 + number, 0, None, "sw_power_cap", None, 0.0, None, 0.25)
+        for column, value in zip(columns.values(), (*key, True, None, 10**9 * number, *state), strict=True):
+            column.append(value)
+    return Blocks(**{name: tuple(values) for name, values in columns.items()})
+
+
 def passed(task, attempt=1, seed=0, log="built\ntimed\n", **fields):
     """An outcome whose numbers are those of its samples."""
     samples = some_samples(seed, **fields)
@@ -75,6 +87,7 @@ def passed(task, attempt=1, seed=0, log="built\ntimed\n", **fields):
             machine={"cores": 2},
         ),
         samples=samples,
+        blocks=some_blocks(samples),
     )
 
 
@@ -85,7 +98,7 @@ def against_itself(task, seed=0):
     summary = summarise(samples)
     names = {field.name for field in dataclasses.fields(Measurement)} & {field.name for field in dataclasses.fields(summary)}
     measured = Measurement(**{name: getattr(summary, name) for name in names}, quality="ok")
-    return dataclasses.replace(passed(task), measurement=measured, samples=samples)
+    return dataclasses.replace(passed(task), measurement=measured, samples=samples, blocks=some_blocks(samples))
 
 
 def replace_phase(samples, phase):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,20 @@ def as_bytes(planned):
 
 def in_a_fresh_interpreter(code, **environment):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, env=os.environ | environment)
+
+
+def test_a_calibration_set_is_a_few_models_with_processes_of_their_own(tmp_path):
+    """The example of docs/manifest.md, beside the suites that it includes."""
+    text = (ROOT / "docs/manifest.md").read_text()
+    (example,) = (block for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "name: calibrated" in block)
+    (tmp_path / "suites").symlink_to(ROOT / "manifests/suites")
+    (tmp_path / "m.yaml").write_text(example)
+    specs = [task.spec for task in plan_tasks(load_manifest(tmp_path / "m.yaml"), "cuda").tasks]
+    repeated = {spec.model.name for spec in specs if spec.measure.processes == 5}
+    assert repeated == {"lcnet_050", "mixnet_l"}
+    assert {spec.measure.processes for spec in specs if spec.model.name not in repeated} == {1}
+    assert {spec.deadlines.task_s for spec in specs if spec.model.name in repeated} == {6000.0}
+    assert all(spec.model.batch_size == 128 for spec in specs if spec.model.name in repeated)  # the rest is as in the included file
 
 
 # --- what is planned --------------------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ OPTIONAL = "optional"
 
 def written_out():
     lines = [f"version {schema.SCHEMA_VERSION}"]
-    for title, arrow_schema in (("tasks", schema.ROWS), ("samples", schema.SAMPLES)):
+    for title, arrow_schema in (("tasks", schema.ROWS), ("samples", schema.SAMPLES), ("blocks", schema.BLOCKS)):
         lines += ["", title, *(f"  {field.name} {field.type} {OPTIONAL if field.nullable else 'required'}" for field in arrow_schema)]
     return "\n".join(lines) + "\n"
 
@@ -35,6 +35,7 @@ def test_the_schema_is_frozen():
 def test_a_row_has_every_column_and_no_other():
     assert {field.name for field in dataclasses.fields(schema.TaskRow)} == set(schema.ROWS.names)
     assert schema.SAMPLES.names[8:] == list(schema.SAMPLE_COLUMNS)
+    assert schema.BLOCKS.names[8:] == list(schema.BLOCK_COLUMNS)
 
 
 def test_every_measured_field_reaches_the_row():
@@ -86,7 +87,7 @@ def store_folder(tmp_path):
 def through_parquet(files, rows):
     parts = Parts(files, schema.file_metadata("m"), fence=lambda: None)
     part = Part.new(parts.next_number())
-    parts.commit(part, schema.rows_table(rows), schema.samples_table("r", []))
+    parts.commit(part, schema.rows_table(rows), schema.samples_table("r", []), schema.blocks_table("r", []))
     table, _ = parts.rows(), files.remove(f"tasks/{part.name}")
     return schema.task_rows(table)
 

@@ -31,7 +31,7 @@ from orchestrator.parts import Part, effective
 from orchestrator.record import PlannedTask, RunState
 from orchestrator.store import RunStore, Store, finished_tasks
 from tasks import spool as worker_spool
-from tasks.spec import Attempt, FailureClass, Status, encode
+from tasks.spec import Attempt, Blocks, FailureClass, Status, encode
 from tests.orchestrator.stored import STARTED, a_plan, a_record, a_run, a_task, failed, passed
 
 TASKS = [a_task(number) for number in range(6)]
@@ -45,9 +45,11 @@ def store(tmp_path):
 def content(run):
     """All that a reader learns of a run, in an order that does not depend on its files."""
     rows = {row.task_id: row for row in sorted(schema.task_rows(run.rows()), key=lambda row: row.task_id)}
-    table = run.samples()
-    owners = table.column("task_id").cast(pa.string())
-    return rows, {task_id: schema.samples_of(table.filter(pc.equal(owners, task_id))) for task_id in rows}
+    details = []
+    for table, made in ((run.samples(), schema.samples_of), (run.blocks(), schema.blocks_of)):
+        owners = table.column("task_id").cast(pa.string())
+        details.append({task_id: made(table.filter(pc.equal(owners, task_id))) for task_id in rows})
+    return rows, *details
 
 
 def parquet_files(run, folder):
@@ -140,12 +142,13 @@ def test_what_is_appended_is_read_back(store):
         run.append([(TASKS[0], outcomes[0])])
         run.append([(TASKS[1], outcomes[1]), (TASKS[2], outcomes[2])])
     run = store.resolve("latest")
-    rows, samples = content(run)
+    rows, samples, blocks = content(run)
     for task, outcome in zip(TASKS, outcomes, strict=False):
         log = rows[task.task_id].log
         assert rows[task.task_id] == schema.row_of("run-1", task, outcome, log)
         assert run.read_log(log) == outcome.log
         assert samples[task.task_id] == outcome.samples
+        assert blocks[task.task_id] == outcome.blocks
     assert run.terminal() == {
         TASKS[0].task_id: (Status.PASS, TASKS[0].digest),
         TASKS[1].task_id: (Status.CRASH, TASKS[1].digest),
@@ -156,9 +159,9 @@ def test_what_is_appended_is_read_back(store):
 def test_a_batch_is_one_file_of_each_kind_and_says_what_it_is(store):
     run = a_run(store, TASKS)
     run.append([(task, passed(task)) for task in TASKS[:3]])
-    (tasks,), (samples,) = parquet_files(run, "tasks"), parquet_files(run, "samples")
-    assert tasks.name == samples.name
-    for path in (tasks, samples):
+    (tasks,), (samples,), (blocks,) = (parquet_files(run, folder) for folder in ("tasks", "samples", "blocks"))
+    assert tasks.name == samples.name == blocks.name
+    for path in (tasks, samples, blocks):
         metadata = pq.read_schema(path).metadata
         assert metadata[b"sweep.schema_version"] == str(schema.SCHEMA_VERSION).encode()
         assert metadata[b"sweep.manifest_digest"] == run.record.manifest_digest.encode()
@@ -189,7 +192,7 @@ def test_of_several_rows_the_latest_attempt_counts_and_brings_its_samples(store)
     assert first.started > second.started  # clocks of two nodes may differ; the attempt decides
     run.append([(TASKS[0], second), (TASKS[1], passed(TASKS[1], seed=3))])
     run.append([(TASKS[0], first)])
-    rows, samples = content(run)
+    rows, samples, _ = content(run)
     assert (rows[TASKS[0].task_id].attempt, samples[TASKS[0].task_id]) == (2, second.samples)
     assert run.samples().num_rows == sum(len(found.phase) for found in samples.values())
     assert run.attempts() == [(TASKS[0].task_id, 2), (TASKS[1].task_id, 1), (TASKS[0].task_id, 1)]
@@ -228,7 +231,8 @@ def test_rows_are_carried_with_samples_logs_and_their_origin(store):
     (row,) = schema.task_rows(new.rows())
     assert (row.run_id, row.carried, row.carried_from) == ("new", True, "old")
     assert new.samples_of(row.task_id) == old.samples_of(row.task_id)
-    assert set(new.samples().column("run_id").to_pylist()) == {"new"}
+    assert schema.blocks_of(new.blocks([row.task_id])) == schema.blocks_of(old.blocks([row.task_id])) != Blocks()
+    assert set(new.samples().column("run_id").to_pylist()) == set(new.blocks().column("run_id").to_pylist()) == {"new"}
     assert new.read_log(row.log) == "built\ntimed\n"
 
 
@@ -257,7 +261,7 @@ def test_compaction_keeps_everything_in_one_file_of_each_kind(store):
     before = content(run)
     assert run.compact()
     assert content(run) == before == content(store.resolve("latest"))
-    assert [len(parquet_files(run, folder)) for folder in ("tasks", "samples")] == [1, 1]
+    assert [len(parquet_files(run, folder)) for folder in ("tasks", "samples", "blocks")] == [1, 1, 1]
     assert run.attempts().count((TASKS[0].task_id, 1)) == 0
     bytes_before = [path.read_bytes() for path in parquet_files(run, "tasks")]
     assert not run.compact()
@@ -426,7 +430,7 @@ def test_a_kill_between_any_two_steps_leaves_the_old_state_or_the_new(history, t
         assert content(resumed) in (old, new)
         assert resumed.acquire() == []
         assert content(resumed) in (old, new)
-        names = {path.name for name in ("tasks", "samples") for path in resumed.files.local(name).iterdir()}
+        names = {path.name for name in ("tasks", "samples", "blocks") for path in resumed.files.local(name).iterdir()}
         assert names == {part.name for part in resumed._reader().parts()}  # nothing half-written, superseded or orphaned is left
         act(resumed)
         assert content(resumed) == new
@@ -443,7 +447,7 @@ def error_of(act):
 @pytest.mark.parametrize("code", [ENOSPC, EDQUOT, EACCES, EIO])
 def test_a_failing_disk_leaves_nothing_visible_and_the_run_can_go_on(history, tmp_path, code):
     run = a_copy(history, tmp_path / "results")
-    old, files = content(run), {folder: parquet_files(run, folder) for folder in ("tasks", "samples")}
+    old, files = content(run), {folder: parquet_files(run, folder) for folder in ("tasks", "samples", "blocks")}
     twin = dying_run(run)
     for step in itertools.count():
         DyingFiles.arm(step, OSError(code, os.strerror(code)))
@@ -504,7 +508,7 @@ def test_kill_9_at_any_moment_loses_no_row_that_was_reported(tmp_path):
             time.sleep(dice.uniform(0.0, 0.2))
             os.kill(int(pid), signal.SIGKILL)
             appended |= {int(line) for line in iter(writers.stdout.readline, "dead\n")}
-            rows, samples = content(store.resolve("latest"))
+            rows, samples, _ = content(store.resolve("latest"))
             assert {a_task(number).task_id for number in appended} <= set(rows)
             assert len(rows) - len(appended) <= killed  # at most one per kill was written and not yet reported
             for number in range(len(rows)):  # one after the other, so without a gap
@@ -532,7 +536,7 @@ def empty(path):
 
 
 @pytest.mark.parametrize("harm", [truncate, flip_a_bit, empty, Path.unlink])
-@pytest.mark.parametrize("folder", ["tasks", "samples"])
+@pytest.mark.parametrize("folder", ["tasks", "samples", "blocks"])
 def test_a_damaged_part_is_set_aside_by_name_and_its_tasks_run_again(store, harm, folder, caplog):
     run = a_run(store, TASKS)
     for index in range(0, 6, 2):
@@ -543,7 +547,7 @@ def test_a_damaged_part_is_set_aside_by_name_and_its_tasks_run_again(store, harm
     survivors = {task.task_id for task in (*TASKS[:2], *TASKS[4:])}
 
     reader = store.resolve("latest")
-    table = reader.rows() if folder == "tasks" else reader.samples()
+    table = {"tasks": reader.rows, "samples": reader.samples, "blocks": reader.blocks}[folder]()
     assert set(table.column("task_id").to_pylist()) == survivors
     gone_without_trace = harm is Path.unlink and folder == "tasks"
     assert list(reader.damaged()) == ([] if gone_without_trace else [f"{folder}/{victim.name}"])
@@ -609,6 +613,32 @@ def test_an_older_file_without_some_columns_is_read(store):
     pq.write_table(pq.read_table(path).drop_columns(["code_version", "fidelity"]), path)
     (row,) = schema.task_rows(store.resolve("latest").rows())
     assert (row.code_version, row.status) == (None, Status.PASS)
+
+
+def as_the_first_version_wrote(run):
+    """No blocks, and none of the columns that came later."""
+    for path in parquet_files(run, "blocks"):
+        path.unlink()
+    for path in parquet_files(run, "tasks"):
+        table = pq.read_table(path)
+        metadata = table.schema.metadata | {b"sweep.schema_version": b"1"}
+        pq.write_table(
+            table.select(table.column_names[: table.column_names.index("process_speedups")]).replace_schema_metadata(metadata), path
+        )
+
+
+def test_a_run_of_the_first_version_is_whole_without_blocks(store):
+    with a_run(store, TASKS) as run:
+        run.append([(TASKS[0], passed(TASKS[0]))])
+    as_the_first_version_wrote(run)
+    run = store.resolve("latest")
+    assert run.blocks().num_rows == 0
+    assert run.acquire() == []
+    assert run.damaged() == {}
+    run.append([(TASKS[1], passed(TASKS[1], seed=1))])
+    assert run.compact()
+    assert set(run.blocks().column("task_id").to_pylist()) == {TASKS[1].task_id}
+    assert len(run.samples_of(TASKS[0].task_id).phase) > 0
 
 
 # --- the fence ------------------------------------------------------------------------------------------------------------------------
@@ -765,7 +795,7 @@ def test_any_order_of_writes_reads_as_a_dictionary_would(tmp_path_factory, steps
             for task, outcome in batch:
                 if outcome.attempt >= expected.get(task.task_id, outcome).attempt:
                     expected[task.task_id] = outcome
-    _, samples = content(run)
+    _, samples, _ = content(run)
     assert samples == {task_id: outcome.samples for task_id, outcome in sorted(expected.items())}
     assert run.samples().num_rows == sum(len(found.phase) for found in samples.values())
     run.close()

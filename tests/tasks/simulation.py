@@ -11,7 +11,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from tasks.stepper import Side
+from tasks.stepper import Border, Side
 
 LENGTH = 2000  # iterations of noise; longer runs start over
 
@@ -82,6 +82,9 @@ class Clockwork:
 
     def mark(self) -> None:
         pass
+
+    def border(self) -> Border:
+        return Border(sm_clock_mhz=float(self.steps))
 
     def fault(self) -> str | None:
         return next(self.faults) if self.faults else None

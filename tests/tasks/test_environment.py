@@ -13,6 +13,7 @@ from tasks import environment, hardware
 from tasks.hardware import CudaMachine, HostMachine, read_host, share
 from tasks.nvml import GpuReading, Nvml
 from tasks.spec import Measurement, decode, encode
+from tasks.stepper import Border
 
 CPU = torch.device("cpu")
 
@@ -198,6 +199,25 @@ class TestCuda:
         assert machine.fault() is None
         assert not {name for name in machine.summary() if "gpu" in name or "clock" in name}
 
+    def test_a_border_says_how_the_gpu_is_and_what_it_counted_since_the_last(self, tmp_path, seconds):
+        marked, one, two = (
+            reading(thermal=thermal, brake=1, clock_mhz=mhz, power_w=300.0, energy_mj=energy, power_cap_ns=ns, clock_reasons=reasons)
+            for thermal, mhz, energy, ns, reasons in ((0, 1900, 50, 0, ""), (5, 1800, 70, 9, "hw_thermal"), (5, 1850, 75, 9, ""))
+        )
+        machine = self.machine(tmp_path, marked, one, two, two, others=(77, 78))
+        machine.mark()
+        proc(tmp_path, pressure_us=500_000, wait_ns=250_000_000)
+        first, second = machine.border(), machine.border()
+        assert (first.sm_clock_mhz, first.energy_mj, first.power_cap_ns, first.slowdown_ns) == (1800, 20, 9, 5)
+        assert (first.clock_reasons, first.other_processes, first.cpu_pressure_s, first.cpu_wait_s) == ("hw_thermal", "77,78", 0.5, 0.25)
+        assert (second.sm_clock_mhz, second.energy_mj, second.power_cap_ns, second.slowdown_ns, second.cpu_wait_s) == (1850, 5, 0, 0, 0.0)
+        assert machine.fault() == "the GPU throttled: hardware thermal"  # over the pair, borders or not
+
+    def test_a_border_without_nvml_knows_the_host_alone(self, tmp_path):
+        machine = CudaMachine(torch.device("cuda"), None, proc(tmp_path))
+        machine.mark()
+        assert machine.border() == Border(cpu_pressure_s=0.0, cpu_steal_s=0.0, cpu_wait_s=0.0)
+
     def test_the_row_says_how_the_gpu_was(self, tmp_path, seconds):
         readings = [
             reading(clock_mhz=mhz, temperature_c=50, power_w=watts, power_cap_ns=ns)
@@ -241,6 +261,7 @@ class FakeNvml:
     """The parts of pynvml that are used; every function fails that is not given."""
 
     NVML_CLOCK_SM = 1
+    NVML_CLOCK_MEM = 2
     NVML_TEMPERATURE_GPU = 0
     NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_THERM_SLOWDOWN = 270
     NVML_FI_DEV_PERF_POLICY_POWER = 74
@@ -271,9 +292,19 @@ class FakeNvml:
 class TestNvml:
     def test_a_reading(self):
         answers = {"nvmlDeviceGetPowerUsage": 650_000, "nvmlDeviceGetClockInfo": 1980, "nvmlDeviceGetTemperature": 61}
+        answers |= {"nvmlDeviceGetTotalEnergyConsumption": 12, "nvmlDeviceGetCurrentClocksEventReasons": 0x4 | 0x80}
         nvml = FakeNvml(**answers)
         nvml.answers |= {270: 5, 74: 9}
-        assert Nvml(nvml, "GPU-1", 42).read() == GpuReading({"hardware thermal": 5}, 9, 1980, 61, 650.0)
+        assert Nvml(nvml, "GPU-1", 42).read() == GpuReading(
+            {"hardware thermal": 5}, 9, 1980, 61, 650.0, 1980, 12, "sw_power_cap,hw_power_brake"
+        )
+
+    def test_the_reasons_for_a_clock_have_an_older_name_and_may_be_none(self):
+        class Older(FakeNvml):
+            nvmlDeviceGetCurrentClocksEventReasons = None  # noqa: N815
+
+        assert Nvml(Older(nvmlDeviceGetCurrentClocksThrottleReasons=0x20), "GPU-1", 42).read().clock_reasons == "sw_thermal"
+        assert Nvml(FakeNvml(nvmlDeviceGetCurrentClocksEventReasons=0), "GPU-1", 42).read().clock_reasons == ""
 
     def test_what_the_driver_does_not_tell_is_none(self):
         assert Nvml(FakeNvml(), "GPU-1", 42).read() == GpuReading()

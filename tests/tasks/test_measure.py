@@ -200,6 +200,19 @@ class TestDesign:
             starts.add(orders[0])
         assert starts == {(0, 1), (1, 0)}
 
+    def test_the_machine_is_looked_at_after_each_block_and_what_spoils_a_pair_is_said_of_its_blocks(self):
+        machine, sides = steady(faults=iter([None, "it throttled", *[None] * 100]))
+        timing = run(machine, sides)
+        samples, blocks = timing.samples, timing.blocks
+        of_samples = zip(samples.block, samples.pair, samples.arm, samples.order, samples.valid, samples.reason, strict=True)
+        assert list(zip(blocks.block, blocks.pair, blocks.arm, blocks.order, blocks.valid, blocks.reason, strict=True)) == [
+            row for row in dict.fromkeys(of_samples) if row[0] >= 0
+        ]
+        assert [pair for pair, valid in zip(blocks.pair, blocks.valid, strict=True) if not valid] == [1, 1]
+        steps = [sum(1 for number in samples.block if 0 <= number <= block) for block in blocks.block]
+        before = sum(1 for phase in samples.phase if phase == "warmup")
+        assert blocks.sm_clock_mhz == tuple(float(before + taken) for taken in steps)  # the clockwork reads its number of steps
+
     def test_samples_say_which_block_came_first(self):
         samples = run(*steady()).samples
         for pair in range(8):

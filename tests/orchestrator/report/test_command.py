@@ -11,6 +11,8 @@ import pytest
 from orchestrator.cli import main
 from orchestrator.errors import ExitCode
 from orchestrator.report.synthetic import failed, store_run, synthetic_run, true_logs
+from orchestrator.store import Store
+from tests.orchestrator.stored import a_plan, a_record, a_task, against_itself
 
 RUN = synthetic_run(true_logs({"timm": 3}), run_id="whole")
 
@@ -91,3 +93,19 @@ def test_history_and_export(sweep, tmp_path):
     assert code == ExitCode.PASSED
     assert len(out.splitlines()) == 4
     assert sweep("export", "whole", "--format", "xml")[0] == ExitCode.USAGE
+
+
+def test_an_aa_run_is_reported_without_a_score_and_compared_with_nothing(sweep, tmp_path):
+    task = replace(a_task(1), aa=True)
+    with Store(str(tmp_path)).create(replace(a_record("aa"), aa=True), a_plan([task])) as run:
+        run.append([(task, against_itself(task))])
+    code, out, _ = sweep("report", "aa", where=tmp_path)
+    assert code == ExitCode.PASSED
+    assert "2 of 2" in out
+    assert "score" not in out
+    code, out, _ = sweep("report", "aa", "--json", where=tmp_path)
+    assert (code, json.loads(out)["aa"]) == (ExitCode.PASSED, True)
+    for refused in (("report", "aa", "--markdown"), ("compare", "aa", "aa"), ("export", "aa", "--format", "hud-json")):
+        code, out, errors = sweep(*refused, where=tmp_path)
+        assert (code, out) == (ExitCode.USAGE, "")
+        assert "A/A run" in errors
