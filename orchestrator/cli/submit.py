@@ -92,7 +92,7 @@ def _hand_over(head: Head, loaded: LoadedManifest, store: str, run: str, resume:
 
 def _already(job: Job, run: str) -> str:
     ended = "; --resume goes on with it, another --run-id starts anew" if job.over else ""
-    _say(f"run {run} is there already, as {job.submission_id}: {job.status.lower()}{ended}")
+    _say(f"run {run} is there already, as {job.submission_id}: {job.describe()}{ended}")
     return job.submission_id
 
 
