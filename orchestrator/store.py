@@ -191,9 +191,13 @@ class RunStore:
         return dict(self._reader().damaged)
 
     def read_log(self, path: str) -> str:
-        """The log at a row's ``log`` path."""
+        """The log at a row's ``log`` path.
+
+        Raises:
+            StoreError: it is missing, or the path, which anybody may have written, leads elsewhere.
+        """
         try:
-            return self.files.read(path).decode("utf-8", "replace")
+            return self.files.read(_log_path(path)).decode("utf-8", "replace")
         except FileNotFoundError as error:
             raise StoreError(f"{self.files.at(path)} is missing") from error
 
@@ -265,7 +269,7 @@ class RunStore:
             return
         for row in rows:
             if row.log:
-                self.files.write(row.log, source.files.read(row.log), durable=False)
+                self.files.write(_log_path(row.log), source.files.read(row.log), durable=False)
         marked = [
             dataclasses.replace(
                 row,
@@ -355,6 +359,13 @@ class RunStore:
     def _spool(self) -> Spool | None:
         folder = self.spool_path
         return Spool(folder) if folder else None
+
+
+def _log_path(path: str) -> str:
+    """``path``, if it is the name of a log as this store gives them."""
+    if not re.fullmatch(r"logs/[A-Za-z0-9._-]+\.log", path):
+        raise StoreError(f"a row names {path!r} as its log, which is no log of a run: the results were tampered with")
+    return path
 
 
 def finished_tasks(root: str, manifest_name: str | None = None) -> dict[str, str]:

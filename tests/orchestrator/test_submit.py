@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 
@@ -157,6 +160,12 @@ def test_a_rayjob_resumes_and_takes_failed_tasks_for_a_finished_run(manifest):
 def test_a_rayjob_needs_a_store_that_outlives_its_pods(manifest):
     with pytest.raises(UsageError, match="object-store URI"):
         kuberay.rayjob(manifest(), "/shared", "r")
+
+
+def test_the_launcher_example_is_one_to_ray():
+    schema = json.loads((Path(importlib.util.find_spec("ray").origin).parent / "autoscaler" / "ray-schema.json").read_text())
+    example = Path(__file__).parent.parent.parent / "examples" / "cluster" / "machines.yaml"
+    jsonschema.validate(yaml.safe_load(example.read_text()), schema)
 
 
 def test_a_secret_does_not_belong_in_a_manifest(tmp_path):
