@@ -17,12 +17,14 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator import __version__
-from orchestrator.cluster import Cluster, NodeInfo, RayCluster
+from orchestrator.cluster import Cluster, NodeInfo, RayCluster, in_submitted_job
 from orchestrator.control import clear_stop, stop_requests
-from orchestrator.driver import Driver, Ending, Sink
+from orchestrator.driver import Driver, Ending, Progress, Sink
 from orchestrator.errors import ExitCode, StoreError, UsageError
 from orchestrator.journal import Journal
+from orchestrator.json_log import JsonConsole, JsonProgress
 from orchestrator.manifest import LoadedManifest, load_manifest
+from orchestrator.metrics import Metered
 from orchestrator.plan import plan_tasks
 from orchestrator.policy import Policy
 from orchestrator.preflight import capacity, check, resolve_device
@@ -87,6 +89,8 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
 
 def resume_command(request: RunRequest, run_id: str) -> str:
     """The exact command that goes on with a run."""
+    if in_submitted_job():  # paths are those of the job's copy
+        return f"sweep submit MANIFEST, as before, with --run-id {shlex.quote(run_id)} --resume"
     words = ["sweep", "run", str(request.manifest), "--results", request.results, "--run-id", run_id, "--resume"]
     return shlex.join(words + (["--address", request.address] if request.address else []))
 
@@ -198,7 +202,8 @@ def _drive(
     slots = capacity([planned.task for planned in plan if planned.skip_reason is None], nodes, loaded.manifest.execution.max_in_flight)
     sweep = Sweep(tasks, policy, slots.max_in_flight)
     spool = str(run_store.spool_path) if run_store.spool_path else None
-    with _progress(console, len(plan), sum(task.done is not None for task in tasks)) as progress:
+    with _progress(console, len(plan), sum(task.done is not None for task in tasks)) as shown:
+        progress = Metered(shown, [task.task_id for task in specs], cluster.meters())
         driver = Driver(specs, sweep, cluster, sink, progress, lambda number: Attempt(run_store.run_id, number, spool))
         return driver.run()
 
@@ -230,7 +235,9 @@ def _sweep_tasks(run_store: RunStore, plan: Sequence[PlannedTask], rerun: frozen
     return tasks
 
 
-def _progress(console: Console, planned: int, done: int) -> AbstractContextManager[PlainProgress]:
+def _progress(console: Console, planned: int, done: int) -> AbstractContextManager[Progress]:
+    if isinstance(console, JsonConsole):
+        return nullcontext(JsonProgress(console, planned, done))
     if console.is_terminal:
         return LiveProgress(console, planned, done)
     return nullcontext(PlainProgress(console, planned, done))

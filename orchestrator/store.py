@@ -98,8 +98,7 @@ class Store:
             UsageError: the run exists, or its id is no folder name.
             RunLockedError: another driver is creating it.
         """
-        if not _RUN_ID.fullmatch(record.run_id) or record.run_id == "latest":
-            raise UsageError(f"run id {record.run_id!r}: use letters, digits, '.', '_' and '-', at most 100, a letter or digit first")
+        check_run_id(record.run_id)
         run = self._run(record.run_id)
         lock = RunLock.acquire(run.files)
         try:
@@ -115,6 +114,16 @@ class Store:
 
     def _run(self, run_id: str) -> RunStore:
         return RunStore(self._files.child(run_id), run_id)
+
+
+def check_run_id(run_id: str) -> None:
+    """Refuse what is no name of a folder.
+
+    Raises:
+        UsageError: with what it may be.
+    """
+    if not _RUN_ID.fullmatch(run_id) or run_id == "latest":
+        raise UsageError(f"run id {run_id!r}: use letters, digits, '.', '_' and '-', at most 100, a letter or digit first")
 
 
 def _unknown_run(root: str, name: str, matches: Sequence[str], runs: Sequence[str]) -> str:

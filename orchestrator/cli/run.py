@@ -25,6 +25,7 @@ def run(
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="With --resume: run again whatever did not pass.")] = False,
     rerun: Annotated[list[str] | None, typer.Option(help="With --resume: run again the tasks of this status; may be repeated.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON.")] = False,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Progress as JSON, one object per line, on stderr.")] = False,
 ) -> ExitCode:
     """Run every task of a manifest and store one row per task. Ctrl-C drains; a second one stops at once.
 
@@ -33,10 +34,11 @@ def run(
     from rich.console import Console
 
     from orchestrator import run as runs
+    from orchestrator.json_log import json_console
 
     if (retry_failed or rerun) and not resume:
         raise UsageError("--retry-failed and --rerun choose among the tasks of an earlier run: add --resume")
-    console = Console(stderr=True)
+    console = json_console(sys.stderr) if log_json else Console(stderr=True)
     again = frozenset(_status(name) for name in rerun or ())
     failed = frozenset(Status) - {Status.PASS, Status.SKIPPED} if retry_failed else frozenset()
     request = runs.RunRequest(manifest, results, run_id, address, resume, again | failed)

@@ -38,10 +38,12 @@ def submit(
     """
     from orchestrator import submit as submission
     from orchestrator.manifest import load_manifest
+    from orchestrator.store import check_run_id
 
     loaded = load_manifest(manifest)
     store = submission.results_on_cluster(loaded, results)
     run = run_id or submission.default_run_id(loaded)
+    check_run_id(run)
     if kuberay:
         from orchestrator.kuberay import rayjob
 
