@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from orchestrator.errors import ClusterLostError, InfrastructureError
 from orchestrator.events import Ended, Event, Heartbeat, Lost, PhaseStarted, Started
+from orchestrator.metrics import COUNTERS, GAUGES, TAG, Meters
 from orchestrator.nodes import NodeInfo
 from tasks import supervisor
 from tasks.probe import NodeProbe, probe
@@ -56,6 +57,10 @@ class Cluster(Protocol):
 
     def cancel(self, task_id: str, attempt: int) -> None:
         """Take an attempt back; no event about it follows."""
+        ...
+
+    def meters(self) -> Meters:
+        """Where the run's metrics go."""
         ...
 
     def close(self) -> None:
@@ -173,6 +178,14 @@ class RayCluster:
                 # Without force Ray interrupts Python code only; the supervisor's guardian sees its parent die and cleans up.
                 self._ray.cancel(stream, force=True)
 
+    def meters(self) -> Meters:
+        from ray.util import metrics
+
+        return Meters(
+            *(metrics.Gauge(name, description=text, tag_keys=(TAG,)) for name, text in GAUGES.items()),
+            *(metrics.Counter(name, description=text, tag_keys=(TAG,)) for name, text in COUNTERS.items()),
+        )
+
     def close(self) -> None:
         if _answers(self._head):
             for task_id, attempt in list(self._running.values()):
@@ -212,9 +225,14 @@ def _connect(address: str | None) -> Any:
     return ray
 
 
+def in_submitted_job() -> bool:
+    """Whether this process is the driver of a job that was submitted through Ray Jobs."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
 def _code_for_nodes() -> dict[str, Any]:
     """Send this project's own two packages along, so that every node runs the code that the driver has."""
-    if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):  # a submitted job has brought the project with it already
+    if in_submitted_job():  # which has brought the project with it
         return {}
     packages = Path(__file__).parent.parent
     return {"py_modules": [str(packages / "orchestrator"), str(packages / "tasks")], "excludes": ["**/__pycache__/**"]}

@@ -69,6 +69,11 @@ class Job:
     def over(self) -> bool:
         return self.status in ENDED
 
+    def describe(self) -> str:
+        """How it stands. Ray calls every driver failed that does not exit with 0; what the exit status means is ours to say."""
+        known = self.over and self.exit_code is not None and self.exit_code >= 0
+        return f"ended with exit status {self.exit_code}" if known else self.status.lower()
+
 
 def find_token() -> Token | None:
     """The token that Ray itself would use here: RAY_AUTH_TOKEN, the file at RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token, in this order.
@@ -236,7 +241,7 @@ def follow(
             show(text[shown:])
             shown = max(shown, len(text))
             if job.status != status:
-                note(f"{submission_id}: {job.status.lower()}")
+                note(f"{submission_id}: {job.describe()}")
                 status = job.status
             if job.over:
                 return job

@@ -17,13 +17,15 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator import __version__
-from orchestrator.cluster import Cluster, RayCluster
+from orchestrator.cluster import Cluster, RayCluster, in_submitted_job
 from orchestrator.control import clear_stop, stop_requests
 from orchestrator.costs import recorded
-from orchestrator.driver import Driver, Ending, Sink
+from orchestrator.driver import Driver, Ending, Progress, Sink
 from orchestrator.errors import ExitCode, StoreError, UsageError
 from orchestrator.journal import Journal
+from orchestrator.json_log import JsonConsole, JsonProgress
 from orchestrator.manifest import LoadedManifest, load_manifest
+from orchestrator.metrics import Metered
 from orchestrator.nodes import NodeInfo
 from orchestrator.plan import plan_tasks
 from orchestrator.policy import Policy
@@ -98,6 +100,8 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
 
 def resume_command(request: RunRequest, run_id: str) -> str:
     """The exact command that goes on with a run."""
+    if in_submitted_job():  # paths are those of the job's copy
+        return f"sweep submit MANIFEST, as before, with --run-id {shlex.quote(run_id)} --resume"
     words = ["sweep", "run", str(request.manifest), "--results", request.results, "--run-id", run_id, "--resume"]
     return shlex.join(words + (["--aa"] if request.aa else []) + (["--address", request.address] if request.address else []))
 
@@ -224,7 +228,8 @@ def _drive(
     sweep = Sweep(tasks, policy, slots.max_in_flight)
     spool, kept = (str(path) if path else None for path in (run_store.spool_path, bundles))
     first = Attempt(run_store.run_id, 1, spool, kept)
-    with _progress(console, len(plan), sum(task.done is not None for task in tasks)) as progress:
+    with _progress(console, len(plan), sum(task.done is not None for task in tasks)) as shown:
+        progress = Metered(shown, [task.task_id for task in specs], cluster.meters())
         driver = Driver(specs, sweep, cluster, sink, progress, lambda number: replace(first, number=number))
         return driver.run()
 
@@ -262,7 +267,9 @@ def _shares(task: TaskSpec) -> bool:
     return task.resources.device == "cuda" and task.resources.num_gpus < 1
 
 
-def _progress(console: Console, planned: int, done: int) -> AbstractContextManager[PlainProgress]:
+def _progress(console: Console, planned: int, done: int) -> AbstractContextManager[Progress]:
+    if isinstance(console, JsonConsole):
+        return nullcontext(JsonProgress(console, planned, done))
     if console.is_terminal:
         return LiveProgress(console, planned, done)
     return nullcontext(PlainProgress(console, planned, done))

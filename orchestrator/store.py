@@ -104,8 +104,7 @@ class Store:
             UsageError: the run exists, or its id is no folder name.
             RunLockedError: another driver is creating it.
         """
-        if not _RUN_ID.fullmatch(record.run_id) or record.run_id == "latest":
-            raise UsageError(f"run id {record.run_id!r}: use letters, digits, '.', '_' and '-', at most 100, a letter or digit first")
+        check_run_id(record.run_id)
         run = self._run(record.run_id)
         lock = RunLock.acquire(run.files)
         try:
@@ -121,6 +120,16 @@ class Store:
 
     def _run(self, run_id: str) -> RunStore:
         return RunStore(self._files.child(run_id), run_id)
+
+
+def check_run_id(run_id: str) -> None:
+    """Refuse what is no name of a folder.
+
+    Raises:
+        UsageError: with what it may be.
+    """
+    if not _RUN_ID.fullmatch(run_id) or run_id == "latest":
+        raise UsageError(f"run id {run_id!r}: use letters, digits, '.', '_' and '-', at most 100, a letter or digit first")
 
 
 def _unknown_run(root: str, name: str, matches: Sequence[str], runs: Sequence[str]) -> str:
@@ -201,9 +210,13 @@ class RunStore:
         return dict(self._reader().damaged)
 
     def read_log(self, path: str) -> str:
-        """The log at a row's ``log`` path."""
+        """The log at a row's ``log`` path.
+
+        Raises:
+            StoreError: it is missing, or the path, which anybody may have written, leads elsewhere.
+        """
         try:
-            return self.files.read(path).decode("utf-8", "replace")
+            return self.files.read(_log_path(path)).decode("utf-8", "replace")
         except FileNotFoundError as error:
             raise StoreError(f"{self.files.at(path)} is missing") from error
 
@@ -275,7 +288,7 @@ class RunStore:
             return
         for row in rows:
             if row.log:
-                self.files.write(row.log, source.files.read(row.log), durable=False)
+                self.files.write(_log_path(row.log), source.files.read(row.log), durable=False)
         marked = [
             dataclasses.replace(
                 row,
@@ -369,6 +382,13 @@ class RunStore:
     def _spool(self) -> Spool | None:
         folder = self.spool_path
         return Spool(folder) if folder else None
+
+
+def _log_path(path: str) -> str:
+    """``path``, if it is the name of a log as this store gives them."""
+    if not re.fullmatch(r"logs/[A-Za-z0-9._-]+\.log", path):
+        raise StoreError(f"a row names {path!r} as its log, which is no log of a run: the results were tampered with")
+    return path
 
 
 def finished_tasks(root: str, manifest_name: str | None = None) -> dict[str, str]:

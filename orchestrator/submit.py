@@ -27,6 +27,14 @@ from orchestrator.package import Package, pack
 GRACE_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"
 """Ray's own name for the seconds between SIGTERM and SIGKILL; it waits 3 if not told."""
 
+AGENT_S = 60.0
+"""How long a head that has just started may take until it accepts jobs."""
+
+NO_AGENT = (
+    "the head at {address} has no agent that takes jobs. Another Ray on its machine may hold the agent's port: start the head with "
+    "`ray start --head --dashboard-agent-listen-port 0 ...`"
+)
+
 CONTROL_S = 60.0
 """How long the small job that asks a driver to stop may take."""
 
@@ -110,21 +118,35 @@ def submit(head: Head, submission: Submission) -> bool:
         raise InfrastructureError("Ray is not installed here: pip install 'compile-sweep[cluster]'") from error
     with tempfile.TemporaryDirectory(prefix="sweep-submit-") as folder, _no_other_address():
         submission.package.write(Path(folder))
-        try:
-            client = JobSubmissionClient(head.address, headers=head.headers)
-            client.submit_job(
-                entrypoint=submission.entrypoint,
-                submission_id=submission.submission_id,
-                runtime_env=submission.env | {"working_dir": folder},
-                metadata=submission.metadata,
-                entrypoint_num_cpus=submission.settings.entrypoint_num_cpus or None,
-                entrypoint_resources=submission.settings.entrypoint_resources or None,
-            )
-        except (RuntimeError, ValueError, OSError, RayError) as error:
-            if head.job(submission.submission_id) is not None:  # somebody was quicker, or the answer got lost
-                return False
-            raise InfrastructureError(f"the head at {head.address} does not take the job: {error}") from error
-    return True
+        give_up = time.monotonic() + AGENT_S
+        while True:
+            try:
+                _submit_job(JobSubmissionClient(head.address, headers=head.headers), submission, folder)
+            except (RuntimeError, ValueError, OSError, RayError) as error:
+                if "No available agent" in str(error) and time.monotonic() < give_up:
+                    time.sleep(1.0)
+                    continue
+                if head.job(submission.submission_id) is not None:  # somebody was quicker, or the answer got lost
+                    return False
+                raise InfrastructureError(_refusal(head, error)) from error
+            return True
+
+
+def _submit_job(client: Any, submission: Submission, folder: str) -> None:
+    client.submit_job(
+        entrypoint=submission.entrypoint,
+        submission_id=submission.submission_id,
+        runtime_env=submission.env | {"working_dir": folder},
+        metadata=submission.metadata,
+        entrypoint_num_cpus=submission.settings.entrypoint_num_cpus or None,
+        entrypoint_resources=submission.settings.entrypoint_resources or None,
+    )
+
+
+def _refusal(head: Head, error: Exception) -> str:
+    if "No available agent" in str(error):
+        return NO_AGENT.format(address=head.address)
+    return f"the head at {head.address} does not take the job: {error}"
 
 
 @contextmanager

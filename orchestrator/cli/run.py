@@ -28,6 +28,7 @@ def run(
         bool, typer.Option("--aa", help="Measure each arm against itself, to see how often intervals hold 1.0; gives no speedups.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON.")] = False,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Progress as JSON, one object per line, on stderr.")] = False,
 ) -> ExitCode:
     """Run every task of a manifest and store one row per task. Ctrl-C drains; a second one stops at once.
 
@@ -36,10 +37,11 @@ def run(
     from rich.console import Console
 
     from orchestrator import run as runs
+    from orchestrator.json_log import json_console
 
     if (retry_failed or rerun) and not resume:
         raise UsageError("--retry-failed and --rerun choose among the tasks of an earlier run: add --resume")
-    console = Console(stderr=True)
+    console = json_console(sys.stderr) if log_json else Console(stderr=True)
     again = frozenset(_status(name) for name in rerun or ())
     failed = frozenset(Status) - {Status.PASS, Status.SKIPPED} if retry_failed else frozenset()
     request = runs.RunRequest(manifest, results, run_id, address, resume, again | failed, aa)

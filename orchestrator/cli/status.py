@@ -161,7 +161,8 @@ def _text(standing: dict[str, Any]) -> str:
 def _cluster_text(cluster: dict[str, Any]) -> str:
     if "error" in cluster:
         return f"  {cluster['address']} does not answer: {cluster['error']}"
-    job = f"job {cluster['job']}: {cluster['status']}" if cluster["job"] else "no job drives this run"
+    ended = "" if cluster["exit_code"] is None else f", exit status {cluster['exit_code']}"
+    job = f"job {cluster['job']}: {cluster['status']}{ended}" if cluster["job"] else "no job drives this run"
     dead = f" ({cluster['nodes_dead']} gone)" if cluster["nodes_dead"] else ""
     return f"  {cluster['address']}: {job}; {cluster['nodes']} nodes{dead}, {cluster['cpus']:g} CPUs, {cluster['gpus']:g} GPUs"
 

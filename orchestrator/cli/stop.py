@@ -49,5 +49,5 @@ def _through_head(run: str, address: str, force: bool) -> str:
     if not jobs:
         raise UsageError(f"the cluster at {address} knows no run {run!r}; `sweep list --address {address}` shows those that it knows")
     if jobs[-1].over:
-        return f"{jobs[-1].submission_id} has {jobs[-1].status.lower()}: there is nothing to stop"
+        return f"{jobs[-1].submission_id} {jobs[-1].describe()}: there is nothing to stop"
     return stop(head, jobs[-1], force=force)

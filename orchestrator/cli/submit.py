@@ -38,10 +38,12 @@ def submit(
     """
     from orchestrator import submit as submission
     from orchestrator.manifest import load_manifest
+    from orchestrator.store import check_run_id
 
     loaded = load_manifest(manifest)
     store = submission.results_on_cluster(loaded, results)
     run = run_id or submission.default_run_id(loaded)
+    check_run_id(run)
     if kuberay:
         from orchestrator.kuberay import rayjob
 
@@ -92,7 +94,7 @@ def _hand_over(head: Head, loaded: LoadedManifest, store: str, run: str, resume:
 
 def _already(job: Job, run: str) -> str:
     ended = "; --resume goes on with it, another --run-id starts anew" if job.over else ""
-    _say(f"run {run} is there already, as {job.submission_id}: {job.status.lower()}{ended}")
+    _say(f"run {run} is there already, as {job.submission_id}: {job.describe()}{ended}")
     return job.submission_id
 
 

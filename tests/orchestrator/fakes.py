@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from orchestrator.errors import StoreError
 from orchestrator.events import Ended, PhaseStarted, Started
+from orchestrator.metrics import Meters
 from orchestrator.nodes import NodeInfo
 from tasks.spec import ModelSpec, Outcome, Phase, PrecisionSpec, Status, TaskSpec
 
@@ -56,8 +57,22 @@ class FakeCluster:
     def cancel(self, task_id, attempt):
         self.cancelled.append((task_id, attempt))
 
+    def meters(self):
+        return Meters(*(FakeMeter() for _ in range(5)))
+
     def close(self):
         self.closed = True
+
+
+class FakeMeter(dict):
+    """Values by tag."""
+
+    def set(self, value, tags=None):
+        self[next(iter((tags or {"": ""}).values()))] = value
+
+    def inc(self, value=1.0, tags=None):
+        tag = next(iter((tags or {"": ""}).values()))
+        self[tag] = self.get(tag, 0) + value
 
 
 @dataclass

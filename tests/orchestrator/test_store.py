@@ -236,6 +236,12 @@ def test_rows_are_carried_with_samples_logs_and_their_origin(store):
     assert new.read_log(row.log) == "built\ntimed\n"
 
 
+@pytest.mark.parametrize("path", ["../other/run.json", "/etc/passwd", "logs/../run.json", "logs/..", "run.json", "logs/a\n.log"])
+def test_a_forged_log_path_leads_nowhere(store, path):
+    with pytest.raises(StoreError, match="no log of a run"):
+        a_run(store, TASKS).read_log(path)
+
+
 def test_what_earlier_runs_say_of_a_plan(store):
     with a_run(store, TASKS, "older", started=STARTED - 10) as run:
         run.append([(TASKS[0], passed(TASKS[0])), (TASKS[3], passed(TASKS[3]))])
