@@ -379,6 +379,45 @@ class TestPlantedFaults:
         found = run("mlp", optimizer=optimizer, accuracy=AccuracySpec(iterations=1)).measurement
         assert (found.accuracy, found.accuracy_tensor.partition(".")[0]) == ("fail", "parameter")
 
+    def test_a_step_that_is_too_short_for_one_parameter(self, monkeypatch):
+        """By far less than any tolerance on the parameter itself: seen only because changes are compared."""
+        before = {}
+        original = execute.State.restore
+
+        def restore(state):
+            original(state)
+            before.update(state.initial)
+
+        def fault(loss, module):
+            with torch.no_grad():
+                module[4].weight.lerp_(before["parameter.4.weight"], 0.1)
+            return loss
+
+        monkeypatch.setattr(execute.State, "restore", restore)
+        self.caught(monkeypatch, fault, "parameter.4.weight", optimizer="sgd", accuracy=AccuracySpec(iterations=1))
+
+    def test_a_gradient_that_is_not_written(self, monkeypatch):
+        """What is left of another arm's would be right: seen only because it is spoilt before each arm."""
+        prepare, built = execute.step.prepare, {}
+
+        def remember(benchmark, *rest):
+            built["module"] = benchmark.module
+            return prepare(benchmark, *rest)
+
+        def compile_step(step, spec, **more):
+            def one_step():
+                weight = built["module"][6].weight
+                before, loss = weight.grad, step()
+                weight.grad = weight.grad if before is None else before
+                return loss
+
+            return one_step
+
+        monkeypatch.setattr(execute.step, "prepare", remember)
+        monkeypatch.setattr(compilation, "compile_step", compile_step)
+        found = run("mlp").measurement
+        assert (found.accuracy, found.accuracy_tensor) == ("fail", "gradient.6.weight")
+
     def test_a_parameter_that_nothing_should_have_moved(self, monkeypatch):
         def fault(loss, module):
             with torch.no_grad():
