@@ -384,8 +384,8 @@ class TestPlantedFaults:
         before = {}
         original = execute.State.restore
 
-        def restore(state):
-            original(state)
+        def restore(state, seed_offset=0):
+            original(state, seed_offset)
             before.update(state.initial)
 
         def fault(loss, module):
