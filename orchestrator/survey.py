@@ -29,6 +29,8 @@ _LAST_WORDS_BYTES = 2000
 
 Answer = dict[str, Any]
 
+INTERRUPTED: Mapping[str, Any] = {"status": Status.SKIPPED.value, "error": "interrupted"}
+
 
 class Survey:
     """Up to ``processes`` child processes. ``fresh``: a new one for each question, so that nothing is left over from the one before.
@@ -67,7 +69,7 @@ class Survey:
 
     def _answer(self, question: Mapping[str, Any]) -> Answer:
         if self._over.is_set():
-            return {"status": Status.SKIPPED.value, "error": "interrupted"}
+            return dict(INTERRUPTED)
         child = self._child()
         answer = child.ask(question, self._deadline_s)
         if self._fresh or not child.alive:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -91,11 +92,11 @@ def _checked(rows: Sequence[ModelRow], tasks: Sequence[list[Any]], processes: in
 
 
 def _answers(rows: Sequence[ModelRow], questions: Sequence[Row], processes: int, deadline_s: float, *, fresh: bool) -> list[Row]:
-    """In the order of the questions; progress goes to stderr."""
-    from orchestrator.survey import Survey
+    """In the order of the questions; progress goes to stderr. After Ctrl-C the rest is marked as interrupted."""
+    from orchestrator.survey import INTERRUPTED, Survey
 
-    answers: list[Row] = [{} for _ in questions]
-    with Survey(min(processes, len(questions)), deadline_s, fresh=fresh) as survey:
+    answers: list[Row] = [dict(INTERRUPTED) for _ in questions]
+    with Survey(min(processes, len(questions)), deadline_s, fresh=fresh) as survey, suppress(KeyboardInterrupt):
         for done, (number, answer) in enumerate(survey.ask(questions), start=1):
             answers[number] = answer
             sys.stderr.write(f"{done}/{len(questions)} {rows[number].key}\n")
