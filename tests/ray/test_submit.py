@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestrator.errors import ExitCode
+from orchestrator.errors import ExitCode, HeadError
 from orchestrator.jobs import Head, Token
 from orchestrator.store import Store
 
@@ -84,7 +84,7 @@ class RealCluster:
     def alive(self):
         try:
             return sum(node["state"] == "ALIVE" for node in self.head.nodes())
-        except (OSError, ValueError, KeyError):
+        except HeadError:
             return 0
 
     def wait_for_nodes(self, count):
