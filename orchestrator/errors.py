@@ -5,6 +5,7 @@ SweepError
 │   └── ManifestError     2   a manifest, with every problem in it
 ├── InfrastructureError   4   the cluster, the store or the machine
 │   ├── ClusterLostError  4   the head of the cluster is gone
+│   ├── HeadError         4   the Jobs service of a cluster does not do what it was asked
 │   ├── PreflightError    4   the plan cannot run here
 │   ├── StoreError        4   results cannot be written or read
 │   └── RunLockedError    4   another driver holds the run
@@ -71,6 +72,14 @@ class InfrastructureError(SweepError):
 
 class ClusterLostError(InfrastructureError):
     """The head of the cluster does not answer any more; the run can be resumed on another."""
+
+
+class HeadError(InfrastructureError):
+    """The Jobs service on a cluster's head does not answer, or says no; ``code`` is then the HTTP status."""
+
+    def __init__(self, message: str, code: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class PreflightError(InfrastructureError):

@@ -20,7 +20,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import ExitCode, InfrastructureError, UsageError
+from orchestrator.errors import ExitCode, HeadError, InfrastructureError, UsageError
 
 REQUEST_S = 30.0
 POLL_S = 2.0
@@ -28,6 +28,7 @@ LOST_S = 600.0
 """A head that does not answer for this long while a job is followed is given up; the job itself is not touched by that."""
 
 SUCCEEDED, FAILED, STOPPED = "SUCCEEDED", "FAILED", "STOPPED"
+REFUSALS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 ENDED = frozenset({SUCCEEDED, FAILED, STOPPED})
 
 TOKENLESS = (
@@ -116,11 +117,9 @@ class Head:
         head = cls(address)
         try:
             head.get("/api/version")
-        except urllib.error.HTTPError as error:
-            if error.code not in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-                raise InfrastructureError(f"what answers at {address} is no Ray head: {error}") from error
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise InfrastructureError(f"no Ray head answers at {address}: {_reason(error)}") from error
+        except HeadError as error:
+            if error.code not in REFUSALS:
+                raise
         else:
             return head
         token = find_token()
@@ -129,7 +128,9 @@ class Head:
         head = cls(address, token)
         try:
             head.get("/api/version")
-        except urllib.error.HTTPError as error:
+        except HeadError as error:
+            if error.code not in REFUSALS:
+                raise
             raise InfrastructureError(REFUSED.format(address=address, where=token.where)) from error
         return head
 
@@ -160,7 +161,7 @@ class Head:
         """How the job stands; None if the cluster does not know it."""
         try:
             return _job(self.get(f"/api/jobs/{urllib.parse.quote(submission_id, safe='')}"))
-        except urllib.error.HTTPError as error:
+        except HeadError as error:
             if error.code == HTTPStatus.NOT_FOUND:
                 return None
             raise
@@ -175,7 +176,10 @@ class Head:
 
     def nodes(self) -> list[dict[str, Any]]:
         """The nodes that the cluster knows, dead ones too, as its state service lists them."""
-        listed: list[dict[str, Any]] = self.get("/api/v0/nodes?limit=1000")["data"]["result"]["result"]
+        try:
+            listed: list[dict[str, Any]] = self.get("/api/v0/nodes?limit=1000")["data"]["result"]["result"]
+        except (KeyError, TypeError) as error:
+            raise HeadError(f"the head at {self.address} lists its nodes in a form that is not known here") from error
         return listed
 
     def post(self, path: str, content: dict[str, Any]) -> Any:
@@ -186,14 +190,28 @@ class Head:
         """The JSON at ``path``.
 
         Raises:
-            urllib.error.HTTPError: the head says no.
-            OSError, http.client.HTTPException: it does not answer, or stops in the middle.
-            ValueError: what it says is no JSON.
+            HeadError: the head says no, does not answer, or answers with something else.
         """
         headers = self.headers | ({"Content-Type": "application/json"} if content else {})
         request = urllib.request.Request(self.address + path, content, headers, method=method)  # noqa: S310 - http(s), see find
-        with urllib.request.urlopen(request, timeout=REQUEST_S) as response:  # noqa: S310
-            return json.loads(response.read())
+        try:
+            with _OPENER.open(request, timeout=REQUEST_S) as response:
+                return json.loads(response.read())
+        except urllib.error.HTTPError as error:
+            raise HeadError(f"the head at {self.address} answers {path} with {error.code} {error.reason}", error.code) from error
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            reason = getattr(error, "reason", None) or str(error) or type(error).__name__
+            raise HeadError(f"no Ray head answers at {self.address}: {reason}") from error
+
+
+class _Straight(urllib.request.HTTPRedirectHandler):
+    """Follows no redirection: it would take the token along, to wherever it leads."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_Straight)
 
 
 def is_loopback(address: str) -> bool:
@@ -227,12 +245,13 @@ def follow(
             if job is None:
                 raise InfrastructureError(f"the cluster at {head.address} does not know {submission_id} any more: its head was restarted")
             text = head.logs(submission_id) if job.status != "PENDING" else ""
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            _check_token(head, error)
+        except HeadError as error:
+            if error.code in REFUSALS:
+                raise
             if clock() - heard_s > LOST_S:
-                raise InfrastructureError(f"the head at {head.address} has not answered for {LOST_S:.0f} s: {_reason(error)}") from error
+                raise InfrastructureError(f"given up after {LOST_S:.0f} s: {error}") from error
             if not silent:
-                note(f"the head at {head.address} does not answer ({_reason(error)}); the run does not depend on it, trying again")
+                note(f"{error}; the run does not depend on it, trying again")
                 silent = True
         else:
             if silent:
@@ -258,11 +277,6 @@ def exit_code(job: Job) -> ExitCode:
     return ExitCode(job.exit_code or 0) if known else ExitCode.INFRASTRUCTURE  # a driver that was killed, or never started
 
 
-def _check_token(head: Head, error: Exception) -> None:
-    if isinstance(error, urllib.error.HTTPError) and error.code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-        raise InfrastructureError(f"the head at {head.address} does not take the token any more: {error.reason}") from error
-
-
 def _job(entry: dict[str, Any]) -> Job:
     return Job(
         submission_id=entry["submission_id"],
@@ -275,8 +289,3 @@ def _job(entry: dict[str, Any]) -> Job:
         started=entry["start_time"] / 1000 if entry.get("start_time") else None,
         ended=entry["end_time"] / 1000 if entry.get("end_time") else None,
     )
-
-
-def _reason(error: Exception) -> str:
-    reason = getattr(error, "reason", None)
-    return str(reason if reason is not None else error) or type(error).__name__

@@ -11,7 +11,6 @@ import os
 import shlex
 import tempfile
 import time
-import urllib.error
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -166,16 +165,13 @@ def stop(head: Head, job: Job, *, force: bool) -> str:
     long as what runs. Where that does not work, Ray's own stop is used, which kills the driver after the grace of its submission.
 
     Raises:
-        InfrastructureError: the head takes no requests.
+        HeadError: the head takes no requests.
     """
-    try:
-        said = _control(head, job, force) if job.status == "RUNNING" else None
-        if said is None:
-            head.stop(job.submission_id)
-            return f"{job.submission_id} was told to stop by Ray, which kills it after its grace; a resume does the rest"
-    except (OSError, ValueError, urllib.error.HTTPError) as error:
-        raise InfrastructureError(f"{head.address}: {error}") from error
-    return said
+    said = _control(head, job, force) if job.status == "RUNNING" else None
+    if said is not None:
+        return said
+    head.stop(job.submission_id)
+    return f"{job.submission_id} was told to stop by Ray, which kills it after its grace; a resume does the rest"
 
 
 def _control(head: Head, job: Job, force: bool) -> str | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator.cli.selection import only_task
-from orchestrator.errors import UsageError
+from orchestrator.errors import HeadError, UsageError
 
 if TYPE_CHECKING:
     from orchestrator.jobs import Head
@@ -104,7 +104,7 @@ def _cluster(head: Head, run_id: str) -> dict[str, Any]:
     try:
         jobs = jobs_of(head, run_id)
         nodes = head.nodes()
-    except (OSError, ValueError, KeyError) as error:
+    except HeadError as error:
         return {"address": head.address, "error": str(error)}
     alive = [node for node in nodes if node["state"] == "ALIVE"]
     totals = [node.get("resources_total") or {} for node in alive]
@@ -160,7 +160,7 @@ def _text(standing: dict[str, Any]) -> str:
 
 def _cluster_text(cluster: dict[str, Any]) -> str:
     if "error" in cluster:
-        return f"  {cluster['address']} does not answer: {cluster['error']}"
+        return f"  {cluster['error']}"
     ended = "" if cluster["exit_code"] is None else f", exit status {cluster['exit_code']}"
     job = f"job {cluster['job']}: {cluster['status']}{ended}" if cluster["job"] else "no job drives this run"
     dead = f" ({cluster['nodes_dead']} gone)" if cluster["nodes_dead"] else ""

@@ -16,6 +16,7 @@ class FakeHead:
     def __init__(self, secret=None):
         self.secret = secret
         self.answers = {"/api/version": VERSION}
+        self.elsewhere = ""  # where 302 leads
         self.seen = []  # (path, Authorization header or None, body)
 
     def answer(self, path, authorization, body):
@@ -41,6 +42,8 @@ def serving(head):
                 return
             content = b"" if isinstance(found, int) else json.dumps(found).encode()
             self.send_response(found if isinstance(found, int) else 200)
+            if found == 302:
+                self.send_header("Location", head.elsewhere)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from orchestrator import jobs
-from orchestrator.errors import ExitCode, InfrastructureError, UsageError
+from orchestrator.errors import ExitCode, HeadError, InfrastructureError, UsageError
 from orchestrator.jobs import Head, Job, Token
 from tests.orchestrator.fake_head import FakeHead, serving
 
@@ -78,6 +78,24 @@ def test_a_token_does_not_show_itself():
     assert SECRET not in repr(Token(SECRET, "RAY_AUTH_TOKEN"))
 
 
+def test_a_redirection_does_not_take_the_token_along(monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", SECRET)
+    head, thief = FakeHead(SECRET), FakeHead()
+    head.answers["/api/jobs/"] = 302
+    with serving(head) as address, serving(thief) as elsewhere:
+        head.elsewhere = f"{elsewhere}/api/jobs/"
+        with pytest.raises(HeadError, match="302"):
+            Head.find(address).jobs()
+    assert thief.seen == []
+
+
+def test_a_token_that_is_taken_back_ends_the_following():
+    head = FakeHead()
+    head.answers |= {PATH: 403}
+    with serving(head) as address, pytest.raises(HeadError, match="403"):
+        follow(address)
+
+
 def test_nobody_there():
     with pytest.raises(InfrastructureError, match="no Ray head answers"):
         Head.find("http://127.0.0.1:1")
@@ -118,7 +136,7 @@ def test_a_log_that_ends_early_does_not_end_the_following():
 def test_a_head_that_stays_silent_is_given_up():
     head = FakeHead()
     head.answers |= {PATH: "drop"}
-    with serving(head) as address, pytest.raises(InfrastructureError, match="has not answered for 600 s"):
+    with serving(head) as address, pytest.raises(InfrastructureError, match="given up after 600 s"):
         follow(address)
 
 
