@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -52,7 +54,10 @@ def script_of(path, task, outcome):
 
 
 def run(path, *arguments):
-    return subprocess.run([sys.executable, str(path / "repro.py"), *arguments], capture_output=True, text=True, timeout=250)
+    """Run the script with this checkout on its path: the models and backends of the tests are not installed."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, str(path / "repro.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=250, env=environment)
 
 
 class TestScript:

@@ -80,7 +80,7 @@ def test_samples_alternate_in_random_order_by_pair():
     ("name", "options", "text"),
     [
         ("pass", {"compiled": 1.0}, "unknown option 'compiled'; this toy has compiled_ms, eager_ms, noise, pairs"),
-        ("oom", {"eager_ms": 1.0}, "this toy has none"),
+        ("unsupported", {"eager_ms": 1.0}, "this toy has none"),
         ("pass", {"eager_ms": "fast"}, "option 'eager_ms' must be a number, not 'fast'"),
         ("pass", {"pairs": True}, "option 'pairs' must be a number"),
         ("crash", {"phase": 3}, "option 'phase' must be text"),
