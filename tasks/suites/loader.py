@@ -49,7 +49,10 @@ def load(model: ModelSpec, mode: str, device: torch.device, seed: int) -> Benchm
         builder = _builder(model)
         _seed_everything(seed)
         with torch.device(device):
-            return builder(request)
+            benchmark = builder(request)
+    # No default device reaches a tensor made from numpy or by an old constructor: effdet's anchors, XLNet's weights.
+    benchmark.module.to(device)
+    return benchmark
 
 
 def _builder(model: ModelSpec) -> Builder:
