@@ -83,9 +83,8 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
         raise UsageError(f"execution.cache: bundle keeps files beside the runs, which nodes cannot write to in {request.results}")
     earlier = _earlier_run(store, request, loaded)
     with closing(connect(request.address)) as cluster:
-        nodes = cluster.nodes()
+        nodes, probes = _survey(cluster)
         device = resolve_device(loaded.manifest.execution.device, nodes)
-        probes = cluster.probe()
         sharing = _sharing(loaded, device, nodes, probes)
         plan = earlier.plan() if earlier else _plan(loaded, device, request, sharing)
         specs = [planned.task for planned in plan if planned.skip_reason is None]
@@ -107,6 +106,16 @@ def resume_command(request: RunRequest, run_id: str) -> str:
 
 
 # --- before ---------------------------------------------------------------------------------------------------------------------
+
+
+def _survey(cluster: Cluster) -> tuple[tuple[NodeInfo, ...], dict[str, NodeProbe | str]]:
+    """The nodes that are there, with their answers. One that died while it was asked is no reason to refuse the plan: the others do its work."""
+    while True:
+        probes = cluster.probe()
+        alive = cluster.nodes()
+        asked = tuple(node for node in alive if node.name in probes)
+        if asked or not alive:  # else every node has been replaced meanwhile
+            return asked, probes
 
 
 def _earlier_run(store: Store, request: RunRequest, loaded: LoadedManifest) -> RunStore | None:

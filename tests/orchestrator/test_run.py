@@ -1,0 +1,62 @@
+"""A run against a cluster that changes while it is looked at."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+
+import pytest
+from rich.console import Console
+
+from orchestrator import run as runs
+from orchestrator.errors import ExitCode, PreflightError
+from tasks.probe import probe
+from tests.orchestrator.fakes import NODE, FakeCluster
+
+TOYS = """\
+schema_version: 1
+name: toys
+matrix: {dtype: [float32]}
+execution: {device: cpu, num_cpus: 1}
+suites:
+  toy: [pass.1, pass.2]
+"""
+
+
+class Changing(FakeCluster):
+    """``probe`` asks one node after the other; ``alive`` is what is left then."""
+
+    def __init__(self, answers, alive):
+        super().__init__()
+        self.answers, self.alive = iter(answers), alive
+
+    def nodes(self):
+        return self.alive
+
+    def probe(self):
+        return next(self.answers)
+
+
+def start(tmp_path, cluster):
+    (tmp_path / "toys.yaml").write_text(TOYS)
+    request = runs.RunRequest(tmp_path / "toys.yaml", str(tmp_path / "out"), "r")
+    return runs.run(request, Console(file=io.StringIO()), connect=lambda _: cluster).ending.exit_code
+
+
+def test_a_node_that_dies_while_it_is_asked_does_not_refuse_the_plan(tmp_path):
+    assert start(tmp_path, Changing([{NODE.name: probe(), "dead": "the node does not exist any more"}], (NODE,))) is ExitCode.PASSED
+
+
+def test_nodes_are_asked_again_if_all_of_them_were_replaced(tmp_path):
+    assert start(tmp_path, Changing([{"dead": "gone"}, {NODE.name: probe()}], (NODE,))) is ExitCode.PASSED
+
+
+def test_a_node_that_lives_and_cannot_answer_does(tmp_path):
+    broken = dataclasses.replace(NODE, name="broken")
+    with pytest.raises(PreflightError, match="broken cannot run this project's code: no module"):
+        start(tmp_path, Changing([{NODE.name: probe(), "broken": "no module"}], (NODE, broken)))
+
+
+def test_a_cluster_without_a_node_is_refused(tmp_path):
+    with pytest.raises(PreflightError, match="no live node"):
+        start(tmp_path, Changing([{}], ()))
