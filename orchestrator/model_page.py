@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from orchestrator.model_table import ModelRow, known
 
 REFERENCE = "pt2"
+DATA = Path(__file__).parents[1] / "docs" / "data"
+CHECKED = DATA / "models-h200.json"  # what `sweep models --check` measured, with the machine and the command
+BREAKS = DATA / "graph-breaks.json"  # what compiling the rebuilt models recorded, and what upstream's dashboards did
 HEAD = """\
 # Models
 
@@ -22,15 +28,23 @@ there in eager mode. For models of your own see [own-models.md](own-models.md).
   paper. Every TorchBench name can be taken from a real TorchBench checkout instead (`source: checkout`).
 - Parameters are counted once where they are shared.
 - Batch and inputs: of training; after a stroke the batch size of inference, where it differs. `x4` means four tensors of that shape.
+"""
+CHECK = """\
+- Eager: milliseconds of an eager training step at this batch, in float32 with TF32 and in AMP with float16; peak: the most memory that
+  torch's allocator held in either. One machine, {date}: {machine}, {versions}. `{command}`; a model has the device to itself while it is
+  timed. These are medians of a few steps, to show that and how large each model runs; a sweep measures.
 
 """
 TITLES = {"huggingface": "Hugging Face", "timm": "TIMM", "torchbench": "TorchBench"}
-COLUMNS = "| model | source | parameters | batch | inputs | remarks |\n|---|---|---:|---:|---|---|\n"
+COLUMNS = "| model | source | parameters | batch | inputs | eager float32 | AMP | peak MiB | remarks |\n|---|---|---:|---:|---|---:|---:|---:|---|\n"
+FAILED = "fails"
+DTYPES = ("float32", "amp")
 
 
-def page(rows: Sequence[ModelRow]) -> str:
-    """The whole page."""
-    return HEAD + "\n".join(_section(title, chosen) for title, chosen in _sections(rows))
+def page(rows: Sequence[ModelRow], checked: Mapping[str, Any], breaks: Mapping[str, Any]) -> str:
+    """The whole page: the catalogue with what was measured of it, and the graph breaks of models that were rebuilt."""
+    sections = [_section(title, chosen, checked["models"]) for title, chosen in _sections(rows)]
+    return HEAD + CHECK.format(**checked) + "\n".join([*sections, _failures(checked), _breaks(breaks)])
 
 
 def _sections(rows: Sequence[ModelRow]) -> Iterable[tuple[str, list[ModelRow]]]:
@@ -40,15 +54,48 @@ def _sections(rows: Sequence[ModelRow]) -> Iterable[tuple[str, list[ModelRow]]]:
     yield "Beside the reference sweep", [row for row in rows if row.sweep != REFERENCE]
 
 
-def _section(title: str, rows: Sequence[ModelRow]) -> str:
-    return f"## {title}\n\n{COLUMNS}" + "".join(_line(row, REFERENCE) for row in rows)
+def _section(title: str, rows: Sequence[ModelRow], measured: Mapping[str, Any]) -> str:
+    return f"## {title}\n\n{COLUMNS}" + "".join(_line(row, measured.get(row.key, {})) for row in rows)
 
 
-def _line(row: ModelRow, reference: str) -> str:
-    name = row.name if row.sweep == reference else row.key
+def _line(row: ModelRow, measured: Mapping[str, Any]) -> str:
+    name = row.name if row.sweep == REFERENCE else row.key
     inputs = row.inputs or row.eval_inputs or ""
     remarks = "; ".join(text for text in (row.fidelity, row.note, _options(row)) if text)
-    cells = (f"`{name}`", row.source or "", _count(row.parameters), _batch(row), shorten(inputs), remarks.replace("|", "\\|"))
+    sizes = (_count(row.parameters), _batch(row), shorten(inputs))
+    return _table_line(f"`{name}`", row.source or "", *sizes, *_measured(measured), remarks.replace("|", "\\|"))
+
+
+def _measured(measured: Mapping[str, Any]) -> tuple[str, ...]:
+    if not measured:
+        return ("", "", "")
+    times = [FAILED if "error" in measured[dtype] else f"{measured[dtype]['eager_ms']:.3g}" for dtype in DTYPES]
+    peaks = [measured[dtype]["peak_mib"] for dtype in DTYPES if "error" not in measured[dtype]]
+    return (*times, f"{max(peaks):,}" if peaks else "")
+
+
+def _failures(checked: Mapping[str, Any]) -> str:
+    """What failed there, with its cause and what became of it."""
+    failed = [
+        (name, dtype, found[dtype]["error"]) for name, found in checked["models"].items() for dtype in DTYPES if "error" in found[dtype]
+    ]
+    head = f"## What failed on {checked['machine']}\n\n"
+    if not failed:
+        return head + "Nothing: every model took its steps in both dtypes, and every result was finite.\n"
+    lines = "".join(_table_line(f"`{name}`", dtype, error, checked["mended"].get(name, "")) for name, dtype, error in failed)
+    return f"{head}{len(failed)} of {len(DTYPES) * len(checked['models'])}; every other result was finite.\n\n| model | dtype | error | since |\n|---|---|---|---|\n{lines}"
+
+
+def _breaks(breaks: Mapping[str, Any]) -> str:
+    """Graph breaks beside upstream's."""
+    head = f"## Graph breaks of rebuilt models\n\n{breaks['about']}\n\n| model | H200 | CPU | upstream |\n|---|---:|---:|---|\n"
+    cells = [
+        (f"`{name}`", *(str(found.get(where, "")) for where in ("h200", "cpu", "upstream"))) for name, found in breaks["models"].items()
+    ]
+    return head + "".join(_table_line(*line) for line in cells)
+
+
+def _table_line(*cells: str) -> str:
     return "| " + " | ".join(cells) + " |\n"
 
 
@@ -75,4 +122,4 @@ def shorten(inputs: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(page(known()))
+    sys.stdout.write(page(known(), *(json.loads(file.read_text()) for file in (CHECKED, BREAKS))))

@@ -109,7 +109,7 @@ def resume_command(request: RunRequest, run_id: str) -> str:
 
 
 def _survey(cluster: Cluster) -> tuple[tuple[NodeInfo, ...], dict[str, NodeProbe | str]]:
-    """The nodes that are there, with their answers. One that died while it was asked is no reason to refuse the plan: the others do its work."""
+    """The nodes that are there, with their answers. One that died while it was asked does not refuse the plan: the others do its work."""
     while True:
         probes = cluster.probe()
         alive = cluster.nodes()

@@ -175,21 +175,25 @@ def _keep_fourier_transforms_out_of_half_precision(module: nn.Module) -> None:
 
 
 def _transform_in_float32(transform: Any, hidden: torch.Tensor) -> torch.Tensor:
-    result: torch.Tensor = transform(hidden.float() if hidden.dtype in (torch.float16, torch.bfloat16) else hidden)
+    result: torch.Tensor = transform(_at_least_float32(hidden))
     return result
 
 
+def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
 def _mask_deberta_scores_in_float32(module: nn.Module) -> None:
-    """DeBERTa fills masked scores with the smallest number of its queries' dtype, which under autocast is float32, while the scores are float16.
+    """DeBERTa masks its scores with the smallest number of its queries' dtype: float32's under autocast, where the scores are float16.
 
     The softmax that follows is a float32 operator under autocast: with the conversion before the mask the results are the same. Its place
     is the mixing of heads that published configurations leave out.
     """
     for part in module.modules():
         if type(part).__name__ == "DisentangledSelfAttention" and getattr(part, "head_logits_proj", part) is None:
-            part.head_logits_proj = _InFloat32()
+            part.head_logits_proj = _AtLeastFloat32()
 
 
-class _InFloat32(nn.Module):
+class _AtLeastFloat32(nn.Module):
     def forward(self, scores: torch.Tensor) -> torch.Tensor:
-        return scores.float()
+        return _at_least_float32(scores)

@@ -50,9 +50,14 @@ def load(model: ModelSpec, mode: str, device: torch.device, seed: int) -> Benchm
         _seed_everything(seed)
         with torch.device(device):
             benchmark = builder(request)
-    # No default device reaches a tensor made from numpy or by an old constructor: effdet's anchors, XLNet's weights.
-    benchmark.module.to(device)
+    _move_strays(benchmark.module, device)
     return benchmark
+
+
+def _move_strays(module: torch.nn.Module, device: torch.device) -> None:
+    """No default device reaches a tensor made from numpy or by an old constructor: effdet's anchors, XLNet's weights."""
+    if any(tensor.device.type != device.type for tensor in (*module.parameters(), *module.buffers())):
+        module.to(device)
 
 
 def _builder(model: ModelSpec) -> Builder:

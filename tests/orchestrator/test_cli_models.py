@@ -84,7 +84,15 @@ def test_every_row_is_complete_and_agrees_with_the_suites_tables():
 
 
 def test_the_page_is_that_of_the_table():
-    assert (ROOT / "docs/models.md").read_text() == model_page.page(known()), "make models"
+    data = [json.loads(file.read_text()) for file in (model_page.CHECKED, model_page.BREAKS)]
+    assert (ROOT / "docs/models.md").read_text() == model_page.page(known(), *data), "make models"
+
+
+def test_every_model_of_the_reference_sweep_has_been_measured():
+    checked = json.loads(model_page.CHECKED.read_text())
+    assert set(checked["models"]) == {row.key for row in known() if row.sweep == "pt2"}
+    failed = {name for name, found in checked["models"].items() if any("error" in found[dtype] for dtype in model_page.DTYPES)}
+    assert failed == set(checked["mended"]), "each failure says what became of it"
 
 
 def test_equal_tensors_of_the_page_are_counted():

@@ -165,6 +165,21 @@ def test_a_fourier_transform_keeps_out_of_half_precision():
     assert transforms[0](hidden.double()).dtype == torch.complex128  # an accuracy reference stays one
 
 
+@pytest.mark.parametrize("name", ["DebertaForMaskedLM", "DebertaForQuestionAnswering"])
+def test_deberta_masks_its_scores_under_float16(name):
+    benchmark = tiny(name, seq_len=8, num_hidden_layers=1)
+    with torch.autocast("cpu", torch.float16):
+        loss = benchmark.loss(benchmark.module(**benchmark.kwargs))
+    loss.backward()
+    assert loss.isfinite()
+    assert benchmark.loss(benchmark.module.double()(**benchmark.kwargs)).dtype == torch.float64  # an accuracy reference stays one
+
+
+def test_all_of_xlnet_is_on_its_device():
+    module = load(ModelSpec("huggingface", "XLNetLMHeadModel", 1, options={"n_layer": 1}), "training", torch.device("meta"), 1).module
+    assert {tensor.device.type for tensor in (*module.parameters(), *module.buffers())} == {"meta"}
+
+
 def test_tolerances_are_those_of_the_historical_harness():
     training = at_full_size("AlbertForQuestionAnswering")
     inference = at_full_size("RobertaForQuestionAnswering", "inference")

@@ -24,6 +24,13 @@ class AffineWithScale(nn.Linear):
         return super().forward(x) * scale
 
 
+class Stray(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.FloatTensor(2))
+        self.register_buffer("table", torch.from_numpy(numpy.zeros(2)))
+
+
 @pytest.fixture
 def factories(monkeypatch):
     """A module of factories; what they are asked is kept in ``requests``."""
@@ -40,6 +47,7 @@ def factories(monkeypatch):
     module.triple = factory(lambda: (nn.Linear(4, 2), (torch.ones(5, 4),), None))
     module.with_keywords = factory(lambda: (AffineWithScale(4, 2), ((torch.ones(5, 4),), {"scale": 0.0}), torch.sum))
     module.benchmark = factory(lambda: Benchmark(nn.Identity(), (torch.ones(1),), {}, torch.sum, 1, "factory", fidelity="mine"))
+    module.stray = lambda _: (Stray(), (torch.ones(5, 4),), None)
     module.pair = factory(lambda: (nn.Linear(4, 2), (torch.ones(5, 4),)))
     module.bare_tensor = factory(lambda: (nn.Linear(4, 2), torch.ones(5, 4), None))
 
@@ -74,6 +82,11 @@ def test_every_generator_is_seeded(factories):
 def test_models_are_built_on_the_device():
     benchmark = load(LENNARD_JONES, "training", torch.device("meta"), 1)
     assert {tensor.device.type for tensor in (*benchmark.module.parameters(), *benchmark.args)} == {"meta"}
+
+
+def test_tensors_that_no_default_device_reaches_follow_the_model(factories):
+    module = load(ModelSpec("mine", "model", factory="factories_of_a_test:stray"), "training", torch.device("meta"), 1).module
+    assert {tensor.device.type for tensor in (*module.parameters(), *module.buffers())} == {"meta"}
 
 
 def test_a_triple_becomes_a_benchmark_with_the_mean_as_its_loss(factories):
