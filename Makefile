@@ -33,7 +33,7 @@ report: $(READY) ## the answers of the latest run in RESULTS
 	$(SWEEP) report latest --results $(RESULTS) $(ARGS)
 
 test: $(READY) ## the default tests: no GPU, a few minutes on two cores
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
 
 test-slow: $(READY) ## what takes minutes: real compiles, long simulations
 	$(BIN)/python -m pytest -m slow $(ARGS)

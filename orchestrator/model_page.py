@@ -36,7 +36,10 @@ CHECK = """\
 
 """
 TITLES = {"huggingface": "Hugging Face", "timm": "TIMM", "torchbench": "TorchBench"}
-COLUMNS = "| model | source | parameters | batch | inputs | eager float32 | AMP | peak MiB | remarks |\n|---|---|---:|---:|---|---:|---:|---:|---|\n"
+COLUMNS = """\
+| model | source | parameters | batch | inputs | eager float32 | AMP | peak MiB | remarks |
+|---|---|---:|---:|---|---:|---:|---:|---|
+"""
 FAILED = "fails"
 DTYPES = ("float32", "amp")
 
@@ -83,7 +86,8 @@ def _failures(checked: Mapping[str, Any]) -> str:
     if not failed:
         return head + "Nothing: every model took its steps in both dtypes, and every result was finite.\n"
     lines = "".join(_table_line(f"`{name}`", dtype, error, checked["mended"].get(name, "")) for name, dtype, error in failed)
-    return f"{head}{len(failed)} of {len(DTYPES) * len(checked['models'])}; every other result was finite.\n\n| model | dtype | error | since |\n|---|---|---|---|\n{lines}"
+    count = f"{len(failed)} of {len(DTYPES) * len(checked['models'])} checks; every other result was finite."
+    return f"{head}{count}\n\n| model | dtype | error | since |\n|---|---|---|---|\n{lines}"
 
 
 def _breaks(breaks: Mapping[str, Any]) -> str:

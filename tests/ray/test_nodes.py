@@ -61,6 +61,7 @@ def wait_for(holds):
     return found
 
 
+@pytest.mark.slow
 def test_a_node_that_is_removed_is_noticed_and_its_task_runs_elsewhere(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr("signal.signal", lambda *_: None)  # signals belong to the main thread
     doomed = cluster.add_node(num_cpus=1)

@@ -190,6 +190,7 @@ def _spool_again(lost, folder):
         leave(Outcome(row["task_id"], 1, Status.PASS, Phase.WRITE, measurement=measured), Attempt("r", 1, str(folder)))
 
 
+@pytest.mark.slow
 def test_the_first_ctrl_c_drains_and_the_resume_does_the_rest(ray, manifest, tmp_path, mark):
     path = manifest(*[f"{{name: slow_pass.{i}, options: {{seconds: 3}}}}" for i in range(6)])
     driver = start(mark, path, tmp_path)
@@ -217,6 +218,7 @@ def test_the_second_ctrl_c_stops_at_once_and_leaves_no_process(manifest, tmp_pat
     assert rows(tmp_path) == {}
 
 
+@pytest.mark.slow
 def test_a_killed_driver_loses_nothing_and_nobody_else_may_write_while_it_lives(ray, manifest, tmp_path, mark):
     models = [*(f"pass.{i}" for i in range(6)), *(f"{{name: slow_pass.{i}, options: {{seconds: 15}}}}" for i in range(4))]
     path = manifest(*models)

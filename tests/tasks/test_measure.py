@@ -31,13 +31,13 @@ def run(machine, sides, spec=SPEC, **more):
     return measure.measure(sides, machine, spec, **({"seed": 1, "deadline_s": 600.0} | more))
 
 
-def simulated(regime, number, spec=SPEC, speedup=TRUTH):
-    machine, sides = simulate(regime, np.random.default_rng([number, 99]), speedup)
+def simulated(regime, number, spec=SPEC, speedup=TRUTH, base_ns=1e7):
+    machine, sides = simulate(regime, np.random.default_rng([number, 99]), speedup, base_ns)
     return run(machine, sides, spec, seed=number)
 
 
-def covered(regime, runs, interval=lambda timing: (timing.summary.speedup_low, timing.summary.speedup_high), spec=SPEC):
-    return count(interval(simulated(regime, number, spec)) for number in range(runs))
+def covered(regime, runs, interval=lambda timing: (timing.summary.speedup_low, timing.summary.speedup_high), **settings):
+    return count(interval(simulated(regime, number, **settings)) for number in range(runs))
 
 
 def count(bounds):
@@ -61,6 +61,12 @@ class TestCoverage:
     @pytest.mark.parametrize("name", REGIMES)
     def test_the_interval_covers_the_truth_in_a_thousand_runs(self, name, half_width, collector_off):
         assert covered(REGIMES[name], 1000, spec=dataclasses.replace(SPEC, half_width=half_width)) >= at_least(1000)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("name", REGIMES)
+    def test_single_iterations_in_short_measurements_cover_it_too(self, name, collector_off):
+        spec = dataclasses.replace(SPEC, min_pairs=7, block_iterations=1, max_time_s=3.0, warmup_max_s=3.0)  # the reference sweep's
+        assert covered(REGIMES[name], 1000, spec=spec, base_ns=3e7) >= at_least(1000)
 
     def test_a_planted_effect_is_found(self, collector_off):
         timings = [simulated(REGIMES["base"], number, speedup=1.03).summary for number in range(60)]
