@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import sys
+import typing
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from orchestrator.cli import main
 from orchestrator.compare import compare
 from orchestrator.errors import ExitCode, ManifestError
-from orchestrator.gate import load_policy, table, violations
+from orchestrator.gate import PerTask, Policy, Score, Slower, load_policy, table, violations
 from orchestrator.report.synthetic import failed, store_run, synthetic_run, true_logs
 
 TRUTH = true_logs({"toy": 30})
 BASE = synthetic_run(TRUTH, run_id="base")
 FIRST = BASE.rows[0].task_id
+
+ROOT = Path(__file__).parents[2]
 
 
 def policy(tmp_path, text):
@@ -142,3 +146,13 @@ def test_the_command_exits_5_with_a_table(tmp_path, monkeypatch, capsys):
     code, _, error = sweep("compare", "base", "nwe")
     assert code == ExitCode.USAGE
     assert "did you mean 'new'" in error
+
+
+def test_the_example_is_a_policy_and_the_page_names_every_field():
+    policy = load_policy(ROOT / "examples/gate.yaml")
+    assert policy.slower is not None
+    page = (ROOT / "docs/comparing.md").read_text()
+    for name, field in Policy.model_fields.items():
+        parts = [part for part in (Score, Slower, PerTask) if part in typing.get_args(field.annotation)]
+        for wanted in [f"{name}.{inner}" for part in parts for inner in part.model_fields] or [name]:
+            assert f"`{wanted}`" in page
