@@ -11,6 +11,12 @@ from orchestrator.report.rows import Row
 INFORMATIVE = ("node", "gpu_uuid")
 """Facts that may differ within one mean: two nodes, or two GPUs of one model, are the same environment."""
 
+OBSERVED = frozenset(
+    {"load_average", "quality_reason", "cpu_pressure_share", "cpu_steal_share", "cpu_wait_share", "power_cap_share"}
+    | {"sm_clock_mhz_min", "sm_clock_mhz_max", "gpu_temperature_c_max", "gpu_power_w_max"}
+)
+"""What a row's ``machine`` says of the time while it was measured. It differs from task to task and is no part of the environment."""
+
 
 def environment_of(rows: Sequence[Row]) -> tuple[Fact, ...]:
     """Every fact that any row knows, with the number of rows per value, the most frequent first."""
@@ -40,7 +46,7 @@ def _facts(row: Row) -> Iterator[tuple[str, str]]:
     if row.device:
         yield "device", row.device
     yield from ((name, value) for name, value in row.versions.items() if value)
-    yield from ((f"machine.{name}", str(value)) for name, value in row.machine.items() if value is not None)
+    yield from ((f"machine.{name}", str(value)) for name, value in row.machine.items() if value is not None and name not in OBSERVED)
     if row.node:
         yield "node", row.node
     if row.gpu_uuid:
