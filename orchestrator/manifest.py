@@ -268,6 +268,8 @@ def _check_settings(top: _File, manifest: Manifest) -> Iterator[Problem]:
         yield document.problem(("execution", "sharing"), "a task with several GPUs shares none: needs num_gpus: 1")
     if manifest.measurement.min_pairs > manifest.measurement.max_pairs:
         yield document.problem(("measurement",), _pairs_message(manifest.measurement.min_pairs, manifest.measurement.max_pairs))
+    if manifest.measurement.processes > 1 and execution.cache == "bundle":
+        yield document.problem(("measurement", "processes"), _BUNDLE_MESSAGE)
 
 
 def _check_matrix(document: Document, manifest: Manifest, *, backends_known: bool) -> Iterator[Problem]:
@@ -291,6 +293,9 @@ def _check_weights(document: Document, manifest: Manifest) -> Iterator[Problem]:
     total = math.fsum(manifest.weights.values())
     if abs(total - 1) > 1e-9:
         yield document.problem(("weights",), f"must sum to 1, not {total:.10g}")
+
+
+_BUNDLE_MESSAGE = "with execution.cache: bundle no process would compile afresh, which is what several are for; use cold or shared"
 
 
 def _pairs_message(min_pairs: int, max_pairs: int) -> str:
@@ -331,6 +336,8 @@ def _check_model(entry: _Entry, manifest: Manifest, *, dtypes_known: bool) -> It
         pairs = _over(manifest.measurement.model_dump(), given["measurement"])
         if pairs["min_pairs"] > pairs["max_pairs"]:
             yield entry.problem(_pairs_message(pairs["min_pairs"], pairs["max_pairs"]), "measurement")
+        if given["measurement"].get("processes", 1) > 1 and manifest.execution.cache == "bundle":
+            yield entry.problem(_BUNDLE_MESSAGE, "measurement")
 
 
 def _check_name(entry: _Entry, manifest: Manifest) -> Iterator[Problem]:

@@ -15,6 +15,7 @@ from orchestrator.manifest import expanded, json_schema, load_manifest
 from tasks.spec import AccuracySpec, CompileSpec, DeadlineSpec, MeasureSpec
 
 HEAD = "schema_version: 1\nname: test\n"
+BUNDLE = "with execution.cache: bundle no process would compile afresh, which is what several are for; use cold or shared"
 TOY = "suites: {toy: [pass]}\n"
 
 
@@ -110,6 +111,10 @@ BAD = {
         HEAD + TOY + "measurement: {min_pairs: 20, max_pairs: 10}",
         "m.yaml:4:14: measurement: min_pairs 20 is more than max_pairs 10",
     ),
+    "bundle in several processes": (
+        HEAD + TOY + "execution: {cache: bundle}\nmeasurement: {processes: 3}",
+        f"m.yaml:5:26: measurement.processes: {BUNDLE}",
+    ),
     "deadline": (HEAD + TOY + "deadlines: {compil_s: 3}", "m.yaml:4:13: deadlines.compil_s: unknown field (did you mean 'compile_s'?)"),
     "sharing": (
         HEAD + TOY + "execution: {sharing: automatic}",
@@ -156,6 +161,10 @@ BAD = {
     "pairs of a model": (
         HEAD + "suites: {toy: [{name: pass, measurement: {max_pairs: 3}}]}",
         "m.yaml:3:42: suites.toy[0].measurement: min_pairs 8 is more than max_pairs 3",
+    ),
+    "bundle in several processes of a model": (
+        HEAD + "execution: {cache: bundle}\nsuites: {toy: [{name: pass, measurement: {processes: 3}}]}",
+        f"m.yaml:4:42: suites.toy[0].measurement: {BUNDLE}",
     ),
     "tolerance": (
         HEAD + "suites: {toy: [{name: pass, tolerance: -1, tolerance_reason: x}]}",
@@ -470,7 +479,7 @@ BEYOND_SCHEMA = {
     "syntax", "empty", "duplicate", "no version", "no models", "twice in axis", "backend", "mode and options", "backend name",
     "weight of nothing", "weight misspelt", "weight sum", "weight infinite", "pairs", "sharing several", "inline", "inline hang", "suite",
     "model", "model in a mapping", "pairs of a model", "tolerance without reason", "source", "dtypes", "listed twice", "exclude nothing",
-    "exclude backend",
+    "exclude backend", "bundle in several processes", "bundle in several processes of a model",
 }  # fmt: skip
 
 
