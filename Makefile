@@ -5,12 +5,13 @@ VENV ?= .venv
 MANIFEST ?= manifests/smoke.yaml
 RESULTS ?= results
 ADDRESS ?=
+STORM ?= --runs 20 --faults 200
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SWEEP := $(BIN)/python -m orchestrator
 
 .DEFAULT_GOAL := help
-.PHONY: help sweep test test-slow test-models test-gpu check chaos bench bench-gpu report schema models plan install clean
+.PHONY: help sweep test test-slow test-models test-gpu check chaos storm bench bench-gpu report schema models plan install clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -44,8 +45,12 @@ test-models: $(READY) ## build and step every model of the catalogue
 test-gpu: $(READY) ## what must hold on CUDA
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
-chaos: $(READY) ## kill workers, supervisors, nodes and drivers at random, and count what is lost
+chaos: $(READY) ## kill workers, supervisors, nodes and drivers at random and count what is lost; a manifest written to break it all
+	$(BIN)/python -m tests.chaos.storm $(STORM)
 	$(BIN)/python -m pytest -m chaos -s $(ARGS)
+
+storm: $(READY) ## a short storm of the same kind
+	$(BIN)/python -m tests.chaos.storm --runs 3 --faults 24
 
 bench: $(READY) ## measure the orchestrator itself
 	for name in analysis driver store; do echo "== $$name"; $(BIN)/python -m tests.benchmarks.bench_$$name || exit 1; done

@@ -1,8 +1,12 @@
-"""docs/failures.md, generated from the policy: ``python -m orchestrator.failure_table > docs/failures.md``."""
+"""docs/failures.md, generated from the policy and from what the last storm printed.
+
+``python -m orchestrator.failure_table > docs/failures.md``
+"""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from orchestrator.policy import INFRASTRUCTURE, QUARANTINE_AFTER_TASKS, RULES, Rule
 from tasks.spec import FailureClass
@@ -40,9 +44,12 @@ run, unless it is the last one.
 """
 
 
+STORM = Path(__file__).parents[1] / "docs" / "data" / "storm.md"  # the table of `make chaos`, with machine, date and command
+
+
 def page() -> str:
     """The whole page."""
-    return HEAD + "".join(_line(failure, rule) for failure, rule in RULES.items())
+    return HEAD + "".join(_line(failure, rule) for failure, rule in RULES.items()) + "\n" + STORM.read_text()
 
 
 def _line(failure: FailureClass, rule: Rule) -> str:

@@ -1,6 +1,6 @@
 """A storm: toy sweeps on a real local cluster, with kills of workers, guardians, supervisors, nodes and drivers at random times.
 
-``python -m tests.chaos.storm --runs 20 --faults 200`` prints a table and exits 1 if anything was lost, written twice, redone or leaked.
+``make chaos``, or ``python -m tests.chaos.storm --runs 20 --faults 200``, prints a table and exits 1 if anything was lost, written twice, redone or leaked.
 """
 
 from __future__ import annotations
