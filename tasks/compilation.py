@@ -114,6 +114,13 @@ def compiler_activity() -> tuple[int, ...]:
     )
 
 
+def compiled_code() -> tuple[int, int]:
+    """Changes whenever Dynamo has compiled something that was not there before."""
+    from torch._dynamo.utils import counters
+
+    return counters["frames"]["total"], counters["stats"]["unique_graphs"]
+
+
 def report() -> Report:
     """What Dynamo has counted since ``compile_step``."""
     from torch._dynamo.utils import counters, get_compilation_metrics

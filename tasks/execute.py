@@ -22,7 +22,7 @@ from tasks import accuracy, bundle, compilation, environment, estimator, failure
 from tasks.channel import Channel
 from tasks.comparison import leaves
 from tasks.compilation import stance
-from tasks.spec import AA_PHASES, Accuracy, Blocks, FailureClass, Measurement, Phase, Samples, Status, TaskSpec, WorkerResult
+from tasks.spec import AA_PHASES, Accuracy, Blocks, FailureClass, Measurement, Phase, Quality, Samples, Status, TaskSpec, WorkerResult
 from tasks.step import State, Workload
 from tasks.stepper import Machine, Side
 from tasks.suites.benchmark import Benchmark
@@ -31,6 +31,9 @@ WARM_CUDA_S, WARM_CPU_S = 1.0, 0.2
 SLOW_STEPS = 10  # steps that must fit into the eager phase's deadline for the model to be looked at in full
 STEPS_PER_CHECK = 8  # eager steps that a check takes per iteration, the float64 reference counted as four
 RANDOM_FACTOR = 10.0  # another seed must move a model's results by this many times what repeating moves them
+
+NEVER_SETTLES = "what was timed could not be judged: it compiles anew each time"
+_UNJUDGED: dict[str, Any] = dict.fromkeys(("accuracy_tensor", "accuracy_margin", "eager_rmse", "compiled_rmse"))
 
 NEGLIGIBLE = 0.1  # of the tolerance; random numbers that move the results by less are each arm's own
 
@@ -92,10 +95,13 @@ class _Execution:
         compiled = self._relieved(state, device, partial(self._compile, workload, state, device, random))
         self._enter(Phase.VERIFY)
         self._verify(workload, compiled, state, device, random, eager_s)
+        verified = compilation.compiled_code()
         del state
         accuracy.free_memory(device)
         self._enter(Phase.TIME)
         self._time(workload, compiled, device)
+        if compilation.compiled_code() != verified:
+            self._verify_again(workload, compiled, device, random, eager_s)
         if self.measurement.cache_misses:
             bundle.save(kept)
         return self._result()
@@ -224,6 +230,21 @@ class _Execution:
         )
         self._note_compiler()
 
+    def _verify_again(
+        self, workload: Workload, compiled: Callable[[], Any], device: torch.device, random: Randomness, eager_s: float
+    ) -> None:
+        """Judge the code that was compiled since the verdict and was timed, from the state that timing has left."""
+        if self.measurement.accuracy != Accuracy.PASS:
+            return
+        self._enter(Phase.VERIFY)
+        timed = compilation.compiled_code()
+        self.remarks.append("compiled again in the time phase, and judged again")
+        self._verify(workload, compiled, State(workload, self.task.seed), device, random, eager_s)
+        self._enter(Phase.TIME)
+        if self.measurement.accuracy == Accuracy.PASS and compilation.compiled_code() != timed:
+            self._note(**_UNJUDGED, accuracy=Accuracy.SKIPPED.value, accuracy_reason="; ".join([NEVER_SETTLES, *self.remarks]))
+            self._flag(Quality.RECOMPILED, NEVER_SETTLES)
+
     def _time(self, workload: Workload, compiled: Callable[[], Any], device: torch.device) -> None:
         compilation.stop_compile_workers()
         sides = (
@@ -304,6 +325,15 @@ class _Execution:
     def _enter(self, phase: Phase) -> None:
         self.phase = phase
         self.channel.phase(phase)
+
+    def _flag(self, quality: Quality, reason: str) -> None:
+        """Say of the timing that is done what was found out afterwards."""
+        found, flag = self.measurement, f"{quality}: {reason}"
+        earlier = found.machine.get("quality_reason")
+        self._note(
+            quality=measure.worst_quality([found.quality or Quality.OK, quality]).value,
+            machine={**found.machine, "quality_reason": f"{flag}; {earlier}" if earlier else flag},
+        )
 
     def _note(self, **found: Any) -> None:
         self.measurement = replace(self.measurement, **found)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from tasks import compilation, execute, hardware
+from tasks import compilation, execute, hardware, stepper
 from tasks.channel import Channel
 from tasks.spec import (
     AccuracySpec,
@@ -26,6 +26,7 @@ from tasks.spec import (
     decode,
     encode,
 )
+from tests.tasks import models
 
 QUICK = MeasureSpec(half_width=10.0, min_pairs=7, max_pairs=7, max_time_s=2.0, block_iterations=2, warmup_max_s=0.2)
 
@@ -275,6 +276,81 @@ class TestFailures:
             "contaminated",
         )
         assert "throttled" in result.error
+
+
+class Switching(torch.nn.Module):
+    """Another function, and so a guard that fails, once it is told to be."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.late = torch.nn.Linear(8, 8), 0
+
+    def forward(self, inputs):
+        return self.layer(inputs) * (1.0 + self.late)
+
+
+@pytest.mark.parametrize("moment", ["before the warm-up", "between pairs"])
+class TestCompiledWhileTiming:
+    """What is compiled in the time phase is judged, too: its code is another than the one that was verified."""
+
+    GRAPHS = 1  # of the step
+
+    def run(self, monkeypatch, moment, factor, again=lambda module: None):
+        """The backend's graphs are wrong by ``factor`` from the second on; ``again`` is called whenever a verdict is sought later."""
+        module, graphs, checks = Switching(), [], []
+
+        def backend(graph, inputs):
+            graphs.append(graph)
+            wrong = factor if len(graphs) > self.GRAPHS else 1.0
+            return lambda *values: [value * wrong for value in graph(*values)]
+
+        def switch(execution, *rest):
+            if moment == "before the warm-up":
+                module.late = 1
+            return original_time(execution, *rest)
+
+        def block(stepper, which, pair, *rest):
+            if pair == 3:
+                module.late = 1
+            return original_block(stepper, which, pair, *rest)
+
+        def check(*arguments, **more):
+            checks.append(1)
+            if len(checks) > 1:
+                again(module)
+            return original_check(*arguments, **more)
+
+        original_time, original_block, original_check = execute._Execution._time, stepper.Stepper.block, execute.accuracy.check
+        monkeypatch.setattr(models, "switching", lambda request: models.benchmark(module, (torch.randn(16, 8),)), raising=False)
+        monkeypatch.setattr(execute._Execution, "_time", switch)
+        monkeypatch.setattr(stepper.Stepper, "block", block)
+        monkeypatch.setattr(execute.accuracy, "check", check)
+        result = run("switching", mode="inference", compile=CompileSpec(backend=backend))
+        assert len(graphs) > self.GRAPHS
+        return result
+
+    def test_wrong_code_is_found(self, monkeypatch, moment):
+        result = self.run(monkeypatch, moment, 1.5)
+        assert (result.status, result.phase, result.measurement.accuracy) == (Status.FAIL_ACCURACY, Phase.TIME, "fail")
+        assert "judged again" in result.measurement.accuracy_reason
+
+    def test_right_code_passes_and_the_row_says_that_it_was_judged_again(self, monkeypatch, moment):
+        result = self.run(monkeypatch, moment, 1.0)
+        found = result.measurement
+        assert (result.status, found.accuracy) == (Status.PASS, "pass")
+        assert "compiled again in the time phase, and judged again" in found.accuracy_reason
+        assert ("recompiled: " in (found.machine["quality_reason"] or "")) is (moment == "between pairs")
+
+    def test_code_that_never_settles_is_not_judged(self, monkeypatch, moment):
+        def again(module):
+            module.late += 1
+
+        result = self.run(monkeypatch, moment, 1.0, again)
+        found = result.measurement
+        assert (result.status, found.accuracy, found.accuracy_margin) == (Status.PASS, "skipped", None)
+        assert found.quality in ("recompiled", "contaminated")  # the latter where other processes are at work
+        assert execute.NEVER_SETTLES in found.accuracy_reason
+        assert execute.NEVER_SETTLES in found.machine["quality_reason"]
 
 
 @torch._dynamo.register_backend(name="unable")
