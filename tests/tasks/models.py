@@ -64,6 +64,39 @@ def shaken(request):
     return benchmark(Shaken(), (torch.randn(16, 8),), squares, request.training)
 
 
+class Wavering(nn.Module):
+    """Draws random numbers that move its gradient and not its result."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, inputs):
+        outputs = self.layer(inputs)
+        noise = outputs * torch.randn_like(outputs)
+        return outputs + noise - noise.detach()
+
+
+def wavering(request):
+    return benchmark(Wavering(), (torch.randn(16, 8),), squares, request.training)
+
+
+class Rooted(nn.Module):
+    """Its loss is a number, and its gradient is not: the square root has none at zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, inputs):
+        outputs = self.layer(inputs)
+        return outputs + torch.sqrt((outputs * 0).abs())
+
+
+def rooted(request):
+    return benchmark(Rooted(), (torch.randn(16, 8),), squares, request.training)
+
+
 class Counting(nn.Module):
     """Compiles anew at every call: it depends on a number that changes."""
 

@@ -262,6 +262,12 @@ class TestFailures:
         assert "loss is nan" in found.accuracy_reason
         assert found.speedup is not None
 
+    def test_gradients_that_are_no_numbers_are_no_pass(self, uncompiled):
+        found = run("rooted").measurement
+        assert (found.accuracy, found.speedup is not None) == ("skipped", True)
+        assert "no gradient holds a number" in found.accuracy_reason
+        assert "are not finite, and were left out" in found.accuracy_reason
+
     def test_cuda_that_is_not_there(self, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         result = run("mlp", resources=ResourceSpec(device="cuda"))
@@ -641,8 +647,24 @@ class TestCorrectModels:
 
     def test_random_numbers_are_the_same_for_all_arms(self):
         result = run("noisy")
-        assert (result.status, result.measurement.accuracy) == (Status.PASS, "pass")
+        assert (result.status, result.measurement.accuracy, result.measurement.random_numbers) == (Status.PASS, "pass", "decisive")
         assert "fallback_random" in result.measurement.accuracy_reason
+
+    def test_random_numbers_that_move_gradients_alone_are_seen(self):
+        found = run("wavering").measurement
+        assert (found.accuracy, found.random_numbers) == ("pass", "decisive")
+        assert "fallback_random" in found.accuracy_reason
+
+    @pytest.mark.parametrize(("model", "mode"), [("noisy", "training"), ("noisy", "inference"), ("wavering", "training")])
+    def test_a_fault_is_found_in_a_model_that_draws_random_numbers(self, monkeypatch, model, mode):
+        def fault(result, module):
+            if mode == "inference":
+                return result * 1.1
+            module.layer.weight.grad.mul_(1.5)
+            return result
+
+        faulty(monkeypatch, fault)
+        assert run(model, mode=mode).measurement.accuracy == "fail"
 
     def test_random_numbers_that_move_next_to_nothing_are_left_to_each_arm(self, monkeypatch):
         monkeypatch.setattr(compilation, "compile_step", lambda step, spec, **more: lambda: (torch.rand(1), step())[1])
@@ -650,6 +672,7 @@ class TestCorrectModels:
         assert (result.status, result.measurement.accuracy, result.measurement.deterministic) == (Status.PASS, "pass", None)
         assert "each arm drew its own" in result.measurement.accuracy_reason
         assert "fallback_random" not in result.measurement.accuracy_reason
+        assert result.measurement.random_numbers == "negligible"
 
     def test_a_fault_is_found_in_a_model_whose_random_numbers_move_next_to_nothing(self, monkeypatch):
         faulty(monkeypatch, lambda loss, module: module.layer.weight.grad.mul_(1.02) is None or loss)
