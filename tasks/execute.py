@@ -187,6 +187,7 @@ class _Execution:
         if cold:
             self._note(compile_s=calls.compile_s, compile_cpu_s=calls.compile_cpu_s)
         self._note_compiler()
+        compilation.require_graphs(self.task.compile)
         return compiled
 
     def _verify(

@@ -114,6 +114,33 @@ def counting(request):
     return benchmark(Counting(), (torch.randn(16, 8),), squares, request.training)
 
 
+class Breaking(nn.Module):
+    """Breaks the graph inside of a loop, where it cannot be resumed."""
+
+    def __init__(self, *, whole):
+        super().__init__()
+        self.layer, self.whole = nn.Linear(8, 8), whole
+
+    def forward(self, inputs):
+        if self.whole:
+            return self.broken(inputs)
+        return torch.relu(self.broken(self.layer(inputs) + 1))
+
+    def broken(self, values):
+        for _ in range(2):
+            torch._dynamo.graph_break()
+            values = values + 1
+        return values
+
+
+def breaking(request):
+    return benchmark(Breaking(whole=True), (torch.randn(16, 8),), squares, request.training)
+
+
+def partly_breaking(request):
+    return benchmark(Breaking(whole=False), (torch.randn(16, 8),), squares, request.training)
+
+
 class Failing(nn.Module):
     def __init__(self, error):
         super().__init__()

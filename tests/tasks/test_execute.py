@@ -18,7 +18,6 @@ from tasks.spec import (
     ModelSpec,
     Phase,
     PrecisionSpec,
-    Quality,
     ResourceSpec,
     Status,
     TaskSpec,
@@ -55,7 +54,7 @@ def tidy(monkeypatch):
     threads = torch.get_num_threads()
     yield
     torch._dynamo.reset()
-    torch._dynamo.config.suppress_errors = False
+    torch._dynamo.config.suppress_errors = torch._dynamo.config.fail_on_recompile_limit_hit = False
     torch.set_num_threads(threads)
 
 
@@ -228,12 +227,26 @@ class TestFailures:
         assert result.status is Status.FAIL_COMPILE
         assert "backward" in result.error
 
-    def test_a_model_that_compiles_anew_at_every_call_says_so(self):
-        result = run("counting")
+    @pytest.mark.parametrize("mode", ["training", "inference"])
+    def test_a_model_that_compiles_anew_at_every_call_is_no_compiled_run(self, mode):
+        result = run("counting", mode=mode)
+        assert (result.status, result.phase, result.failure_class) == (Status.FAIL_COMPILE, Phase.COMPILE, FailureClass.COMPILER)
+        assert "recompile limit exceeded" in result.error
+
+    def test_unless_it_may_fall_back(self):
+        result = run("counting", mode="inference", compile=CompileSpec(backend="aot_eager", suppress_errors=True))
         found = result.measurement
-        assert found.recompiles > 0 or found.fell_back
-        assert result.status is Status.PASS
-        assert found.fell_back or found.quality == Quality.RECOMPILED
+        assert (result.status, found.recompiles, found.fell_back) == (Status.PASS, torch._dynamo.config.recompile_limit, True)
+
+    def test_a_model_of_which_nothing_can_be_compiled_is_no_compiled_run(self):
+        result = run("breaking", mode="inference")
+        assert (result.status, result.phase, result.failure_class) == (Status.FAIL_COMPILE, Phase.COMPILE, FailureClass.COMPILER)
+        assert "all of it runs in eager mode: Call to `torch._dynamo.graph_break()`" in result.error
+
+    def test_a_frame_that_cannot_be_compiled_is_told_and_no_failure(self):
+        result = run("partly_breaking", mode="inference")
+        found = result.measurement
+        assert (result.status, found.fell_back, found.graphs > 0, found.graph_breaks > 0) == (Status.PASS, True, True, True)
 
     def test_a_recompile_that_never_ends_fails(self, monkeypatch):
         def compile_step(step, spec, **more):
