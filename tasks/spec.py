@@ -103,6 +103,11 @@ AA_PHASES: Mapping[Arm, str] = {Arm.EAGER: "aa_eager", Arm.COMPILED: "aa_compile
 """The phases of samples in which an arm is measured against itself; their arms are the two sides of one and the same callable."""
 
 
+def device_phase(phase: str) -> str:
+    """The phase of samples of the device's own time, taken after those of ``phase``."""
+    return "device" if phase == "timed" else f"{phase}_device"
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """Which model, at which size. ``options`` go to the suite's builder (``seq_len``, ``image_size`` and the like)."""
@@ -288,7 +293,7 @@ class Measurement:
 class Samples:
     """Every iteration a worker timed, as columns of one length."""
 
-    phase: tuple[str, ...] = ()  # warmup, timed, device, and those of AA_PHASES
+    phase: tuple[str, ...] = ()  # warmup, timed, device, and those of AA_PHASES with a device phase each
     arm: tuple[str, ...] = ()  # Arm
     process: tuple[int, ...] = ()
     pair: tuple[int, ...] = ()  # -1 outside pairs

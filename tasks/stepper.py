@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tasks.spec import Arm, Blocks, Samples
+from tasks.spec import Arm, Blocks, Samples, device_phase
 
 _ARMS = (Arm.EAGER.value, Arm.COMPILED.value)
 
@@ -77,12 +77,18 @@ class Side:
     """One arm: its step, and the contexts to run it in while warming up and while timing.
 
     ``strict`` may turn an error of the step into ``RecompiledError``. ``activity`` changes whenever the compiler has done something.
+    ``settle`` is called when the side is warm: what the compiler left running would disturb what is timed.
     """
 
     step: Callable[[], object]
     warm: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
     strict: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
     activity: Callable[[], object] = lambda: None
+    settle: Callable[[], None] = lambda: None
+
+
+_NOTHING = Side(lambda: None)
+EMPTY_STEPS = 25
 
 
 @dataclass(slots=True)
@@ -116,13 +122,17 @@ class Stepper:
         self._write_border(which, pair, number, order)
         return times[washout:]
 
+    def empty_ns(self) -> float:
+        """What a step that does nothing takes on the clock: the reading of it and a synchronisation."""
+        return float(np.median([self._step(_NOTHING)[1] for _ in range(EMPTY_STEPS)]))
+
     def on_device(self, which: int) -> float | None:
         """Time the device is busy with one more step of side ``which``, in ms."""
         with self.sides[which].strict():
             started_ns = self.machine.now_ns()
             device_ms = self.machine.device_ms(self.sides[which].step)
         if device_ms is not None:
-            self._write(which, "device", started_ns, self.machine.now_ns() - started_ns, device_ms=device_ms)
+            self._write(which, device_phase(self.phase), started_ns, self.machine.now_ns() - started_ns, device_ms=device_ms)
         return device_ms
 
     def invalidate(self, pair: int, reason: str) -> None:
