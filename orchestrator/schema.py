@@ -138,9 +138,13 @@ ROWS = pa.schema(
         ("paused_s", pa.float64()),
         ("waited_s", pa.float64()),
         ("random_numbers", _TEXT),
+        ("eager_event_ms", pa.float64()),
+        ("compiled_event_ms", pa.float64()),
+        ("empty_step_us", pa.float64()),
     ]
 )
-"""Version 2 added what follows ``log_tail``, version 3 what follows ``waited_s``. ``aa`` marks a task that measured each arm against itself and so has no speedup.
+"""Version 2 added what follows ``log_tail``, version 3 what follows ``waited_s``.
+``aa`` marks a task that measured each arm against itself and so has no speedup.
 ``log`` is relative to the run's folder, ``code_version`` is the digest of the measuring code, and ``other_versions``, ``machine`` and
 ``environment`` are JSON objects."""
 
@@ -307,6 +311,9 @@ class TaskRow:
     paused_s: float | None = None
     waited_s: float | None = None
     random_numbers: str | None = None
+    eager_event_ms: float | None = None
+    compiled_event_ms: float | None = None
+    empty_step_us: float | None = None
 
 
 _MEASURED = tuple(

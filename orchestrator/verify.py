@@ -22,7 +22,7 @@ from tasks.spec import AA_PHASES, Phase, Samples, Status
 TASKS_AT_ONCE = 64
 """How many tasks' samples are held in memory at a time."""
 AA = tuple(f"aa_{arm}{end}" for arm in ("eager", "compiled") for end in ("", "_low", "_high"))
-ON_DEVICE = ("eager_device_ms", "compiled_device_ms", "launch_bound")
+ON_DEVICE = ("eager_device_ms", "compiled_device_ms", "eager_event_ms", "compiled_event_ms", "launch_bound")
 DERIVED = (
     *("speedup", "speedup_low", "speedup_high", "speedup_of_medians", "pairs", "eager_ms", "compiled_ms", "process_speedups"),
     *ON_DEVICE,

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tasks.spec import AA_PHASES, Arm, Blocks, Samples, device_phase
+from tasks.spec import AA_PHASES, Arm, Blocks, Samples, beside
 
 Table = TypeVar("Table", Samples, Blocks)
 FloatArray: TypeAlias = NDArray[np.float64]
@@ -71,6 +71,8 @@ class Summary:
     compiled_ms: float | None = None
     eager_device_ms: float | None = None
     compiled_device_ms: float | None = None
+    eager_event_ms: float | None = None
+    compiled_event_ms: float | None = None
     launch_bound: bool | None = None
     half_width: float | None = None  # of ln(speedup)
     autocorrelation: float | None = None  # lag 1, of the log-ratios within processes
@@ -174,7 +176,7 @@ def summarise(samples: Samples, phase: str = "timed") -> Summary:
         return _summarise_aa(samples) if phase == "timed" else Summary()
     found = estimate_pairs(pairs)
     eager_ns, compiled_ns = (_arm_ns(samples, arm, phase) for arm in (Arm.EAGER, Arm.COMPILED))
-    eager_device_ms, compiled_device_ms = (_device_ms(samples, arm, phase) for arm in (Arm.EAGER, Arm.COMPILED))
+    on_device = {arm: _on_device(samples, arm, arm, phase) for arm in Arm}
     return Summary(
         speedup=found.speedup,
         speedup_low=found.low,
@@ -183,9 +185,9 @@ def summarise(samples: Samples, phase: str = "timed") -> Summary:
         pairs=found.pairs,
         eager_ms=eager_ns / 1e6,
         compiled_ms=compiled_ns / 1e6,
-        eager_device_ms=eager_device_ms,
-        compiled_device_ms=compiled_device_ms,
-        launch_bound=launch_bound(eager_device_ms, eager_ns / 1e6),
+        launch_bound=launch_bound(on_device[Arm.EAGER]["eager_device_ms"], eager_ns / 1e6),
+        **on_device[Arm.EAGER],
+        **on_device[Arm.COMPILED],
         half_width=found.half_width,
         autocorrelation=_autocorrelation(_by_process(pairs)),
         process_speedups=tuple(estimate(part).speedup for part in _by_process(pairs)),
@@ -203,7 +205,7 @@ def _summarise_aa(samples: Samples) -> Summary:
         pairs += ratio.pairs
         half_widths += [math.inf if ratio.half_width is None else ratio.half_width]
         found |= {f"aa_{arm}": ratio.speedup, f"aa_{arm}_low": ratio.low, f"aa_{arm}_high": ratio.high}
-        found |= {f"{arm}_ms": _arm_ns(samples, None, phase) / 1e6, f"{arm}_device_ms": _device_ms(samples, None, phase)}
+        found |= {f"{arm}_ms": _arm_ns(samples, None, phase) / 1e6, **_on_device(samples, arm, None, phase)}
     widest = max(half_widths, default=math.inf)
     found["launch_bound"] = launch_bound(found.get("eager_device_ms"), found.get("eager_ms"))
     return Summary(**found, pairs=pairs, half_width=widest if math.isfinite(widest) else None)
@@ -309,13 +311,19 @@ def _arm_ns(samples: Samples, arm: Arm | None, phase: str) -> float:
     return max(float(np.median(np.asarray(times, dtype=np.float64))), 1.0)
 
 
-def _device_ms(samples: Samples, arm: Arm | None, phase: str) -> float | None:
-    """The device's time of one iteration of ``arm`` (None: of both): the median of the processes' own medians; None where there is none."""
-    found: dict[int, list[float]] = {}
-    for its_phase, its_arm, process, device_ms in zip(samples.phase, samples.arm, samples.process, samples.device_ms, strict=True):
-        if its_phase == device_phase(phase) and arm in (None, its_arm) and device_ms is not None:
-            found.setdefault(process, []).append(device_ms)
-    return float(median([float(np.median(times)) for times in found.values()])) if found else None
+def _on_device(samples: Samples, arm: Arm, its_side: Arm | None, phase: str) -> dict[str, float | None]:
+    """The device's times of one iteration of ``arm``, which is ``its_side`` of the samples (None: both sides), by their names in a row."""
+    clocks = ("device", "event")
+    found: dict[tuple[str, int], list[float]] = {}
+    for its_phase, side, process, device_ms in zip(samples.phase, samples.arm, samples.process, samples.device_ms, strict=True):
+        if its_side in (None, side) and device_ms is not None:
+            found.setdefault((its_phase, process), []).append(device_ms)
+    named = {clock: [times for (its_phase, _), times in found.items() if its_phase == beside(phase, clock)] for clock in clocks}
+    return {f"{arm}_{clock}_ms": _median_of_medians(parts) for clock, parts in named.items()}
+
+
+def _median_of_medians(parts: list[list[float]]) -> float | None:
+    return float(median([float(np.median(times)) for times in parts])) if parts else None
 
 
 def _log_median(times_ns: Sequence[int]) -> float:

@@ -240,7 +240,13 @@ class _Execution:
         compilation.stop_compile_workers()
         sides = (
             Side(workload.step, partial(stance, "force_eager"), partial(stance, "force_eager")),
-            Side(compiled, partial(stance, "default"), partial(stance, "fail_on_recompile"), compilation.compiler_activity, compilation.stop_compile_workers),
+            Side(
+                compiled,
+                partial(stance, "default"),
+                partial(stance, "fail_on_recompile"),
+                compilation.compiler_activity,
+                compilation.stop_compile_workers,
+            ),
         )
         with self._exclusive():
             began = time.perf_counter()
@@ -250,8 +256,7 @@ class _Execution:
             timing = self._measure(sides, machine, WARM_CUDA_S if device.type == "cuda" else WARM_CPU_S, left_s)
         self.samples, self.blocks = timing.samples, timing.blocks
         self._note(eager_peak_mib=eager_mib, compiled_peak_mib=compiled_mib, neighbours=self.neighbours)
-        found = {**machine.summary(), "empty_step_us": round(timing.empty_us, 3), "quality_reason": "; ".join(timing.flags) or None}
-        self._note(machine={**self.measurement.machine, **found})
+        self._note(machine={**self.measurement.machine, **machine.summary(), "quality_reason": "; ".join(timing.flags) or None})
         self._note_compiler()
         self._note_timing(timing)
 
@@ -295,11 +300,14 @@ class _Execution:
             aa_compiled_low=summary.aa_compiled_low,
             aa_compiled_high=summary.aa_compiled_high,
             quality=timing.quality.value,
+            empty_step_us=round(timing.empty_us, 3),
             pairs=summary.pairs,
             eager_ms=summary.eager_ms,
             compiled_ms=summary.compiled_ms,
             eager_device_ms=summary.eager_device_ms,
             compiled_device_ms=summary.compiled_device_ms,
+            eager_event_ms=summary.eager_event_ms,
+            compiled_event_ms=summary.compiled_event_ms,
             launch_bound=summary.launch_bound,
         )
 

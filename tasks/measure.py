@@ -29,7 +29,7 @@ DEADLINE_SHARE = 0.8  # of the phase's deadline; the rest is for the unforeseen
 MAX_FAULTS_IN_A_ROW = 3
 MAX_DISCARDED = 0.25  # of all pairs; with more the row is noisy
 DEVICE_ITERATIONS = 5
-DEVICE_STEPS = 7  # as long as this many steps: three of them, two of which wait behind a queue that is filled for twice as long
+DEVICE_STEPS = 8  # as long as this many steps: four of them, two of which wait behind a queue that is filled for twice as long
 BACKOFF_S, BACKOFF_FACTOR, BACKOFF_MAX_S = 0.05, 1.5, 0.5
 
 
@@ -218,7 +218,11 @@ class _Run:
             (Quality.DRIFT, abs(drift) > wanted, f"ln(speedup) moved by {drift:+.3f}"),
             (Quality.NOISY, half_width is None or half_width > 2 * wanted, f"{width} after {summary.pairs} pairs"),
             (Quality.NOISY, len(self.faults) > MAX_DISCARDED * self.pairs, f"{len(self.faults)} of {self.pairs} pairs discarded"),
-            (Quality.NOISY, abs(excess or 0.0) > wanted, f"outliers of one arm alone: they move the ratio of means by {excess or 0.0:+.3f}"),
+            (
+                Quality.NOISY,
+                abs(excess or 0.0) > wanted,
+                f"outliers of one arm alone: they move the ratio of means by {excess or 0.0:+.3f}",
+            ),
             (Quality.NOISY, abs(apart) > 2 * wanted, f"the ratio of the arms' medians is {apart:+.3f} away"),
             (Quality.NOISY, bias > 2 * wanted, f"clock and synchronisation {overhead} move ln(speedup) by {bias:.3f}"),
             (Quality.WARMUP_UNCONVERGED, *_reason(self.unconverged)),

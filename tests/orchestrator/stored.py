@@ -19,7 +19,7 @@ from tasks.spec import (
     Samples,
     Status,
     TaskSpec,
-    device_phase,
+    beside,
 )
 
 MANIFEST_DIGEST = "m" * 64
@@ -66,7 +66,7 @@ def some_blocks(samples):
 
 def passed(task, attempt=1, seed=0, log="built\ntimed\n", **fields):
     """An outcome whose numbers are those of its samples."""
-    samples = with_device_times(some_samples(seed, **fields))
+    samples = with_device_times(with_device_times(some_samples(seed, **fields)), "event", (("eager", 1.25), ("compiled", 0.875)))
     summary = summarise(samples)
     measured = {field.name: getattr(summary, field.name) for field in dataclasses.fields(summary)}
     names = {field.name for field in dataclasses.fields(Measurement)}
@@ -106,7 +106,7 @@ def with_device_times(samples, phase="device", arms=(("eager", 0.9), ("eager", 1
 def against_itself(task, seed=0):
     """An outcome of an A/A task: each arm against itself."""
     parts = [
-        with_device_times(replace_phase(some_samples(seed + number, ratio=1.0), phase), device_phase(phase))
+        with_device_times(replace_phase(some_samples(seed + number, ratio=1.0), phase), beside(phase, "device"))
         for number, phase in enumerate(AA_PHASES.values())
     ]
     samples = joined(parts)

@@ -16,10 +16,13 @@ from orchestrator.errors import ExitCode, UsageError
 from orchestrator.store import Store
 from tasks.spec import CompileSpec, FailureClass, Measurement, ModelSpec, Outcome, Phase, PrecisionSpec, ResourceSpec, Status, TaskSpec
 from tests.orchestrator import stored
-from tests.tasks import models
 from tests.orchestrator.test_cli import sweep
+from tests.tasks import models
 
 INJECTED = "cpp.inject_relu_bug_TESTING_ONLY"  # Inductor's own switch for a wrong relu
+
+
+FLOAT32 = PrecisionSpec("float32")
 
 
 def a_task(name="mlp", backend="aot_eager", **changes):
@@ -147,7 +150,9 @@ class TestRules:
     def test_with_the_random_numbers_that_the_task_found(self, recorded):
         assert self.settings(random_numbers=recorded).random_numbers == recorded
 
-    @pytest.mark.parametrize(("name", "expected"), [("mlp", "none"), ("shaken", "negligible"), ("noisy", "decisive"), ("wavering", "decisive")])
+    @pytest.mark.parametrize(
+        ("name", "expected"), [("mlp", "none"), ("shaken", "negligible"), ("noisy", "decisive"), ("wavering", "decisive")]
+    )
     @pytest.mark.parametrize("recorded", [True, False])
     def test_and_finds_out_what_is_not_recorded(self, monkeypatch, name, expected, recorded):
         import torch
@@ -157,7 +162,9 @@ class TestRules:
         seen = []
         original = reproduction._Arms.run
         monkeypatch.setattr(
-            reproduction._Arms, "run", lambda arms, name, *rest, **more: seen.append((arms, name, more)) or original(arms, name, *rest, **more)
+            reproduction._Arms,
+            "run",
+            lambda arms, name, *rest, **more: seen.append((arms, name, more)) or original(arms, name, *rest, **more),
         )
         monkeypatch.setattr(sys, "argv", ["repro.py"])
 
@@ -172,7 +179,7 @@ class TestRules:
         assert [more["seed_offset"] for _, arm, more in seen if arm == "eager, again"] == [int(expected == "negligible")]
         torch._dynamo.reset()
 
-    def settings(self, precision=PrecisionSpec("float32"), tolerance=1e-3, **row):
+    def settings(self, precision=FLOAT32, tolerance=1e-3, **row):
         from tasks.reproduction import Settings
 
         row = dict.fromkeys(repro.COLUMNS) | {"accuracy_tolerance": tolerance} | row

@@ -215,7 +215,6 @@ class TestStopping:
         plan = plan_pairs((iteration_s * 1e9, iteration_s * 1e9), SPEC, left_s)
         assert (plan.washout, plan.iterations, plan.min_pairs) == expected
 
-
     @pytest.mark.parametrize("eager_s", [0.04, 0.1, 0.2, 0.45])
     def test_the_reference_sweep_warms_each_block_up(self, eager_s):
         spec = dataclasses.replace(SPEC, min_pairs=7, block_iterations=1, max_time_s=3.0)
@@ -229,8 +228,9 @@ class TestStopping:
 
     def test_the_devices_own_time_is_taken_while_there_is_time(self):
         machine, sides = steady()
-        machine.device_ms = lambda step: step() or 7.0
+        machine.device_ms, machine.event_ms = lambda step: step() or 7.0, lambda step: step() or 8.0
         timing = run(machine, sides)
+        assert (timing.summary.eager_event_ms, timing.summary.compiled_event_ms) == (8.0, 8.0)
         assert (timing.summary.eager_device_ms, timing.summary.compiled_device_ms, timing.summary.launch_bound) == (7.0, 7.0, True)
         assert timing.samples.phase.count("device") == 2 * measure.DEVICE_ITERATIONS
         late = run(*steady(int(100e9), int(100e9)))

@@ -72,7 +72,9 @@ def with_device_times(one, *times_ms):
     columns = {field.name: list(getattr(one.samples, field.name)) for field in fields(one.samples)}
     for time_ms in times_ms:
         for name, column in columns.items():
-            column.append({"phase": "device", "pair": -1, "block": -1, "order": -1, "arm": "eager", "device_ms": time_ms}.get(name, column[0]))
+            column.append(
+                {"phase": "device", "pair": -1, "block": -1, "order": -1, "arm": "eager", "device_ms": time_ms}.get(name, column[0])
+            )
     return replace(one, samples=Samples(**{name: tuple(column) for name, column in columns.items()}))
 
 
