@@ -132,8 +132,8 @@ def compiler_activity() -> tuple[object, ...]:
 
 def _graph_trees() -> tuple[object, ...]:
     """What Inductor's CUDA graphs have come to; nothing where there are none, or where this torch keeps them elsewhere."""
-    trees = sys.modules.get("torch._inductor.cudagraph_trees")  # there once Inductor uses them
-    if not hasattr(trees, "get_manager") or not torch.cuda.is_initialized():
+    trees: Any = sys.modules.get("torch._inductor.cudagraph_trees")  # there once Inductor uses them
+    if not hasattr(trees, "get_manager") or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return ()
     return graphs_recorded(trees.get_manager(torch.cuda.current_device(), create_if_none_exists=False))
 

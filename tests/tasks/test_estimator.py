@@ -257,7 +257,9 @@ def test_an_excess_of_one_arms_mean_is_told_from_chance():
     def excess(spikes_of_eager, spikes_of_compiled):
         rows = []
         for number in range(20):
-            times = [rng.lognormal(0, 0.01, 5) * np.where(rng.random(5) < share, 1.4, 1.0) for share in (spikes_of_eager, spikes_of_compiled)]
+            times = [
+                rng.lognormal(0, 0.01, 5) * np.where(rng.random(5) < share, 1.4, 1.0) for share in (spikes_of_eager, spikes_of_compiled)
+            ]
             rows += pair(number, *([int(1e6 * time) for time in part] for part in times))
         return lopsided(samples_of(*rows))
 
