@@ -70,7 +70,7 @@ def check(tasks: Sequence[TaskSpec], nodes: Sequence[NodeInfo], probes: Mapping[
 
 def capacity(tasks: Sequence[TaskSpec], nodes: Sequence[NodeInfo], max_in_flight: int | None) -> Capacity:
     """Slots for the most modest request of the plan, and the bound on attempts in flight."""
-    slots = max((sum(_fits(task.resources, node) for node in nodes) for task in _distinct(tasks)), default=1)
+    slots = max((sum(fits(task.resources, node) for node in nodes) for task in _distinct(tasks)), default=1)
     slots = max(1, slots)
     return Capacity(slots, max_in_flight or max(slots + 1, int(slots * IN_FLIGHT_FACTOR)))
 
@@ -79,7 +79,7 @@ def _distinct(tasks: Sequence[TaskSpec]) -> list[TaskSpec]:
     return list({task.resources: task for task in tasks}.values())
 
 
-def _fits(resources: ResourceSpec, node: NodeInfo) -> int:
+def fits(resources: ResourceSpec, node: NodeInfo) -> int:
     """How many such tasks fit on an empty node."""
     if resources.accelerator and resources.accelerator not in node.accelerators:
         return 0
@@ -93,7 +93,7 @@ def _fits(resources: ResourceSpec, node: NodeInfo) -> int:
 
 
 def _unschedulable(resources: ResourceSpec, askers: Sequence[TaskSpec], nodes: Sequence[NodeInfo]) -> list[str]:
-    if not nodes or any(_fits(resources, node) for node in nodes):
+    if not nodes or any(fits(resources, node) for node in nodes):
         return []
     largest = {
         "CPUs": (resources.num_cpus, max(node.num_cpus for node in nodes)),
