@@ -142,7 +142,7 @@ class RayCluster:
     def launch(self, task: TaskSpec, attempt: Attempt, avoid: frozenset[str], alone: bool) -> None:
         options = _options(task.resources, alone)
         if avoid:
-            ids = [node.node_id for node in self.nodes() if node.name in avoid]
+            ids = [node.node_id for node in self._nodes if node.name in avoid]
             options |= {"label_selector": {"ray.io/node-id": f"!in({','.join(ids)})"}} if ids else {}
         stream = self._attempt.options(**options).remote(encode(task), encode(attempt))
         self._running[stream] = (task.task_id, attempt.number)
