@@ -10,7 +10,7 @@ import functools
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import typer
@@ -77,13 +77,19 @@ def _with_status(command: Callable[..., ExitCode | None]) -> Callable[..., None]
         try:
             code = command(*arguments, **options)
         except SweepError as error:
-            sys.stderr.write(f"{error}\n")
+            sys.stderr.write("".join(f"{line}\n" for line in (str(error), *_notes(error))))
             code = error.exit_code
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader, ``head`` say, has seen enough
             code = ExitCode.PASSED
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interruption:
+            sys.stderr.write("".join(f"{note}\n" for note in _notes(interruption)))
             code = ExitCode.INTERRUPTED
         raise typer.Exit(int(code or ExitCode.PASSED))
 
     return run
+
+
+def _notes(error: BaseException) -> Sequence[str]:
+    """What was added to the error on its way up: how to go on, say."""
+    return getattr(error, "__notes__", ())

@@ -43,13 +43,14 @@ def run(
         raise UsageError("--retry-failed and --rerun choose among the tasks of an earlier run: add --resume")
     console = json_console(sys.stderr) if log_json else Console(stderr=True)
     again = frozenset(_status(name) for name in rerun or ())
-    failed = frozenset(Status) - {Status.PASS, Status.SKIPPED} if retry_failed else frozenset()
-    request = runs.RunRequest(manifest, results, run_id, address, resume, again | failed, aa)
-    ended = runs.run(request, console)
-    _answers(results, ended.run_id, json)
-    console.print(f"rows: {results.rstrip('/')}/{ended.run_id}", soft_wrap=True, highlight=False)
-    if ended.ending.reason != "finished":
-        console.print(f"{ended.ending.reason}; to go on: {runs.resume_command(request, ended.run_id)}", soft_wrap=True, highlight=False)
+    failed = runs.FAILED if retry_failed else frozenset()
+    ended = runs.run(runs.RunRequest(manifest, results, run_id, address, resume, again | failed, aa, log_json), console)
+    try:
+        _answers(results, ended.run_id, json)
+    finally:
+        console.print(f"rows: {results.rstrip('/')}/{ended.run_id}", soft_wrap=True, highlight=False)
+        if ended.go_on:
+            console.print(f"{ended.ending.reason}; to go on: {ended.go_on}", soft_wrap=True, highlight=False)
     return ended.ending.exit_code
 
 
