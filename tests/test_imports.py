@@ -25,6 +25,7 @@ STDLIB_ONLY = {
     "tasks.spec",
     "tasks.channel",
     "tasks.cuda_driver",
+    "tasks.idle",
     "tasks.lease",
     "tasks.supervisor",
     "tasks.suites.entry",
