@@ -137,6 +137,8 @@ ROWS = pa.schema(
         ("cache_misses", pa.int64()),
         ("paused_s", pa.float64()),
         ("waited_s", pa.float64()),
+        ("owned_s", pa.float64()),
+        ("peak_mib", pa.float64()),
     ]
 )
 """Version 2 added what follows ``log_tail``. ``aa`` marks a task that measured each arm against itself and so has no speedup.
@@ -305,6 +307,8 @@ class TaskRow:
     cache_misses: int | None = None
     paused_s: float | None = None
     waited_s: float | None = None
+    owned_s: float | None = None
+    peak_mib: float | None = None
 
 
 _MEASURED = tuple(
@@ -347,6 +351,7 @@ def row_of(run_id: str, task: TaskSpec, outcome: Outcome, log: str | None = None
         "log_tail": outcome.log_tail or None,
         "paused_s": outcome.paused_s,
         "waited_s": outcome.waited_s,
+        "owned_s": outcome.owned_s,
     }
     cleaned: dict[str, Any] = {name: clean(value) if type(value) is str else value for name, value in columns.items()}
     return TaskRow(**cleaned)

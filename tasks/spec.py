@@ -253,6 +253,7 @@ class Measurement:
     neighbours: int | None = None  # other workers on the device while this one compiled
     eager_peak_mib: float | None = None
     compiled_peak_mib: float | None = None
+    peak_mib: float | None = None  # of the whole process, with saved states, copies and the accuracy reference
     graphs: int | None = None
     graph_breaks: int | None = None
     graph_break_reasons: tuple[str, ...] = ()
@@ -365,6 +366,7 @@ class Outcome:
     phase_s: dict[str, float] = field(default_factory=dict)
     paused_s: float = 0.0  # stopped so that a neighbour could time; not in phase_s
     waited_s: float = 0.0  # waiting to own the device; not in phase_s
+    owned_s: float = 0.0  # the device was its own, to time or to autotune; in phase_s
     started: float = 0.0
     ended: float = 0.0
     node: str = ""

@@ -26,6 +26,7 @@ STDLIB_ONLY = {
     "tasks.spec",
     "tasks.channel",
     "tasks.cuda_driver",
+    "tasks.idle",
     "tasks.lease",
     "tasks.spool",
     "tasks.supervisor",
