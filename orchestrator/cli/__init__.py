@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import functools
 import importlib
-import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import typer
 
+from orchestrator.cli.streams import outlive_readers
 from orchestrator.errors import ExitCode, SweepError
 
 COMMANDS = {
@@ -64,6 +64,7 @@ def app(only: str | None = None) -> typer.Typer:
 
 def main() -> None:
     """Run the command that the arguments name, and exit with its status."""
+    outlive_readers()
     arguments = sys.argv[1:]
     only = next((argument for argument in arguments if not argument.startswith("-")), None)
     app(only if only in COMMANDS else None)(arguments)
@@ -79,9 +80,6 @@ def _with_status(command: Callable[..., ExitCode | None]) -> Callable[..., None]
         except SweepError as error:
             sys.stderr.write(f"{error}\n")
             code = error.exit_code
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader, ``head`` say, has seen enough
-            code = ExitCode.PASSED
         except KeyboardInterrupt:
             code = ExitCode.INTERRUPTED
         raise typer.Exit(int(code or ExitCode.PASSED))
