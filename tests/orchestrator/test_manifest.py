@@ -182,7 +182,7 @@ BAD = {
         HEAD + "suites: {toy: [{name: mine, factory: my.module}]}",
         "m.yaml:3:38: suites.toy[0].factory: 'my.module' must be package.module:function",
     ),
-    "option": (
+    "option of no toy": (
         HEAD + "suites: {toy: [{name: pass, options: {eagerms: 3}}]}",
         "m.yaml:3:39: suites.toy[0].options.eagerms: toy/pass has no option 'eagerms' (did you mean 'eager_ms'?)",
     ),
@@ -488,8 +488,8 @@ def test_the_schema_accepts_what_the_loader_accepts(text):
 BEYOND_SCHEMA = {
     "syntax", "empty", "duplicate", "no version", "no models", "twice in axis", "backend", "mode and options", "backend name",
     "weight of nothing", "weight misspelt", "weight sum", "weight infinite", "pairs", "sharing several", "inline", "inline hang", "suite",
-    "model", "model in a mapping", "option", "pairs of a model", "tolerance without reason", "source", "dtypes", "listed twice", "exclude nothing",
-    "exclude backend", "bundle in several processes", "bundle in several processes of a model",
+    "model", "model in a mapping", "option of no toy", "pairs of a model", "tolerance without reason", "source", "dtypes", "listed twice",
+    "exclude nothing", "exclude backend", "bundle in several processes", "bundle in several processes of a model",
 }  # fmt: skip
 
 

@@ -13,13 +13,13 @@ from tasks.suites.torchbench import CONFIGURED_BUILDERS, EXTRA, MODELS, OPTIONS
 BUILDERS = {entry.builder: name for name, entry in (MODELS | EXTRA).items()}
 
 
-class Asked(Exception):
+class AskedError(Exception):
     pass
 
 
 class Asking(BuildRequest):
     def check_options(self, known):
-        raise Asked(sorted(known))
+        raise AskedError(sorted(known))
 
 
 def test_every_builder_takes_what_the_table_says():
@@ -27,6 +27,6 @@ def test_every_builder_takes_what_the_table_says():
     assert set(OPTIONS) | CONFIGURED_BUILDERS <= set(BUILDERS)
     for builder in set(BUILDERS) - CONFIGURED_BUILDERS:
         name = BUILDERS[builder]
-        with pytest.raises(Asked) as asked:
+        with pytest.raises(AskedError) as asked:
             _torchbench_builder(name)(Asking(name, "training", torch.device("cpu")))
         assert asked.value.args[0] == sorted(OPTIONS.get(builder, ())), builder
