@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import typer
@@ -39,6 +39,9 @@ COMMANDS = {
 }
 """Command -> one line for ``--help``. Each is the function of that name in the module of that name."""
 
+OPTIONAL_VALUES = {"compare": {"--gate": "default"}}
+"""Options of a command that may stand without a value, and what they mean then; typer has no such options."""
+
 
 def app(only: str | None = None) -> typer.Typer:
     """The command line. With ``only``, just that command is imported, which keeps the rest out of its start-up time."""
@@ -67,7 +70,17 @@ def main() -> None:
     outlive_readers()
     arguments = sys.argv[1:]
     only = next((argument for argument in arguments if not argument.startswith("-")), None)
-    app(only if only in COMMANDS else None)(arguments)
+    app(only if only in COMMANDS else None)(_spelled_out(arguments, OPTIONAL_VALUES.get(only or "", {})))
+
+
+def _spelled_out(arguments: Sequence[str], values: Mapping[str, str]) -> list[str]:
+    """The arguments with a value behind each option of ``values`` that has none: at the end, or before another option."""
+    spelled = []
+    for argument, after in zip(arguments, [*arguments[1:], "-"], strict=True):
+        spelled.append(argument)
+        if argument in values and after.startswith("-"):
+            spelled.append(values[argument])
+    return spelled
 
 
 def _with_status(command: Callable[..., ExitCode | None]) -> Callable[..., None]:
