@@ -98,7 +98,7 @@ HUGGINGFACE: dict[str, HuggingFaceEntry] = {
     "YituTechConvBert": HuggingFaceEntry(16, 512, "ConvBertForMaskedLM", "conv-bert-base"),
 }
 
-TIMM_OPTIONS = ("image_size", "drop_rate", "drop_path_rate")
+TIMM_OPTIONS = ("image_size",)
 """What every model of timm takes."""
 
 TIMM: dict[str, TimmEntry] = {

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from tasks.suites.benchmark import Benchmark, BuildRequest, UnsupportedModelError, mean_of_outputs
-from tasks.suites.reference import TIMM, TIMM_OPTIONS, TimmEntry
+from tasks.suites.reference import TIMM, TimmEntry
 
 _LOSS_SCALE = 1000.0
 _RATES = ("drop_rate", "drop_path_rate")
@@ -28,7 +28,7 @@ def build(request: BuildRequest) -> Benchmark:
         UnsupportedModelError: timm has no such model.
         ValueError: an option is unknown or does not fit, or a model outside the 61 comes without a batch size.
     """
-    request.check_options(TIMM_OPTIONS)
+    request.check_options(("image_size", *_RATES))
     entry = TIMM.get(request.name)
     module = _module(request, entry).train(request.training)
     batch_size = request.batch_size_or(entry.default_batch_size(request.mode) if entry else None)

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from orchestrator import run as runs
-from orchestrator.errors import ExitCode, PreflightError
+from orchestrator.errors import ExitCode, PreflightError, StoreError, UsageError
 from tasks.probe import probe
 from tests.orchestrator.fakes import NODE, FakeCluster
 
@@ -60,3 +60,19 @@ def test_a_node_that_lives_and_cannot_answer_does(tmp_path):
 def test_a_cluster_without_a_node_is_refused(tmp_path):
     with pytest.raises(PreflightError, match="no live node"):
         start(tmp_path, Changing([{}], ()))
+
+
+@pytest.mark.parametrize(
+    ("run_id", "results", "error", "words"),
+    [
+        ("a b", "out", UsageError, "run id 'a b': use letters"),
+        ("latest", "out", UsageError, "run id 'latest' is reserved"),
+        ("r", "out", UsageError, "run r exists in .*; add --resume"),
+        ("s", "toys.yaml/out", StoreError, "a part of the path is a file"),
+    ],
+)
+def test_what_is_known_at_once_is_refused_before_a_cluster_is_started(tmp_path, run_id, results, error, words):
+    start(tmp_path, Changing([{NODE.name: probe()}], (NODE,)))
+    request = runs.RunRequest(tmp_path / "toys.yaml", str(tmp_path / results), run_id)
+    with pytest.raises(error, match=words):
+        runs.run(request, Console(file=io.StringIO()), connect=lambda _: pytest.fail("a cluster was started"))
