@@ -26,6 +26,7 @@ from orchestrator import catalogue, source
 from orchestrator.complaints import complaints, show
 from orchestrator.errors import ManifestError, Problem
 from orchestrator.fields import NAME_PATTERN, Backend, Exclude, IncludedFile, Manifest, Model, ModelFields
+from orchestrator.options import option_problems
 from orchestrator.source import Document, Trail
 
 FileT = TypeVar("FileT", bound=IncludedFile)
@@ -323,8 +324,9 @@ def _check_models(entries: Mapping[str, _Entry], manifest: Manifest, top: _File)
 
 def _check_model(entry: _Entry, manifest: Manifest, *, dtypes_known: bool) -> Iterator[Problem]:
     given = entry.given
-    if not given.get("factory") and given.get("source") != "checkout":  # a checkout has names and batch sizes of its own
-        yield from _check_name(entry, manifest)
+    if not given.get("factory"):
+        own_names = given.get("source") == "checkout" and entry.suite == "torchbench"  # and batch sizes: a checkout's
+        yield from _check_options(entry) if own_names else _check_name(entry, manifest)
     if given.get("source") and entry.suite != "torchbench":
         yield entry.problem("only torchbench has a choice of sources", "source")
     if given.get("tolerance") and not given.get("tolerance_reason"):
@@ -344,10 +346,17 @@ def _check_name(entry: _Entry, manifest: Manifest) -> Iterator[Problem]:
     unknown = catalogue.model_problem(entry.suite, entry.name)
     if unknown:
         yield entry.problem(unknown, "name")
-    elif catalogue.needs_batch_size(entry.suite, entry.name):
+        return
+    yield from _check_options(entry)
+    if catalogue.needs_batch_size(entry.suite, entry.name):
         enough = ("batch_size", "eval_batch_size") if manifest.matrix.mode == ["inference"] else ("batch_size",)
         if not any(entry.given.get(field) for field in enough):
             yield entry.problem(f"{entry.key} has no default batch size: give a batch_size")
+
+
+def _check_options(entry: _Entry) -> Iterator[Problem]:
+    for option, message in option_problems(entry.suite, entry.name, entry.given.get("source"), entry.given.get("options", {})):
+        yield entry.document.key_problem((*entry.trail, "options", option), message)
 
 
 def _check_excludes(

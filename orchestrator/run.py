@@ -90,6 +90,7 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
     store = Store(request.results)
     if loaded.manifest.execution.cache == "bundle" and store.bundles_path is None:
         raise UsageError(f"execution.cache: bundle keeps files beside the runs, which nodes cannot write to in {request.results}")
+    store.check_ready(request.run_id, resume=request.resume)
     earlier = _earlier_run(store, request, loaded)
     with _resumable(request, earlier), closing(connect(request.address)) as cluster, _sigterm_is_ctrl_c():
         nodes, probes = _survey(cluster)

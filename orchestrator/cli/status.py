@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator.cli.selection import only_task
+from orchestrator.cli.streams import is_read
 from orchestrator.errors import HeadError, UsageError
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def _print(look: Callable[[], dict[str, Any]], json: bool, watch: bool) -> None:
             sys.stdout.write((json_format.dumps(standing) if json else _text(standing)) + "\n")
             sys.stdout.flush()
             shown = standing
-        if not (watch and _goes_on(standing)):
+        if not (watch and _goes_on(standing) and is_read(sys.stdout)):
             return
         time.sleep(WATCH_S)
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from orchestrator import driver as driving
 from orchestrator import run as runs
-from orchestrator.errors import ExitCode, PreflightError, RunLockedError, StoreError
+from orchestrator.errors import ExitCode, PreflightError, RunLockedError, StoreError, UsageError
 from orchestrator.events import Lost
 from orchestrator.files import LocalFiles
 from orchestrator.lock import RunLock
@@ -278,3 +278,19 @@ def test_only_a_verdict_of_an_earlier_attempt_counts(tmp_path, one_retry):
     spool = tmp_path / "out" / "r" / "spool"
     assert drive(request(tmp_path), LeavesRubbish(2, 1, spool)).ending.exit_code is ExitCode.INFRASTRUCTURE
     assert attempts(tmp_path) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("run_id", "results", "error", "words"),
+    [
+        ("a b", "out", UsageError, "run id 'a b': use letters"),
+        ("latest", "out", UsageError, "run id 'latest' is reserved"),
+        ("r", "out", UsageError, "run r exists in .*; add --resume"),
+        ("s", "toys.yaml/out", StoreError, "a part of the path is a file"),
+    ],
+)
+def test_what_is_known_at_once_is_refused_before_a_cluster_is_started(tmp_path, run_id, results, error, words):
+    start(tmp_path, Changing([{NODE.name: probe()}], (NODE,)))
+    request = runs.RunRequest(tmp_path / "toys.yaml", str(tmp_path / results), run_id)
+    with pytest.raises(error, match=words):
+        runs.run(request, Console(file=io.StringIO()), connect=lambda _: pytest.fail("a cluster was started"))
