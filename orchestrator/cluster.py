@@ -7,25 +7,21 @@ says, so phases and heartbeats reach the driver without an actor or a queue. Ray
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol
 
-from orchestrator.errors import ClusterLostError, InfrastructureError
+from orchestrator.connection import answers, connect
+from orchestrator.errors import ClusterLostError
 from orchestrator.events import Ended, Event, Heartbeat, Lost, PhaseStarted, Started
 from orchestrator.metrics import COUNTERS, GAUGES, TAG, Meters
 from orchestrator.nodes import NodeInfo
 from tasks import supervisor
 from tasks.probe import NodeProbe, probe
 from tasks.spec import Attempt, FailureClass, Outcome, Phase, ResourceSpec, TaskSpec, decode, encode
-
-OBJECT_STORE_BYTES = 256 * 2**20
-"""Outcomes are small; Ray's default is a third of the machine's memory, which models need."""
 
 PROBE_TIMEOUT_S = 120.0
 
@@ -80,12 +76,13 @@ class RayCluster:
         """Connect, or start.
 
         Raises:
+            UsageError: the address is one of Ray Client.
             InfrastructureError: there is no cluster at ``address``, or Ray cannot start here.
         """
         self._clock = clock
         self._nodes: tuple[NodeInfo, ...] = ()
         self._running: dict[Any, tuple[str, int]] = {}
-        self._ray = _connect(address)
+        self._ray = connect(address)
         self._head = self._ray.get_runtime_context().gcs_address
         self._heard_s = clock()
         self._attempt = self._ray.remote(max_retries=0, max_calls=0, scheduling_strategy="SPREAD")(_run_attempt)
@@ -96,7 +93,7 @@ class RayCluster:
         Raises:
             ClusterLostError: it has not answered for ``HEAD_LOST_S``.
         """
-        if _answers(self._head):
+        if answers(self._head):
             self._heard_s = self._clock()
             self._nodes = self._look()
         elif self._clock() - self._heard_s > HEAD_LOST_S:
@@ -187,55 +184,13 @@ class RayCluster:
         )
 
     def close(self) -> None:
-        if _answers(self._head):
+        if answers(self._head):
             for task_id, attempt in list(self._running.values()):
                 self.cancel(task_id, attempt)
         # Without its head Ray's goodbye never ends; nor does the process, unless the goodbye is a daemon's.
         goodbye = threading.Thread(target=self._ray.shutdown, daemon=True)
         goodbye.start()
-        goodbye.join(GOODBYE_S if not _answers(self._head) else None)
-
-
-def _answers(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=2.0):
-            return True
-    except OSError:
-        return False
-
-
-def _connect(address: str | None) -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a sweep needs no network
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        raise InfrastructureError("Ray is not installed here: pip install 'compile-sweep[cluster]'") from error
-    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": False}
-    if address is None:
-        settings |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES, "address": "local"}
-    else:
-        settings |= {"address": address, "runtime_env": _code_for_nodes()}
-    try:
-        ray.init(**settings)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        where = f"no Ray cluster answers at {address}" if address else "Ray does not start on this machine"
-        raise InfrastructureError(f"{where}: {error}") from error
-    return ray
-
-
-def in_submitted_job() -> bool:
-    """Whether this process is the driver of a job that was submitted through Ray Jobs."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-
-
-def _code_for_nodes() -> dict[str, Any]:
-    """Send this project's own two packages along, so that every node runs the code that the driver has."""
-    if in_submitted_job():  # which has brought the project with it
-        return {}
-    packages = Path(__file__).parent.parent
-    return {"py_modules": [str(packages / "orchestrator"), str(packages / "tasks")], "excludes": ["**/__pycache__/**"]}
+        goodbye.join(GOODBYE_S if not answers(self._head) else None)
 
 
 def _options(resources: ResourceSpec, alone: bool) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator import __version__
-from orchestrator.cluster import Cluster, RayCluster, in_submitted_job
+from orchestrator.cluster import Cluster, RayCluster
+from orchestrator.connection import in_submitted_job
 from orchestrator.control import clear_stop, stop_requests
 from orchestrator.costs import recorded
 from orchestrator.driver import Driver, Ending, Progress, Sink
