@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ from tasks.probe import NodeProbe, probe
 from tasks.spec import Attempt, FailureClass, Outcome, Phase, ResourceSpec, TaskSpec, decode, encode
 
 PROBE_TIMEOUT_S = 120.0
+NODE_ID_LABEL = "ray.io/node-id"
 
 HEAD_LOST_S = 40.0
 """A head that does not answer for this long is gone. Ray itself waits 60 s and then ends the process without a word to its program."""
@@ -114,6 +115,7 @@ class RayCluster:
                         num_gpus=resources.get("GPU", 0.0),
                         memory_mib=resources.get("memory", 0.0) / 2**20,
                         accelerators=tuple(sorted(key.removeprefix(prefix) for key in resources if key.startswith(prefix))),
+                        labels=dict(node["Labels"]),
                     )
                 )
         return tuple(sorted(found, key=lambda node: node.name))
@@ -137,10 +139,8 @@ class RayCluster:
             return str(error).strip().splitlines()[-1]
 
     def launch(self, task: TaskSpec, attempt: Attempt, avoid: frozenset[str], alone: bool) -> None:
-        options = _options(task.resources, alone)
-        if avoid:
-            ids = [node.node_id for node in self.nodes() if node.name in avoid]
-            options |= {"label_selector": {"ray.io/node-id": f"!in({','.join(ids)})"}} if ids else {}
+        ids = [node.node_id for node in self.nodes() if node.name in avoid] if avoid else []
+        options = _options(task.resources, alone, ids)
         stream = self._attempt.options(**options).remote(encode(task), encode(attempt))
         self._running[stream] = (task.task_id, attempt.number)
 
@@ -193,7 +193,8 @@ class RayCluster:
         goodbye.join(GOODBYE_S if not answers(self._head) else None)
 
 
-def _options(resources: ResourceSpec, alone: bool) -> dict[str, Any]:
+def _options(resources: ResourceSpec, alone: bool, avoid: Sequence[str] = ()) -> dict[str, Any]:
+    """What Ray is asked for. ``avoid``: ids of nodes that are out of question."""
     options: dict[str, Any] = {"num_cpus": resources.num_cpus, "num_gpus": 0.0}
     if resources.device == "cuda":
         options["num_gpus"] = max(1.0, resources.num_gpus) if alone else resources.num_gpus
@@ -201,6 +202,9 @@ def _options(resources: ResourceSpec, alone: bool) -> dict[str, Any]:
             options["accelerator_type"] = resources.accelerator
     if resources.memory_mib:
         options["memory"] = resources.memory_mib * 2**20
+    labels = dict(resources.labels) | ({NODE_ID_LABEL: f"!in({','.join(avoid)})"} if avoid else {})
+    if labels:
+        options["label_selector"] = labels
     return options
 
 
