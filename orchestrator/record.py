@@ -51,6 +51,7 @@ class RunRecord:
     orchestrator_version: str = ""
     argv: tuple[str, ...] = ()
     cluster: dict[str, Scalar] = field(default_factory=dict)
+    by_device: bool = False  # several GPU models are wanted, and each has its own tables
     aa: bool = False  # each arm was measured against itself: no speedups
     state: RunState = RunState.RUNNING
     exit_code: int | None = None

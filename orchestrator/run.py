@@ -18,7 +18,8 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator import __version__
-from orchestrator.cluster import Cluster, RayCluster, in_submitted_job
+from orchestrator.cluster import Cluster, RayCluster
+from orchestrator.connection import in_submitted_job
 from orchestrator.control import clear_stop, stop_requests
 from orchestrator.costs import recorded
 from orchestrator.driver import Driver, Ending, Progress
@@ -30,7 +31,7 @@ from orchestrator.metrics import Metered
 from orchestrator.nodes import NodeInfo
 from orchestrator.plan import plan_tasks
 from orchestrator.policy import Policy
-from orchestrator.preflight import check, machine, resolve_device
+from orchestrator.preflight import check, machine, resolve_device, suitable
 from orchestrator.progress import LiveProgress, PlainProgress
 from orchestrator.record import PlannedTask, RunRecord, RunState
 from orchestrator.room import Room
@@ -38,9 +39,12 @@ from orchestrator.sharing import Sharing, work_out
 from orchestrator.store import RunStore, Store
 from orchestrator.sweep import Sweep, SweepTask
 from tasks.probe import NodeProbe, code_version
-from tasks.spec import Attempt, Outcome, Status, TaskSpec
+from tasks.spec import Attempt, Outcome, ResourceSpec, Status, TaskSpec
 
 log = logging.getLogger(__name__)
+
+ANY_CPU = 0.01
+"""Asks that a node have cores at all: a head that takes no tasks has none."""
 
 RERUN_ALWAYS = frozenset({Status.INFRA_ERROR})
 """What a resume runs again without being asked: no verdict on the model, only on the machinery."""
@@ -98,7 +102,7 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
         sharing = _sharing(loaded, device, nodes, probes)
         plan = earlier.plan() if earlier else _plan(loaded, device, request, sharing)
         specs = [planned.task for planned in plan if planned.skip_reason is None]
-        check(specs, nodes, probes, code_version())
+        check(specs, nodes, probes, code_version(), mix_accelerators=loaded.manifest.execution.mix_accelerators)
         run_store = earlier or store.create(_record(request, loaded, nodes, device, sharing), plan)
         with _resumable(request, run_store), run_store, _marked_when_broken_off(run_store):
             if earlier:
@@ -209,8 +213,10 @@ def _earlier_run(store: Store, request: RunRequest, loaded: LoadedManifest) -> R
 
 def _sharing(loaded: LoadedManifest, device: str, nodes: Sequence[NodeInfo], probes: Mapping[str, NodeProbe | str]) -> Sharing:
     execution = loaded.manifest.execution
-    suitable = [node for node in nodes if device == "cpu" or execution.accelerator in {None, *node.accelerators}]
-    return work_out(execution.sharing, device, [machine(node, probes.get(node.name)) for node in suitable], execution.num_cpus)
+    accelerator = execution.accelerator if device == "cuda" else None
+    wanted = ResourceSpec(device, ANY_CPU, accelerator=accelerator, labels=tuple(execution.labels.items()))
+    machines = [machine(node, probes.get(node.name)) for node in suitable([wanted], nodes)]
+    return work_out(execution.sharing, device, machines, execution.num_cpus)
 
 
 def _plan(loaded: LoadedManifest, device: str, request: RunRequest, sharing: Sharing) -> tuple[PlannedTask, ...]:
@@ -228,6 +234,7 @@ def _record(request: RunRequest, loaded: LoadedManifest, nodes: Sequence[NodeInf
         started=started,
         manifest_files={file.path: file.text for file in loaded.files},
         weights=dict(loaded.manifest.weights),
+        by_device=loaded.manifest.execution.mix_accelerators,
         aa=request.aa,
         orchestrator_version=__version__,
         argv=tuple(sys.argv),

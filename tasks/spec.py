@@ -188,6 +188,7 @@ class ResourceSpec:
     threads: int | None = None
     compile_threads: int | None = None
     isolation: str = "process"  # "inline": in the supervisor's own process, for toys that finish at once
+    labels: tuple[tuple[str, str], ...] = ()  # Ray's labels that the node must have
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ STDLIB_ONLY = {
     "tasks.suites.toy",
 }
 PURE = {"orchestrator.sweep", "orchestrator.events", "orchestrator.policy", "orchestrator.sharing", "orchestrator.simulate"}
-USERS_OF_RAY = {"orchestrator.cluster", "orchestrator.submit"}
+USERS_OF_RAY = {"orchestrator.cluster", "orchestrator.connection", "orchestrator.submit"}
 
 
 def modules():

@@ -11,14 +11,16 @@ import typer
 from orchestrator.errors import ExitCode, UsageError
 from tasks.spec import Status
 
-EPILOG = "Examples: sweep run manifests/smoke.yaml | sweep run manifests/pt2.yaml --address ray://head:10001 --resume"
+EPILOG = "Examples: sweep run manifests/smoke.yaml | sweep run manifests/pt2.yaml --address head:6379 --resume"
 
 
 def run(
     manifest: Annotated[Path, typer.Argument(help="The manifest. " + EPILOG)],
     results: Annotated[str, typer.Option(help="The results store: a folder or an object-store URI.")] = "results",
     run_id: Annotated[str | None, typer.Option(help="Name of the run; made from the manifest's name and the time if not given.")] = None,
-    address: Annotated[str | None, typer.Option(help="A Ray cluster's address; without it a local Ray is started for the purpose.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="A Ray cluster's address, HEAD:6379, on one of its nodes; without it a local Ray is started.")
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with --run-id, or with the manifest's latest run; start if none.")
     ] = False,
