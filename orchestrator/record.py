@@ -52,6 +52,7 @@ class RunRecord:
     argv: tuple[str, ...] = ()
     cluster: dict[str, Scalar] = field(default_factory=dict)
     aa: bool = False  # each arm was measured against itself: no speedups
+    environment: str | None = None  # which of the manifest's environments, if it has several
     state: RunState = RunState.RUNNING
     exit_code: int | None = None
     ended: float | None = None

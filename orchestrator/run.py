@@ -21,7 +21,8 @@ from orchestrator.cluster import Cluster, RayCluster, in_submitted_job
 from orchestrator.control import clear_stop, stop_requests
 from orchestrator.costs import recorded
 from orchestrator.driver import Driver, Ending, Progress, Sink
-from orchestrator.errors import ExitCode, StoreError, UsageError
+from orchestrator.environments import only, run_name
+from orchestrator.errors import ExitCode, RunLockedError, StoreError, UsageError
 from orchestrator.journal import Journal
 from orchestrator.json_log import JsonConsole, JsonProgress
 from orchestrator.manifest import LoadedManifest, load_manifest
@@ -40,6 +41,8 @@ from tasks.spec import Attempt, Outcome, Status, TaskSpec
 
 log = logging.getLogger(__name__)
 
+LOCK_POLL_S = 2.0
+
 RERUN_ALWAYS = frozenset({Status.INFRA_ERROR})
 """What a resume runs again without being asked: no verdict on the model, only on the machinery."""
 
@@ -49,6 +52,7 @@ class RunRequest:
     """What the user asked for.
 
     ``rerun``: statuses whose tasks a resume runs again, beside those of ``RERUN_ALWAYS``. ``aa``: measure each arm against itself.
+    ``environment``: which of the manifest's this Python is. ``lock_wait_s``: how long a resume waits for a driver that holds the run.
     """
 
     manifest: Path
@@ -58,6 +62,8 @@ class RunRequest:
     resume: bool = False
     rerun: frozenset[Status] = field(default_factory=frozenset)
     aa: bool = False
+    environment: str | None = None
+    lock_wait_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +83,7 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
         RunLockedError: another driver runs this run.
         StoreError: the store cannot be read or written.
     """
-    loaded = load_manifest(request.manifest)
+    loaded = only(load_manifest(request.manifest), request.environment)
     store = Store(request.results)
     if loaded.manifest.execution.cache == "bundle" and store.bundles_path is None:
         raise UsageError(f"execution.cache: bundle keeps files beside the runs, which nodes cannot write to in {request.results}")
@@ -92,7 +98,7 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
         run_store = earlier or store.create(_record(request, loaded, nodes, device, sharing), plan)
         with run_store:
             if earlier:
-                _reopen(run_store, console)
+                _reopen(run_store, console, request.lock_wait_s)
             ending = _drive(run_store, plan, loaded, cluster, nodes, request.rerun, console, store.bundles_path)
             return Ended(run_store.run_id, _conclude(run_store, plan, ending, rerun=bool(earlier and request.rerun)))
 
@@ -102,7 +108,8 @@ def resume_command(request: RunRequest, run_id: str) -> str:
     if in_submitted_job():  # paths are those of the job's copy
         return f"sweep submit MANIFEST, as before, with --run-id {shlex.quote(run_id)} --resume"
     words = ["sweep", "run", str(request.manifest), "--results", request.results, "--run-id", run_id, "--resume"]
-    return shlex.join(words + (["--aa"] if request.aa else []) + (["--address", request.address] if request.address else []))
+    given = [*(("--aa",) if request.aa else ()), *(("--environment", request.environment) if request.environment else ())]
+    return shlex.join(words + given + (["--address", request.address] if request.address else []))
 
 
 # --- before ---------------------------------------------------------------------------------------------------------------------
@@ -126,7 +133,10 @@ def _earlier_run(store: Store, request: RunRequest, loaded: LoadedManifest) -> R
         record
         for record in store.runs()
         if record.run_id == request.run_id
-        or (request.run_id is None and (record.manifest, record.aa) == (loaded.manifest.name, request.aa))
+        or (
+            request.run_id is None
+            and (record.manifest, record.aa, record.environment) == (loaded.manifest.name, request.aa, loaded.environment)
+        )
     ]
     if not wanted:
         return None
@@ -156,13 +166,14 @@ def _record(request: RunRequest, loaded: LoadedManifest, nodes: Sequence[NodeInf
     started = time.time()
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(started))
     return RunRecord(
-        run_id=request.run_id or f"{loaded.manifest.name}-{'aa-' if request.aa else ''}{stamp}",
+        run_id=request.run_id or f"{run_name(loaded.manifest.name, loaded)}-{'aa-' if request.aa else ''}{stamp}",
         manifest=loaded.manifest.name,
         manifest_digest=loaded.digest,
         started=started,
         manifest_files={file.path: file.text for file in loaded.files},
         weights=dict(loaded.manifest.weights),
         aa=request.aa,
+        environment=loaded.environment,
         orchestrator_version=__version__,
         argv=tuple(sys.argv),
         cluster={
@@ -178,12 +189,29 @@ def _record(request: RunRequest, loaded: LoadedManifest, nodes: Sequence[NodeInf
     )
 
 
-def _reopen(run_store: RunStore, console: Console) -> None:
+def _reopen(run_store: RunStore, console: Console, lock_wait_s: float) -> None:
     """Take over a run: its lock, and what a dead driver left behind."""
-    run_store.acquire()
+    _acquire(run_store, console, lock_wait_s)
     clear_stop(run_store.files)
     run_store.set_state(RunState.RUNNING)
     console.print(f"going on with run {run_store.run_id}", highlight=False)
+
+
+def _acquire(run_store: RunStore, console: Console, wait_s: float) -> None:
+    """Take the run's lock; a driver that died on another machine holds it until its silence has lasted long enough."""
+    give_up_s, told = time.monotonic() + wait_s, False
+    while True:
+        try:
+            run_store.acquire()
+        except RunLockedError as error:
+            if time.monotonic() >= give_up_s:
+                raise
+            if not told:
+                console.print(f"{error}; waiting up to {wait_s:.0f} s", soft_wrap=True, highlight=False)
+                told = True
+            time.sleep(min(LOCK_POLL_S, wait_s))
+        else:
+            return
 
 
 # --- during ---------------------------------------------------------------------------------------------------------------------

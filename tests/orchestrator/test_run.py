@@ -9,7 +9,9 @@ import pytest
 from rich.console import Console
 
 from orchestrator import run as runs
-from orchestrator.errors import ExitCode, PreflightError
+from orchestrator.errors import ExitCode, PreflightError, RunLockedError
+from orchestrator.files import LocalFiles
+from orchestrator.lock import RunLock
 from tasks.probe import probe
 from tests.orchestrator.fakes import NODE, FakeCluster
 
@@ -60,3 +62,25 @@ def test_a_node_that_lives_and_cannot_answer_does(tmp_path):
 def test_a_cluster_without_a_node_is_refused(tmp_path):
     with pytest.raises(PreflightError, match="no live node"):
         start(tmp_path, Changing([{}], ()))
+
+
+def test_a_resume_waits_for_the_lock_of_a_driver_that_is_going(tmp_path, monkeypatch):
+    start(tmp_path, Changing([{NODE.name: probe()}], (NODE,)))
+    held = RunLock.acquire(LocalFiles(tmp_path / "out" / "r"))
+    waits = []
+
+    def wait(seconds):
+        waits.append(seconds)
+        if len(waits) == 3:
+            held.release()
+
+    request = runs.RunRequest(tmp_path / "toys.yaml", str(tmp_path / "out"), "r", resume=True)
+    with pytest.raises(RunLockedError):
+        runs.run(request, Console(file=io.StringIO()), connect=lambda _: Changing([{NODE.name: probe()}], (NODE,)))
+    monkeypatch.setattr(runs.time, "sleep", wait)
+    said = io.StringIO()
+    request = dataclasses.replace(request, lock_wait_s=60.0)
+    ended = runs.run(request, Console(file=said), connect=lambda _: Changing([{NODE.name: probe()}], (NODE,)))
+    assert ended.ending.exit_code is ExitCode.PASSED
+    assert len(waits) == 3
+    assert said.getvalue().count("waiting up to 60 s") == 1
