@@ -98,7 +98,7 @@ def capacity(tasks: Sequence[TaskSpec], nodes: Sequence[NodeInfo], max_in_flight
 def suitable(requests: Iterable[ResourceSpec], nodes: Sequence[NodeInfo]) -> list[NodeInfo]:
     """The nodes on which at least one of ``requests`` fits."""
     wanted = list(requests)
-    return [node for node in nodes if any(_fits(resources, node) for resources in wanted)]
+    return [node for node in nodes if any(fits(resources, node) for resources in wanted)]
 
 
 def _distinct(tasks: Sequence[TaskSpec]) -> list[TaskSpec]:

@@ -23,6 +23,7 @@ from orchestrator.connection import in_submitted_job
 from orchestrator.control import clear_stop, stop_requests
 from orchestrator.costs import recorded
 from orchestrator.driver import Driver, Ending, Progress
+from orchestrator.environments import only, run_name
 from orchestrator.errors import ExitCode, RunLockedError, StoreError, UsageError
 from orchestrator.journal import Journal
 from orchestrator.json_log import JsonConsole, JsonProgress
@@ -45,6 +46,7 @@ log = logging.getLogger(__name__)
 
 ANY_CPU = 0.01
 """Asks that a node have cores at all: a head that takes no tasks has none."""
+LOCK_POLL_S = 2.0
 
 RERUN_ALWAYS = frozenset({Status.INFRA_ERROR})
 """What a resume runs again without being asked: no verdict on the model, only on the machinery."""
@@ -58,6 +60,7 @@ class RunRequest:
     """What the user asked for.
 
     ``rerun``: statuses whose tasks a resume runs again, beside those of ``RERUN_ALWAYS``. ``aa``: measure each arm against itself.
+    ``environment``: which of the manifest's this Python is. ``lock_wait_s``: how long a resume waits for a driver that holds the run.
     """
 
     manifest: Path
@@ -68,6 +71,8 @@ class RunRequest:
     rerun: frozenset[Status] = field(default_factory=frozenset)
     aa: bool = False
     log_json: bool = False
+    environment: str | None = None
+    lock_wait_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +95,7 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
 
     What is raised once the run is there, be it by Ctrl-C or by a bug, has the command that goes on with it as a note.
     """
-    loaded = load_manifest(request.manifest)
+    loaded = only(load_manifest(request.manifest), request.environment)
     store = Store(request.results)
     if loaded.manifest.execution.cache == "bundle" and store.bundles_path is None:
         raise UsageError(f"execution.cache: bundle keeps files beside the runs, which nodes cannot write to in {request.results}")
@@ -106,7 +111,7 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
         run_store = earlier or store.create(_record(request, loaded, nodes, device, sharing), plan)
         with _resumable(request, run_store), run_store, _marked_when_broken_off(run_store):
             if earlier:
-                _reopen(run_store, console)
+                _reopen(run_store, console, request.lock_wait_s)
             ending = _drive(run_store, plan, loaded, cluster, request.rerun, console, store.bundles_path)
             with run_store.kept_alive():
                 ending = _conclude(run_store, plan, ending)
@@ -121,6 +126,7 @@ def resume_command(request: RunRequest, run_id: str) -> str:
     words = ["sweep", "run", str(request.manifest), "--results", request.results, "--run-id", run_id, "--resume"]
     words += ["--aa"] if request.aa else []
     words += ["--log-json"] if request.log_json else []
+    words += ["--environment", request.environment] if request.environment else []
     return shlex.join(words + (["--address", request.address] if request.address else [])) + again
 
 
@@ -196,7 +202,10 @@ def _earlier_run(store: Store, request: RunRequest, loaded: LoadedManifest) -> R
         record
         for record in store.runs()
         if record.run_id == request.run_id
-        or (request.run_id is None and (record.manifest, record.aa) == (loaded.manifest.name, request.aa))
+        or (
+            request.run_id is None
+            and (record.manifest, record.aa, record.environment) == (loaded.manifest.name, request.aa, loaded.environment)
+        )
     ]
     if not wanted:
         return None
@@ -228,7 +237,7 @@ def _record(request: RunRequest, loaded: LoadedManifest, nodes: Sequence[NodeInf
     started = time.time()
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(started))
     return RunRecord(
-        run_id=request.run_id or f"{loaded.manifest.name}-{'aa-' if request.aa else ''}{stamp}",
+        run_id=request.run_id or f"{run_name(loaded.manifest.name, loaded)}-{'aa-' if request.aa else ''}{stamp}",
         manifest=loaded.manifest.name,
         manifest_digest=loaded.digest,
         started=started,
@@ -236,6 +245,7 @@ def _record(request: RunRequest, loaded: LoadedManifest, nodes: Sequence[NodeInf
         weights=dict(loaded.manifest.weights),
         by_device=loaded.manifest.execution.mix_accelerators,
         aa=request.aa,
+        environment=loaded.environment,
         orchestrator_version=__version__,
         argv=tuple(sys.argv),
         cluster={
@@ -251,12 +261,29 @@ def _record(request: RunRequest, loaded: LoadedManifest, nodes: Sequence[NodeInf
     )
 
 
-def _reopen(run_store: RunStore, console: Console) -> None:
+def _reopen(run_store: RunStore, console: Console, lock_wait_s: float) -> None:
     """Take over a run: its lock, and what a dead driver left behind."""
-    run_store.acquire()
+    _acquire(run_store, console, lock_wait_s)
     clear_stop(run_store.files)
     run_store.set_state(RunState.RUNNING)
     console.print(f"going on with run {run_store.run_id}", highlight=False)
+
+
+def _acquire(run_store: RunStore, console: Console, wait_s: float) -> None:
+    """Take the run's lock; a driver that died on another machine holds it until its silence has lasted long enough."""
+    give_up_s, told = time.monotonic() + wait_s, False
+    while True:
+        try:
+            run_store.acquire()
+        except RunLockedError as error:
+            if time.monotonic() >= give_up_s:
+                raise
+            if not told:
+                console.print(f"{error}; waiting up to {wait_s:.0f} s", soft_wrap=True, highlight=False)
+                told = True
+            time.sleep(min(LOCK_POLL_S, wait_s))
+        else:
+            return
 
 
 # --- during ---------------------------------------------------------------------------------------------------------------------

@@ -29,6 +29,11 @@ def run(
     aa: Annotated[
         bool, typer.Option("--aa", help="Measure each arm against itself, to see how often intervals hold 1.0; gives no speedups.")
     ] = False,
+    environment: Annotated[
+        str | None,
+        typer.Option(help="Which of the manifest's environments this Python is. Nothing is installed; `sweep submit` does that."),
+    ] = None,
+    wait_for_lock: Annotated[float, typer.Option(min=0, help="With --resume: seconds to wait for a driver that holds the run.")] = 0.0,
     json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON.")] = False,
     log_json: Annotated[bool, typer.Option("--log-json", help="Progress as JSON, one object per line, on stderr.")] = False,
 ) -> ExitCode:
@@ -43,10 +48,13 @@ def run(
 
     if (retry_failed or rerun) and not resume:
         raise UsageError("--retry-failed and --rerun choose among the tasks of an earlier run: add --resume")
+    if wait_for_lock and not resume:
+        raise UsageError("--wait-for-lock is for a run that is there: add --resume")
     console = json_console(sys.stderr) if log_json else Console(stderr=True)
     again = frozenset(_status(name) for name in rerun or ())
     failed = runs.FAILED if retry_failed else frozenset()
-    ended = runs.run(runs.RunRequest(manifest, results, run_id, address, resume, again | failed, aa, log_json), console)
+    request = runs.RunRequest(manifest, results, run_id, address, resume, again | failed, aa, log_json, environment, wait_for_lock)
+    ended = runs.run(request, console)
     try:
         _answers(results, ended.run_id, json)
     finally:
