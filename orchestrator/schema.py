@@ -143,8 +143,8 @@ ROWS = pa.schema(
     ]
 )
 """Version 2 added what follows ``log_tail``, version 3 what follows ``waited_s``. ``aa`` marks a task that measured each arm against
-itself and so has no speedup. ``log`` is relative to the run's folder, ``code_version`` is the digest of the measuring code, and ``other_versions``, ``machine`` and
-``environment`` are JSON objects."""
+itself and so has no speedup. ``log`` is relative to the run's folder, ``code_version`` is the digest of the measuring code, and
+``other_versions``, ``machine`` and ``environment`` are JSON objects."""
 
 SAMPLES = pa.schema(
     [
