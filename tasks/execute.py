@@ -22,6 +22,7 @@ from tasks import accuracy, bundle, compilation, environment, estimator, failure
 from tasks.channel import Channel
 from tasks.comparison import leaves
 from tasks.compilation import stance
+from tasks.probe import cpu_model
 from tasks.spec import AA_PHASES, Accuracy, Blocks, FailureClass, Measurement, Phase, Samples, Status, TaskSpec, WorkerResult
 from tasks.step import State, Workload
 from tasks.stepper import Machine, Side
@@ -109,7 +110,7 @@ class _Execution:
             failure.require_cuda()
             device = torch.device("cuda", torch.cuda.current_device())
         self._note(
-            device=torch.cuda.get_device_name(device) if device.type == "cuda" else environment.cpu_model(),
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model(),
             gpu_uuid=environment.gpu_uuid(device),
             threads=threads,
             compile_threads=resources.compile_threads,
