@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import pyarrow.fs as pafs
 
 from orchestrator.errors import StoreError, UsageError
+from orchestrator.secrecy import holds_credentials
 
 _ADVICE = {
     errno.ENOSPC: "the disk is full; free some space, then resume the run",
@@ -25,6 +26,12 @@ _ADVICE = {
     errno.EROFS: "the filesystem is read-only; choose another --results folder",
     errno.ENOTDIR: "a part of the path is a file; choose another --results folder",
 }
+
+
+CREDENTIALS = (
+    "the place of results holds a user or password, which would be stored with the run: give the URI without, and the credentials by "
+    "environment variables, a profile or a service account"
+)
 
 
 class Files(Protocol):
@@ -68,10 +75,12 @@ def open_files(root: str) -> Files:
     """The folder at a local path or at an object-store URI.
 
     Raises:
-        UsageError: the URI names no filesystem that pyarrow knows.
+        UsageError: the URI names no filesystem that pyarrow knows, or holds credentials.
     """
     if "://" not in root:
         return LocalFiles(Path(root))
+    if holds_credentials(root):  # this text is stored with runs and shown in lists
+        raise UsageError(CREDENTIALS)
     try:
         filesystem, path = pafs.FileSystem.from_uri(root)
     except (ValueError, OSError) as error:

@@ -20,10 +20,12 @@ from rich.console import Console
 
 from orchestrator import __version__
 from orchestrator.carry import carriable
-from orchestrator.cluster import Cluster, RayCluster, in_submitted_job
+from orchestrator.cluster import Cluster, RayCluster
+from orchestrator.connection import in_submitted_job
 from orchestrator.control import clear_stop, stop_requests
 from orchestrator.costs import recorded
 from orchestrator.driver import Driver, Ending, Progress
+from orchestrator.environments import only, run_name
 from orchestrator.errors import ExitCode, RunLockedError, StoreError, UsageError
 from orchestrator.journal import Journal
 from orchestrator.json_log import JsonConsole, JsonProgress
@@ -32,7 +34,7 @@ from orchestrator.metrics import Metered
 from orchestrator.nodes import NodeInfo
 from orchestrator.plan import plan_tasks
 from orchestrator.policy import Policy
-from orchestrator.preflight import check, machine, resolve_device
+from orchestrator.preflight import check, machine, resolve_device, suitable
 from orchestrator.progress import LiveProgress, PlainProgress
 from orchestrator.record import PlannedTask, RunRecord, RunState
 from orchestrator.room import Room
@@ -40,9 +42,13 @@ from orchestrator.sharing import Sharing, work_out
 from orchestrator.store import RunStore, Store
 from orchestrator.sweep import Sweep, SweepTask
 from tasks.probe import NodeProbe, code_version
-from tasks.spec import Attempt, Outcome, Status, TaskSpec
+from tasks.spec import Attempt, Outcome, ResourceSpec, Status, TaskSpec
 
 log = logging.getLogger(__name__)
+
+ANY_CPU = 0.01
+"""Asks that a node have cores at all: a head that takes no tasks has none."""
+LOCK_POLL_S = 2.0
 
 RERUN_ALWAYS = frozenset({Status.INFRA_ERROR})
 """What a resume runs again without being asked: no verdict on the model, only on the machinery."""
@@ -57,6 +63,7 @@ class RunRequest:
 
     ``rerun``: statuses whose tasks a resume runs again, beside those of ``RERUN_ALWAYS``. ``aa``: measure each arm against itself.
     ``carry``: the run whose results are taken over where nothing that moves them has changed.
+    ``environment``: which of the manifest's this Python is. ``lock_wait_s``: how long a resume waits for a driver that holds the run.
     """
 
     manifest: Path
@@ -67,6 +74,8 @@ class RunRequest:
     rerun: frozenset[Status] = field(default_factory=frozenset)
     aa: bool = False
     log_json: bool = False
+    environment: str | None = None
+    lock_wait_s: float = 0.0
     carry: str | None = None
 
 
@@ -90,10 +99,11 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
 
     What is raised once the run is there, be it by Ctrl-C or by a bug, has the command that goes on with it as a note.
     """
-    loaded = load_manifest(request.manifest)
+    loaded = only(load_manifest(request.manifest), request.environment)
     store = Store(request.results)
     if loaded.manifest.execution.cache == "bundle" and store.bundles_path is None:
         raise UsageError(f"execution.cache: bundle keeps files beside the runs, which nodes cannot write to in {request.results}")
+    store.check_ready(request.run_id, resume=request.resume)
     earlier = _earlier_run(store, request, loaded)
     source = store.resolve(request.carry) if request.carry else None
     with _resumable(request, earlier), closing(connect(request.address)) as cluster, _sigterm_is_ctrl_c():
@@ -102,11 +112,11 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
         sharing = _sharing(loaded, device, nodes, probes)
         plan = earlier.plan() if earlier else _plan(loaded, device, request, sharing)
         specs = [planned.task for planned in plan if planned.skip_reason is None]
-        check(specs, nodes, probes, code_version())
+        check(specs, nodes, probes, code_version(), mix_accelerators=loaded.manifest.execution.mix_accelerators)
         run_store = earlier or store.create(_record(request, loaded, nodes, device, sharing), plan)
         with _resumable(request, run_store), run_store, _marked_when_broken_off(run_store):
             if earlier:
-                _reopen(run_store, console)
+                _reopen(run_store, console, request.lock_wait_s)
             take_over = partial(_take_over, run_store, source, specs, nodes, probes, console)
             ending = _drive(run_store, plan, loaded, cluster, request.rerun, console, store.bundles_path, take_over)
             with run_store.kept_alive():
@@ -123,6 +133,7 @@ def resume_command(request: RunRequest, run_id: str) -> str:
     words += ["--aa"] if request.aa else []
     words += ["--carry", request.carry] if request.carry else []
     words += ["--log-json"] if request.log_json else []
+    words += ["--environment", request.environment] if request.environment else []
     return shlex.join(words + (["--address", request.address] if request.address else [])) + again
 
 
@@ -198,7 +209,10 @@ def _earlier_run(store: Store, request: RunRequest, loaded: LoadedManifest) -> R
         record
         for record in store.runs()
         if record.run_id == request.run_id
-        or (request.run_id is None and (record.manifest, record.aa) == (loaded.manifest.name, request.aa))
+        or (
+            request.run_id is None
+            and (record.manifest, record.aa, record.environment) == (loaded.manifest.name, request.aa, loaded.environment)
+        )
     ]
     if not wanted:
         return None
@@ -215,8 +229,10 @@ def _earlier_run(store: Store, request: RunRequest, loaded: LoadedManifest) -> R
 
 def _sharing(loaded: LoadedManifest, device: str, nodes: Sequence[NodeInfo], probes: Mapping[str, NodeProbe | str]) -> Sharing:
     execution = loaded.manifest.execution
-    suitable = [node for node in nodes if device == "cpu" or execution.accelerator in {None, *node.accelerators}]
-    return work_out(execution.sharing, device, [machine(node, probes.get(node.name)) for node in suitable], execution.num_cpus)
+    accelerator = execution.accelerator if device == "cuda" else None
+    wanted = ResourceSpec(device, ANY_CPU, accelerator=accelerator, labels=tuple(execution.labels.items()))
+    machines = [machine(node, probes.get(node.name)) for node in suitable([wanted], nodes)]
+    return work_out(execution.sharing, device, machines, execution.num_cpus)
 
 
 def _plan(loaded: LoadedManifest, device: str, request: RunRequest, sharing: Sharing) -> tuple[PlannedTask, ...]:
@@ -228,13 +244,15 @@ def _record(request: RunRequest, loaded: LoadedManifest, nodes: Sequence[NodeInf
     started = time.time()
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(started))
     return RunRecord(
-        run_id=request.run_id or f"{loaded.manifest.name}-{'aa-' if request.aa else ''}{stamp}",
+        run_id=request.run_id or f"{run_name(loaded.manifest.name, loaded)}-{'aa-' if request.aa else ''}{stamp}",
         manifest=loaded.manifest.name,
         manifest_digest=loaded.digest,
         started=started,
         manifest_files={file.path: file.text for file in loaded.files},
         weights=dict(loaded.manifest.weights),
+        by_device=loaded.manifest.execution.mix_accelerators,
         aa=request.aa,
+        environment=loaded.environment,
         orchestrator_version=__version__,
         argv=tuple(sys.argv),
         cluster={
@@ -250,12 +268,29 @@ def _record(request: RunRequest, loaded: LoadedManifest, nodes: Sequence[NodeInf
     )
 
 
-def _reopen(run_store: RunStore, console: Console) -> None:
+def _reopen(run_store: RunStore, console: Console, lock_wait_s: float) -> None:
     """Take over a run: its lock, and what a dead driver left behind."""
-    run_store.acquire()
+    _acquire(run_store, console, lock_wait_s)
     clear_stop(run_store.files)
     run_store.set_state(RunState.RUNNING)
     console.print(f"going on with run {run_store.run_id}", highlight=False)
+
+
+def _acquire(run_store: RunStore, console: Console, wait_s: float) -> None:
+    """Take the run's lock; a driver that died on another machine holds it until its silence has lasted long enough."""
+    give_up_s, told = time.monotonic() + wait_s, False
+    while True:
+        try:
+            run_store.acquire()
+        except RunLockedError as error:
+            if time.monotonic() >= give_up_s:
+                raise
+            if not told:
+                console.print(f"{error}; waiting up to {wait_s:.0f} s", soft_wrap=True, highlight=False)
+                told = True
+            time.sleep(min(LOCK_POLL_S, wait_s))
+        else:
+            return
 
 
 # --- during ---------------------------------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from orchestrator.spool import Spool
 from tasks.spec import Outcome, Samples, Status, TaskSpec, slug
 
 BUNDLES = "bundles"
+LATEST = "latest"
 _PROBE_FILE = "writable.probe"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -68,15 +69,27 @@ class Store:
                 log.warning("%s; the run is left out", error)
         return sorted(found, key=lambda record: (record.started, record.run_id))
 
-    def check_writable(self) -> int:
-        """Write something and remove it again; the number of runs that are there.
+    def check_ready(self, run_id: str | None, *, resume: bool) -> None:
+        """Refuse at once what ``create`` would refuse, and a place where no run can be stored.
+
+        Raises:
+            UsageError: the run exists and is not to be resumed, or its id is no folder name.
+            StoreError: this process cannot write here.
+        """
+        if run_id is not None:
+            check_run_id(run_id)
+            if not resume and self._run(run_id).exists():
+                raise self._exists(run_id)
+        self.check_writable()
+
+    def check_writable(self) -> None:
+        """Write something and remove it again.
 
         Raises:
             StoreError: this process cannot write here.
         """
         self._files.write(_PROBE_FILE, b"", durable=False)
         self._files.remove(_PROBE_FILE)
-        return len(self.runs())
 
     def resolve(self, name: str) -> RunStore:
         """The run called ``name``, which may be ``latest``, a run id, or the beginning of exactly one run id.
@@ -91,7 +104,7 @@ class Store:
         runs = [record.run_id for record in self.runs()]
         if not runs:
             raise UsageError(f"{self.root}: there are no runs; start one with `sweep run MANIFEST --results {self.root}`")
-        if name == "latest":
+        if name == LATEST:
             return self._run(runs[-1])
         matches = [run_id for run_id in runs if name and run_id.startswith(name)]
         if len(matches) == 1:
@@ -110,7 +123,7 @@ class Store:
         lock = RunLock.acquire(run.files)
         try:
             if run.exists():
-                raise UsageError(f"run {record.run_id} exists in {self.root}; add --resume to go on with it, or choose another --run-id")
+                raise self._exists(record.run_id)
             run.files.write(PLAN_FILE, plan_bytes(plan))
             run.files.write(RECORD_FILE, record_bytes(dataclasses.replace(record, planned=len(plan))))
         except BaseException:
@@ -118,6 +131,9 @@ class Store:
             raise
         run.adopt(lock)
         return run
+
+    def _exists(self, run_id: str) -> UsageError:
+        return UsageError(f"run {run_id} exists in {self.root}; add --resume to go on with it, or choose another --run-id")
 
     def _run(self, run_id: str) -> RunStore:
         return RunStore(self._files.child(run_id), run_id)
@@ -129,7 +145,9 @@ def check_run_id(run_id: str) -> None:
     Raises:
         UsageError: with what it may be.
     """
-    if not _RUN_ID.fullmatch(run_id) or run_id == "latest":
+    if run_id == LATEST:
+        raise UsageError(f"run id '{LATEST}' is reserved: it stands for the newest run; choose another, or leave it out with --resume")
+    if not _RUN_ID.fullmatch(run_id):
         raise UsageError(f"run id {run_id!r}: use letters, digits, '.', '_' and '-', at most 100, a letter or digit first")
 
 

@@ -26,6 +26,7 @@ STDLIB_ONLY = {
     "tasks.spec",
     "tasks.channel",
     "tasks.cuda_driver",
+    "tasks.idle",
     "tasks.lease",
     "tasks.spool",
     "tasks.supervisor",
@@ -35,7 +36,7 @@ STDLIB_ONLY = {
     "tasks.suites.toy",
 }
 PURE = {"orchestrator.sweep", "orchestrator.events", "orchestrator.policy", "orchestrator.sharing", "orchestrator.simulate"}
-USERS_OF_RAY = {"orchestrator.cluster", "orchestrator.submit"}
+USERS_OF_RAY = {"orchestrator.cluster", "orchestrator.connection", "orchestrator.submit"}
 
 
 def modules():

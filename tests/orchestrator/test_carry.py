@@ -121,9 +121,10 @@ def sweep(tmp_path, monkeypatch, capsys):
 
 def test_a_run_takes_over_what_has_not_changed_and_its_rows_say_so(sweep, tmp_path):
     (tmp_path / "old.yaml").write_text(TOYS % "pass.3")
-    (tmp_path / "new.yaml").write_text(TOYS % "{name: pass.3, options: {speedup: 2.0}}")
+    (tmp_path / "new.yaml").write_text(TOYS % "{name: pass.3, options: {eager_ms: 7.0}}")
     assert sweep("run", "old.yaml", "--run-id", "old")[0] == ExitCode.PASSED
-    code, out, _, _ = sweep("plan", "new.yaml", "--results", "results", "--carry", "old", "--json")
+    code, out, err, _ = sweep("plan", "new.yaml", "--results", "results", "--carry", "old", "--json")
+    assert code == 0, err
     assert (code, json.loads(out)["reasons"]) == (0, {"changed": 1, "done": 2})
     code, _, err, launched = sweep("run", "new.yaml", "--run-id", "new", "--carry", "old")
     assert (code, launched) == (ExitCode.PASSED, ["pass.3"])

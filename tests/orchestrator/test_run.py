@@ -14,7 +14,7 @@ from rich.console import Console
 
 from orchestrator import driver as driving
 from orchestrator import run as runs
-from orchestrator.errors import ExitCode, PreflightError, RunLockedError, StoreError
+from orchestrator.errors import ExitCode, PreflightError, RunLockedError, StoreError, UsageError
 from orchestrator.events import Lost
 from orchestrator.files import LocalFiles
 from orchestrator.lock import RunLock
@@ -278,3 +278,41 @@ def test_only_a_verdict_of_an_earlier_attempt_counts(tmp_path, one_retry):
     spool = tmp_path / "out" / "r" / "spool"
     assert drive(request(tmp_path), LeavesRubbish(2, 1, spool)).ending.exit_code is ExitCode.INFRASTRUCTURE
     assert attempts(tmp_path) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("run_id", "results", "error", "words"),
+    [
+        ("a b", "out", UsageError, "run id 'a b': use letters"),
+        ("latest", "out", UsageError, "run id 'latest' is reserved"),
+        ("r", "out", UsageError, "run r exists in .*; add --resume"),
+        ("s", "toys.yaml/out", StoreError, "a part of the path is a file"),
+    ],
+)
+def test_what_is_known_at_once_is_refused_before_a_cluster_is_started(tmp_path, run_id, results, error, words):
+    start(tmp_path, Changing([{NODE.name: probe()}], (NODE,)))
+    request = runs.RunRequest(tmp_path / "toys.yaml", str(tmp_path / results), run_id)
+    with pytest.raises(error, match=words):
+        runs.run(request, Console(file=io.StringIO()), connect=lambda _: pytest.fail("a cluster was started"))
+
+
+def test_a_resume_waits_for_the_lock_of_a_driver_that_is_going(tmp_path, monkeypatch):
+    start(tmp_path, Changing([{NODE.name: probe()}], (NODE,)))
+    held = RunLock.acquire(LocalFiles(tmp_path / "out" / "r"))
+    waits = []
+
+    def wait(seconds):
+        waits.append(seconds)
+        if len(waits) == 3:
+            held.release()
+
+    request = runs.RunRequest(tmp_path / "toys.yaml", str(tmp_path / "out"), "r", resume=True)
+    with pytest.raises(RunLockedError):
+        runs.run(request, Console(file=io.StringIO()), connect=lambda _: Changing([{NODE.name: probe()}], (NODE,)))
+    monkeypatch.setattr(runs.time, "sleep", wait)
+    said = io.StringIO()
+    request = dataclasses.replace(request, lock_wait_s=60.0)
+    ended = runs.run(request, Console(file=said), connect=lambda _: Changing([{NODE.name: probe()}], (NODE,)))
+    assert ended.ending.exit_code is ExitCode.PASSED
+    assert len(waits) == 3
+    assert said.getvalue().count("waiting up to 60 s") == 1
