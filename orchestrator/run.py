@@ -13,11 +13,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from orchestrator import __version__
+from orchestrator.carry import carriable
 from orchestrator.cluster import Cluster, RayCluster
 from orchestrator.connection import in_submitted_job
 from orchestrator.control import clear_stop, stop_requests
@@ -60,6 +62,7 @@ class RunRequest:
     """What the user asked for.
 
     ``rerun``: statuses whose tasks a resume runs again, beside those of ``RERUN_ALWAYS``. ``aa``: measure each arm against itself.
+    ``carry``: the run whose results are taken over where nothing that moves them has changed.
     ``environment``: which of the manifest's this Python is. ``lock_wait_s``: how long a resume waits for a driver that holds the run.
     """
 
@@ -73,6 +76,7 @@ class RunRequest:
     log_json: bool = False
     environment: str | None = None
     lock_wait_s: float = 0.0
+    carry: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +105,7 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
         raise UsageError(f"execution.cache: bundle keeps files beside the runs, which nodes cannot write to in {request.results}")
     store.check_ready(request.run_id, resume=request.resume)
     earlier = _earlier_run(store, request, loaded)
+    source = store.resolve(request.carry) if request.carry else None
     with _resumable(request, earlier), closing(connect(request.address)) as cluster, _sigterm_is_ctrl_c():
         nodes, probes = _survey(cluster)
         device = resolve_device(loaded.manifest.execution.device, nodes)
@@ -112,7 +117,8 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
         with _resumable(request, run_store), run_store, _marked_when_broken_off(run_store):
             if earlier:
                 _reopen(run_store, console, request.lock_wait_s)
-            ending = _drive(run_store, plan, loaded, cluster, request.rerun, console, store.bundles_path)
+            take_over = partial(_take_over, run_store, source, specs, nodes, probes, console)
+            ending = _drive(run_store, plan, loaded, cluster, request.rerun, console, store.bundles_path, take_over)
             with run_store.kept_alive():
                 ending = _conclude(run_store, plan, ending)
         return Ended(run_store.run_id, ending, _go_on(request, run_store.run_id, ending))
@@ -125,6 +131,7 @@ def resume_command(request: RunRequest, run_id: str) -> str:
         return f"sweep submit MANIFEST, as before, with --run-id {shlex.quote(run_id)} --resume{again}"
     words = ["sweep", "run", str(request.manifest), "--results", request.results, "--run-id", run_id, "--resume"]
     words += ["--aa"] if request.aa else []
+    words += ["--carry", request.carry] if request.carry else []
     words += ["--log-json"] if request.log_json else []
     words += ["--environment", request.environment] if request.environment else []
     return shlex.join(words + (["--address", request.address] if request.address else [])) + again
@@ -339,12 +346,14 @@ def _drive(
     rerun: frozenset[Status],
     console: Console,
     bundles: Path | None,
+    take_over: Callable[[], None],
 ) -> Ending:
     policy = Policy(infrastructure_retries=loaded.manifest.retries.infrastructure)
     specs = [planned.task for planned in plan]
     room = Room.of([planned.task for planned in plan if planned.skip_reason is None], loaded.manifest.execution.max_in_flight)
     with run_store.kept_alive():
         _store_orphans(run_store, plan, policy, console)
+        take_over()
         tasks = _sweep_tasks(run_store, plan, rerun | RERUN_ALWAYS, room)
     sink = _StoreSink(run_store, Journal(run_store.files, time.monotonic()), policy, {task.task_id: task.first_attempt for task in tasks})
     sweep = Sweep(tasks, policy)
@@ -381,6 +390,27 @@ def _store_orphans(run_store: RunStore, plan: Sequence[PlannedTask], policy: Pol
         _append(run_store, [(specs[task_id], outcome) for task_id, outcome in final.items()])
         console.print(f"stored {len(final)} result(s) that the last driver did not live to store", highlight=False)
     _clear_spool(run_store, found)
+
+
+def _take_over(
+    run_store: RunStore,
+    source: RunStore | None,
+    tasks: Sequence[TaskSpec],
+    nodes: Sequence[NodeInfo],
+    probes: Mapping[str, NodeProbe | str],
+    console: Console,
+) -> None:
+    """Results of an earlier run for tasks that have none yet."""
+    if source is None:
+        return
+    if source.run_id == run_store.run_id:
+        raise UsageError(f"--carry {source.run_id}: a run cannot take over its own results")
+    have = run_store.terminal()
+    found = carriable(source, [task for task in tasks if task.task_id not in have], nodes, probes, code_version())
+    run_store.carry(source, found.task_ids)
+    console.print(f"took over {len(found.task_ids)} result(s) of run {source.run_id}", highlight=False)
+    for reason, count in sorted(found.refused.items()):
+        console.print(f"measured again: {count} with {reason}", markup=False, highlight=False)
 
 
 def _sweep_tasks(run_store: RunStore, plan: Sequence[PlannedTask], rerun: frozenset[Status], room: Room) -> list[SweepTask]:
