@@ -82,6 +82,11 @@ class Plan:
         """The tasks that are not excluded."""
         return tuple(task for task in self.tasks if task.skip is None)
 
+    @property
+    def left(self) -> tuple[PlannedTask, ...]:
+        """Of those, the ones that no earlier run has decided as they are now: what a resume would run."""
+        return tuple(task for task in self.to_run if task.reason is not Reason.DONE)
+
 
 def plan_tasks(
     loaded: LoadedManifest,
