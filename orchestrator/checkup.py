@@ -91,7 +91,9 @@ def _complaint(outcome: Outcome) -> str | None:
 
 def _store(results: str) -> Finding:
     try:
-        runs = Store(results).check_writable()
+        store = Store(results)
+        store.check_writable()
+        runs = len(store.runs())
     except SweepError as error:
         return Finding(f"store {results}", {}, (str(error),))
     return Finding(f"store {results}", {"runs": str(runs)}, ())

@@ -25,7 +25,8 @@ from pydantic import ValidationError
 from orchestrator import catalogue, source
 from orchestrator.complaints import complaints, show
 from orchestrator.errors import ManifestError, Problem
-from orchestrator.fields import NAME_PATTERN, Backend, Exclude, IncludedFile, Manifest, Model, ModelFields
+from orchestrator.fields import NAME_PATTERN, Backend, Environment, Exclude, IncludedFile, Manifest, Model, ModelFields
+from orchestrator.options import option_problems
 from orchestrator.source import Document, Trail
 
 FileT = TypeVar("FileT", bound=IncludedFile)
@@ -50,13 +51,15 @@ class LoadedManifest:
     """A manifest that has no problems.
 
     ``manifest`` is resolved: includes and defaults are merged into its models, ``backends`` has all that the matrix names, ``weights`` is
-    filled in. ``digest`` is over that content, so comments and the division into files do not change it.
+    filled in. ``digest`` is over that content, so comments and the division into files do not change it; of ``submit`` only the software
+    is in it. ``environment`` is the one of the manifest's environments that this is for, see ``orchestrator.environments``.
     """
 
     manifest: Manifest
     digest: str
     path: Path
     files: tuple[SourceFile, ...]
+    environment: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +120,7 @@ def load_manifest(path: Path | str) -> LoadedManifest:
     for entry in entries.values():
         suites.setdefault(entry.suite, []).append(Model.model_validate(entry.given))
     resolved = resolved.model_copy(update={"suites": suites, "exclude": [exclude for _, _, exclude in excludes]})
-    return LoadedManifest(resolved, _digest(resolved), Path(path), tuple(_source_files(document)))
+    return LoadedManifest(resolved, content_digest(resolved), Path(path), tuple(_source_files(document)))
 
 
 def json_schema() -> dict[str, Any]:
@@ -143,7 +146,7 @@ def expanded(loaded: LoadedManifest) -> dict[str, Any]:
     excludes = [exclude.model_dump(mode="json", exclude_unset=True) for exclude in loaded.manifest.exclude]
     first = ("schema_version", "name", "description")
     ordered = {name: settings[name] for name in first} | settings | {"suites": suites, "exclude": excludes}
-    return {name: value for name, value in ordered.items() if value not in (None, [])}
+    return {name: value for name, value in ordered.items() if value not in (None, [], {})}
 
 
 def _plain(model: Model) -> str | dict[str, Any]:
@@ -151,8 +154,14 @@ def _plain(model: Model) -> str | dict[str, Any]:
     return model.name if len(given) == 1 else given
 
 
-def _digest(manifest: Manifest) -> str:
-    content = json.dumps(manifest.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+def content_digest(manifest: Manifest) -> str:
+    """Equal for two resolved manifests whose runs may go on with each other: where and how the driver is started changes no number."""
+    data = manifest.model_dump(mode="json", exclude={"submit", "environments"})
+    software = manifest.submit.model_dump(mode="json", include=set(Environment.model_fields)) if manifest.submit else {}
+    data["submit"] = {name: value for name, value in software.items() if value} or None
+    if manifest.environments:
+        data["environments"] = {name: environment.model_dump(mode="json") for name, environment in manifest.environments.items()}
+    content = json.dumps(data, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(content.encode()).hexdigest()[:DIGEST_LENGTH]
 
 
@@ -323,8 +332,9 @@ def _check_models(entries: Mapping[str, _Entry], manifest: Manifest, top: _File)
 
 def _check_model(entry: _Entry, manifest: Manifest, *, dtypes_known: bool) -> Iterator[Problem]:
     given = entry.given
-    if not given.get("factory") and given.get("source") != "checkout":  # a checkout has names and batch sizes of its own
-        yield from _check_name(entry, manifest)
+    if not given.get("factory"):
+        own_names = given.get("source") == "checkout" and entry.suite == "torchbench"  # and batch sizes: a checkout's
+        yield from _check_options(entry) if own_names else _check_name(entry, manifest)
     if given.get("source") and entry.suite != "torchbench":
         yield entry.problem("only torchbench has a choice of sources", "source")
     if given.get("tolerance") and not given.get("tolerance_reason"):
@@ -344,10 +354,17 @@ def _check_name(entry: _Entry, manifest: Manifest) -> Iterator[Problem]:
     unknown = catalogue.model_problem(entry.suite, entry.name)
     if unknown:
         yield entry.problem(unknown, "name")
-    elif catalogue.needs_batch_size(entry.suite, entry.name):
+        return
+    yield from _check_options(entry)
+    if catalogue.needs_batch_size(entry.suite, entry.name):
         enough = ("batch_size", "eval_batch_size") if manifest.matrix.mode == ["inference"] else ("batch_size",)
         if not any(entry.given.get(field) for field in enough):
             yield entry.problem(f"{entry.key} has no default batch size: give a batch_size")
+
+
+def _check_options(entry: _Entry) -> Iterator[Problem]:
+    for option, message in option_problems(entry.suite, entry.name, entry.given.get("source"), entry.given.get("options", {})):
+        yield entry.document.key_problem((*entry.trail, "options", option), message)
 
 
 def _check_excludes(

@@ -21,7 +21,7 @@ from orchestrator import __version__
 from tasks.probe import code_version
 from tasks.spec import Blocks, Measurement, Outcome, Phase, Samples, Scalar, Status, TaskSpec
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 VERSION_COLUMNS = ("python", "torch", "triton", "transformers", "timm", "torchvision", "driver", "cuda")
 """The keys of ``Measurement.versions`` that have a column of their own."""
 PHASE_COLUMNS = {phase: "compile_phase_s" if phase is Phase.COMPILE else f"{phase.value}_s" for phase in Phase}
@@ -139,11 +139,12 @@ ROWS = pa.schema(
         ("waited_s", pa.float64()),
         ("owned_s", pa.float64()),
         ("peak_mib", pa.float64()),
+        ("random_numbers", _TEXT),
     ]
 )
-"""Version 2 added what follows ``log_tail``. ``aa`` marks a task that measured each arm against itself and so has no speedup.
-``log`` is relative to the run's folder, ``code_version`` is the digest of the measuring code, and ``other_versions``, ``machine`` and
-``environment`` are JSON objects."""
+"""Version 2 added what follows ``log_tail``, version 3 what follows ``waited_s``. ``aa`` marks a task that measured each arm against
+itself and so has no speedup. ``log`` is relative to the run's folder, ``code_version`` is the digest of the measuring code, and
+``other_versions``, ``machine`` and ``environment`` are JSON objects."""
 
 SAMPLES = pa.schema(
     [
@@ -309,6 +310,7 @@ class TaskRow:
     waited_s: float | None = None
     owned_s: float | None = None
     peak_mib: float | None = None
+    random_numbers: str | None = None
 
 
 _MEASURED = tuple(

@@ -22,6 +22,10 @@ _METRICS_LIMIT = 4096  # frames; torch remembers 64 unless told otherwise
 Exclusive = Callable[[], AbstractContextManager[Any]]
 
 
+class NothingCompiledError(RuntimeError):
+    """The compiled step is the eager one."""
+
+
 @dataclass(frozen=True, slots=True)
 class FirstCalls:
     """What the first steps took: wall and CPU seconds in excess of steady steps, as far as the compiler was at work."""
@@ -33,7 +37,11 @@ class FirstCalls:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What Dynamo counted. Reasons are one line each, without repetition."""
+    """What Dynamo counted. Reasons are one line each, without repetition.
+
+    A frame with a graph break in a loop cannot be resumed after it, and is then left to eager mode as a whole: torch.compile's own way of
+    dealing with such code, and part of what is measured. ``fell_back`` tells of it as of an error that was suppressed.
+    """
 
     graphs: int
     graph_breaks: int
@@ -47,6 +55,8 @@ class Report:
 def compile_step(step: Callable[[], Any], spec: CompileSpec, *, same_random_numbers: bool = False) -> Callable[[], Any]:
     """``torch.compile`` as ``spec`` says; nothing is compiled before the first call.
 
+    A step that compiles anew too often fails then, unless ``spec`` lets it fall back to eager mode.
+
     With ``same_random_numbers``, Inductor draws from torch's own generators, so that a model that needs them can be checked.
     """
     from torch import _dynamo as dynamo
@@ -58,6 +68,7 @@ def compile_step(step: Callable[[], Any], spec: CompileSpec, *, same_random_numb
         utils.set_compilation_metrics_limit(_METRICS_LIMIT)
     utils.clear_compilation_metrics()
     dynamo.config.suppress_errors = spec.suppress_errors
+    dynamo.config.fail_on_recompile_limit_hit = not spec.suppress_errors  # else the rest of the calls would run in eager mode, and be timed
     if spec.backend == "inductor":
         from torch._inductor import config
 
@@ -114,6 +125,13 @@ def compiler_activity() -> tuple[int, ...]:
     )
 
 
+def compiled_code() -> tuple[int, int]:
+    """Changes whenever Dynamo has compiled something that was not there before."""
+    from torch._dynamo.utils import counters
+
+    return counters["frames"]["total"], counters["stats"]["unique_graphs"]
+
+
 def report() -> Report:
     """What Dynamo has counted since ``compile_step``."""
     from torch._dynamo.utils import counters, get_compilation_metrics
@@ -130,6 +148,16 @@ def report() -> Report:
         cache_hits=_cached("hit"),
         cache_misses=_cached("miss"),
     )
+
+
+def require_graphs(spec: CompileSpec) -> None:
+    """``NothingCompiledError`` if all that Dynamo saw was left to eager mode, unless ``spec`` allows for that."""
+    from torch._dynamo.utils import counters
+
+    found = report()  # its graphs may be empty ones
+    if counters["stats"]["calls_captured"] == 0 and found.fell_back and not spec.suppress_errors:
+        reasons = "; ".join(found.graph_break_reasons) or "no reason is known"
+        raise NothingCompiledError(f"no part of the step was compiled, and all of it runs in eager mode: {reasons}")
 
 
 def _cached(outcome: str) -> int:

@@ -188,6 +188,7 @@ class ResourceSpec:
     threads: int | None = None
     compile_threads: int | None = None
     isolation: str = "process"  # "inline": in the supervisor's own process, for toys that finish at once
+    labels: tuple[tuple[str, str], ...] = ()  # Ray's labels that the node must have
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +271,7 @@ class Measurement:
     compiled_rmse: float | None = None
     deterministic: bool | None = None
     reference: str | None = None  # what the verdict was made against, "float64" or why not
+    random_numbers: str | None = None  # what those that the model draws do to its results: "none", "negligible" or "decisive"
     batch_size: int | None = None
     parameters: int | None = None
     input_shapes: str | None = None

@@ -17,6 +17,7 @@ from orchestrator.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from orchestrator.costs import Cost
+    from orchestrator.manifest import LoadedManifest
     from orchestrator.plan import Plan, PlannedTask
     from orchestrator.sharing import Machine, Sharing
     from orchestrator.simulate import Fleet, Forecast
@@ -64,9 +65,11 @@ def plan(
     expected = forecast(planned.left or planned.to_run, _fleet(kind, there.machine), execution.max_in_flight)
     if json:
         data = _as_data(planned, loaded.manifest.name) | {"forecast": _forecast_as_data(expected, sharing, there, price)}
+        data["environments"] = list(loaded.manifest.environments)
         sys.stdout.write(jsonlib.dumps(data, indent=2) + "\n")
     else:
-        sys.stdout.writelines(f"{line}\n" for line in [*_as_text(planned), *_forecast_as_text(planned, expected, sharing, there, price)])
+        lines = [*_as_text(planned), *_forecast_as_text(planned, expected, sharing, there, price), *_environments(loaded)]
+        sys.stdout.writelines(f"{line}\n" for line in lines)
     return ExitCode.PASSED
 
 
@@ -163,6 +166,11 @@ def _as_text(planned: Plan) -> Iterable[str]:
     yield f"{len(planned.tasks)} tasks on {planned.device} ({counted}); what is left takes about {hours:.1f} h, one after the other"
 
 
+def _environments(loaded: LoadedManifest) -> Iterable[str]:
+    if names := loaded.manifest.environments:
+        yield f"all of this for a run in each of {len(names)} environments: {', '.join(names)}"
+
+
 def _counts(tasks: Iterable[PlannedTask]) -> list[tuple[str, int]]:
     return sorted(Counter(task.reason.value for task in tasks).items())
 
@@ -189,8 +197,9 @@ def _forecast_as_text(planned: Plan, expected: Forecast, sharing: Sharing, there
     each = " each" if fleet.devices > 1 else ""
     assumed = f" (assumed: {there.assumed})" if there.assumed else ""
     yield (
-        f"{_which(planned)}on {what} with {fleet.cores:g} cores{each}{assumed}, {sharing.tasks} sharing a device, {expected.slots} at "
-        f"once: about {expected.makespan_s / 3600:.2f} h; no order takes less than {expected.bound_s / 3600:.2f} h ({expected.efficiency:.0%})"
+        f"{_which(planned)}on {what} with {fleet.cores:g} cores{each}{assumed}, {sharing.tasks} sharing a device, "
+        f"{expected.slots} at once: about {expected.makespan_s / 3600:.2f} h; "
+        f"no order takes less than {expected.bound_s / 3600:.2f} h ({expected.efficiency:.0%})"
     )
     cost = "" if price is None else f", {expected.device_hours * price:.2f} at {price:g} an hour"
     yield f"{expected.device_hours:.2f} {'GPU' if cuda else 'node'} hours{cost}"

@@ -98,6 +98,9 @@ HUGGINGFACE: dict[str, HuggingFaceEntry] = {
     "YituTechConvBert": HuggingFaceEntry(16, 512, "ConvBertForMaskedLM", "conv-bert-base"),
 }
 
+TIMM_OPTIONS = ("image_size",)
+"""What every model of timm takes."""
+
 TIMM: dict[str, TimmEntry] = {
     "adv_inception_v3": TimmEntry(128, "inception_v3.tf_adv_in1k"),
     "beit_base_patch16_224": TimmEntry(64, training_tolerance=1.6e-1),

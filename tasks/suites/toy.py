@@ -105,11 +105,19 @@ def _problem(toy: Toy, given: Mapping[str, Scalar]) -> str | None:
     for name, value in given.items():
         if name not in toy.options:
             return f"unknown option {name!r}; this toy has {', '.join(sorted(toy.options)) or 'none'}"
-        wanted = str if isinstance(toy.options[name], str) else (int, float)
-        if not isinstance(value, wanted) or isinstance(value, bool):
-            return f"option {name!r} must be {'text' if wanted is str else 'a number'}, not {value!r}"
-    if "phase" in given and given["phase"] not in set(Phase):
-        return f"option 'phase' must be one of {', '.join(Phase)}, not {given['phase']!r}"
+        problem = value_problem(toy, name, value)
+        if problem is not None:
+            return problem
+    return None
+
+
+def value_problem(toy: Toy, name: str, value: Scalar) -> str | None:
+    """What is wrong with the value of one of the toy's options, or None."""
+    wanted = str if isinstance(toy.options[name], str) else (int, float)
+    if not isinstance(value, wanted) or isinstance(value, bool):
+        return f"option {name!r} must be {'text' if wanted is str else 'a number'}, not {value!r}"
+    if name == "phase" and value not in set(Phase):
+        return f"option 'phase' must be one of {', '.join(Phase)}, not {value!r}"
     return None
 
 

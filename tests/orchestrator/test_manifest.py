@@ -182,6 +182,10 @@ BAD = {
         HEAD + "suites: {toy: [{name: mine, factory: my.module}]}",
         "m.yaml:3:38: suites.toy[0].factory: 'my.module' must be package.module:function",
     ),
+    "option of no toy": (
+        HEAD + "suites: {toy: [{name: pass, options: {eagerms: 3}}]}",
+        "m.yaml:3:39: suites.toy[0].options.eagerms: toy/pass has no option 'eagerms' (did you mean 'eager_ms'?)",
+    ),
     "source": (
         HEAD + "suites: {toy: [{name: pass, source: checkout}]}",
         "m.yaml:3:37: suites.toy[0].source: only torchbench has a choice of sources",
@@ -310,15 +314,15 @@ def test_manifest_and_wire_have_the_same_fields_and_defaults(kind, spec, values)
 def test_defaults_fill_what_models_of_their_own_file_leave_open(tmp_path):
     loaded = load(
         tmp_path,
-        HEAD + "include: [a.yaml]\ndefaults: {batch_size: 8, options: {x: 1, y: 1}}\n"
-        "suites: {toy: [pass, {name: noisy, batch_size: 4, options: {y: 2}}]}",
+        HEAD + "include: [a.yaml]\ndefaults: {batch_size: 8, options: {pairs: 1, noise: 1}}\n"
+        "suites: {toy: [pass, {name: noisy, batch_size: 4, options: {noise: 2}}]}",
         a="defaults: {num_cpus: 3}\nsuites: {toy: [oom]}\n",
     )
 
     assert given(loaded) == {
         "toy/oom": {"num_cpus": 3.0},
-        "toy/pass": {"batch_size": 8, "options": {"x": 1, "y": 1}},
-        "toy/noisy": {"batch_size": 4, "options": {"x": 1, "y": 2}},
+        "toy/pass": {"batch_size": 8, "options": {"pairs": 1, "noise": 1}},
+        "toy/noisy": {"batch_size": 4, "options": {"pairs": 1, "noise": 2}},
     }
 
 
@@ -326,10 +330,10 @@ def test_the_including_file_wins_field_by_field(tmp_path):
     loaded = load(
         tmp_path,
         HEAD + "include: [a.yaml]\ndefaults: {batch_size: 2, note: top}\n"
-        "suites: {toy: [{name: pass, batch_size: 16, options: {y: 3}, measurement: {min_pairs: 9}}]}",
+        "suites: {toy: [{name: pass, batch_size: 16, options: {noise: 3}, measurement: {min_pairs: 9}}]}",
         a="include: [b.yaml]\nsuites: {toy: [{name: pass, note: of a}]}\n",
         b="defaults: {num_cpus: 3}\n"
-        "suites: {toy: [{name: pass, batch_size: 4, options: {x: 1, y: 1}, measurement: {max_pairs: 10}, note: of b}, oom]}\n",
+        "suites: {toy: [{name: pass, batch_size: 4, options: {pairs: 1, noise: 1}, measurement: {max_pairs: 10}, note: of b}, oom]}\n",
     )
 
     assert list(given(loaded)) == ["toy/pass", "toy/oom"]
@@ -337,9 +341,15 @@ def test_the_including_file_wins_field_by_field(tmp_path):
         "batch_size": 16,
         "num_cpus": 3.0,
         "note": "of a",
-        "options": {"x": 1, "y": 3},
+        "options": {"pairs": 1, "noise": 3},
         "measurement": {"min_pairs": 9, "max_pairs": 10},
     }
+
+
+def test_an_option_from_elsewhere_is_a_problem_of_the_model_that_gets_it(tmp_path):
+    text = HEAD + "defaults: {options: {pears: 3}}\nsuites: {torchbench: [{name: mine, factory: my.own:model}, dcgan]}"
+
+    assert problems(tmp_path, text) == ["m.yaml:4:60: suites.torchbench[1]: torchbench/dcgan has no option 'pears'; it has none"]
 
 
 def test_null_takes_back_what_an_included_file_set(tmp_path):
@@ -478,8 +488,8 @@ def test_the_schema_accepts_what_the_loader_accepts(text):
 BEYOND_SCHEMA = {
     "syntax", "empty", "duplicate", "no version", "no models", "twice in axis", "backend", "mode and options", "backend name",
     "weight of nothing", "weight misspelt", "weight sum", "weight infinite", "pairs", "sharing several", "inline", "inline hang", "suite",
-    "model", "model in a mapping", "pairs of a model", "tolerance without reason", "source", "dtypes", "listed twice", "exclude nothing",
-    "exclude backend", "bundle in several processes", "bundle in several processes of a model",
+    "model", "model in a mapping", "option of no toy", "pairs of a model", "tolerance without reason", "source", "dtypes", "listed twice",
+    "exclude nothing", "exclude backend", "bundle in several processes", "bundle in several processes of a model",
 }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ EAGER = CompileSpec(backend="eager")
 def tidy():
     yield
     torch._dynamo.reset()
-    torch._dynamo.config.suppress_errors = False
+    torch._dynamo.config.suppress_errors = torch._dynamo.config.fail_on_recompile_limit_hit = False
     if "torch._inductor.config" in __import__("sys").modules:
         torch._inductor.config.fallback_random = False
 
@@ -76,13 +76,15 @@ class TestReport:
         compile_step(squared({"value": torch.ones(3)}), CompileSpec(backend=unable, suppress_errors=True))()
         assert report().fell_back
 
+    @pytest.mark.parametrize("may_fall_back", [True, False])
     @torch._dynamo.config.patch(recompile_limit=2)
-    def test_too_many_recompiles_are_a_fall_back_too(self):
+    def test_too_many_recompiles_are_a_fall_back_too_or_an_error(self, may_fall_back):
         state = {"value": torch.ones(3)}
-        compiled = compile_step(squared(state), EAGER)
-        for size in range(3, 9):
-            state["value"] = torch.ones(size)
-            compiled()
+        compiled = compile_step(squared(state), CompileSpec(backend="eager", suppress_errors=may_fall_back))
+        with contextlib.nullcontext() if may_fall_back else pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+            for size in range(3, 9):
+                state["value"] = torch.ones(size)
+                compiled()
         assert report().fell_back
 
     @pytest.mark.parametrize(
