@@ -239,8 +239,6 @@ class Sweep:
                 self._force(event, actions)
             case Tick():
                 self._tick(event, actions)
-                if event.at_s >= self._until_s and not self._draining:
-                    self._drain(event.at_s, TIME_IS_UP, actions)
         self._launch(event.at_s, actions)
         self._finish(actions)
         return actions
@@ -358,6 +356,8 @@ class Sweep:
                 status, failure_class, error = overdue
                 actions.append(Cancel(record.task.task_id, record.attempt))
                 self._settle(record, event.at_s, self._verdict(record, event.at_s, status, failure_class, error), actions)
+        if event.at_s >= self._until_s and not self._draining:
+            self._drain(event.at_s, TIME_IS_UP, actions)
 
     def _overdue(self, record: _Record, at_s: float) -> tuple[Status, FailureClass, str] | None:
         if record.state is State.LAUNCHED:
