@@ -316,3 +316,25 @@ def test_a_resume_waits_for_the_lock_of_a_driver_that_is_going(tmp_path, monkeyp
     assert ended.ending.exit_code is ExitCode.PASSED
     assert len(waits) == 3
     assert said.getvalue().count("waiting up to 60 s") == 1
+
+
+# --- sessions ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_driver_leaves_a_session_with_what_it_expected(tmp_path):
+    drive(request(tmp_path), Toys())
+    drive(request(tmp_path, resume=True), Toys())
+
+    first, second = Store(str(tmp_path / "out")).resolve("r").record.sessions
+    assert (first.nodes, first.devices, first.gpu, first.tasks, first.complete) == (1, 1, None, 2, True)
+    assert first.forecast_s > 0
+    assert first.ended >= first.started
+    assert (second.tasks, second.forecast_s, second.complete) == (0, None, True)
+
+
+def test_a_run_that_is_given_too_little_time_starts_nothing_and_says_how_to_go_on(tmp_path):
+    ended = drive(request(tmp_path, stop_after_s=0.001), Toys())
+
+    assert (ended.ending.exit_code, ended.ending.reason) == (ExitCode.INTERRUPTED, "its time is up")
+    assert "--stop-after 0.001" in ended.go_on
+    assert drive(request(tmp_path, resume=True, stop_after_s=600.0), Toys()).ending.exit_code is ExitCode.PASSED
