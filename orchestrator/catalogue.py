@@ -29,9 +29,15 @@ _RENAMED_NAME = re.compile(r"^\s*['\"]([^'\"]+)['\"]\s*:", re.MULTILINE)
 
 def suggest(word: str, known: Iterable[str]) -> str:
     """`` (did you mean 'x'?)`` for the closest of ``known``, or nothing."""
+    close = closest(word, known)
+    return f" (did you mean '{close}'?)" if close else ""
+
+
+def closest(word: str, known: Iterable[str], alike: float = 0.5) -> str | None:
+    """The one of ``known`` that is most like ``word``, if it is at least so much ``alike``; 1 is the same but for capitals."""
     folded = {name.casefold(): name for name in sorted(known, reverse=True)}
-    close = difflib.get_close_matches(word.casefold(), list(folded), n=1, cutoff=0.5)
-    return f" (did you mean '{folded[close[0]]}'?)" if close else ""
+    close = difflib.get_close_matches(word.casefold(), list(folded), n=1, cutoff=alike)
+    return folded[close[0]] if close else None
 
 
 def suite_problem(suite: str) -> str | None:

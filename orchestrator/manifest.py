@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from orchestrator import catalogue, source
-from orchestrator.complaints import complaints, show
+from orchestrator.complaints import complaints, fields_at, show
 from orchestrator.errors import ManifestError, Problem
 from orchestrator.fields import NAME_PATTERN, Backend, Exclude, IncludedFile, Manifest, Model, ModelFields
 from orchestrator.options import option_problems
@@ -34,8 +34,14 @@ FileT = TypeVar("FileT", bound=IncludedFile)
 DEFAULT_WEIGHTS: Mapping[str, float] = {"amp": 0.75, "float32": 0.25}
 DEFAULT_BACKEND = "inductor"
 DIGEST_LENGTH = 16
-STAND_INS: Mapping[str, Any] = {"batch_size": 1, "factory": "some.package:function", "tolerance_reason": "one was given"}
-"""Taken for fields that are there but wrong, so that nobody is told that they are missing."""
+STAND_INS: Mapping[str, Any] = {
+    "batch_size": 1,
+    "factory": "some.package:function",
+    "tolerance_reason": "one was given",
+    "min_pairs": 2,
+    "max_pairs": 2**31,
+}
+"""Taken for fields that are there but wrong or misspelled, so that nobody is told that they are missing or do not fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +86,17 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """The sound parts of one file. ``spoiled`` names the top-level fields in which something is wrong."""
+    """The sound parts of one file, and where something is ``wrong``."""
 
     document: Document
     settings: IncludedFile
     entries: tuple[_Entry, ...]
     exclude: tuple[tuple[Trail, Exclude], ...]
-    spoiled: frozenset[str]
+    wrong: tuple[Trail, ...]
+
+    def is_sound(self, *trail: str) -> bool:
+        """Whether nothing is wrong at ``trail``, above it or below it."""
+        return not any(all(one == other for one, other in zip(bad, trail, strict=False)) for bad in self.wrong)
 
 
 def load_manifest(path: Path | str) -> LoadedManifest:
@@ -111,7 +121,7 @@ def load_manifest(path: Path | str) -> LoadedManifest:
     excludes = list(_excludes(top, problems))
     problems += _check_settings(top, resolved)
     problems += _check_models(entries, resolved, top)
-    problems += _check_excludes(excludes, entries, resolved)
+    problems += _check_excludes(excludes, entries, resolved, top)
     if problems:
         raise ManifestError(problems)
     suites: dict[str, list[Model]] = {}
@@ -180,29 +190,36 @@ def _interpret(document: Document, kind: type[IncludedFile], problems: list[Prob
             for trail, problem in complaints(error, kind, document):
                 wrong.append(trail)
                 problems.append(problem)
-    spoiled = frozenset(str(trail[0]) for trail in wrong if trail)
-    sound = {key: value for key, value in data.items() if key not in spoiled | {"suites", "exclude"}}
+    sound = _sound({key: value for key, value in data.items() if key not in ("suites", "exclude")}, (), wrong)
     required = {"schema_version": 1, "name": "unnamed"} if kind is Manifest else {}
     entries = tuple(_entry(suite, trail, item, document) for suite, trail, item in _sound_models(data.get("suites"), wrong))
     excludes = tuple(
         (("exclude", index), Exclude.model_validate(item)) for index, item in _sound_items(data.get("exclude"), ("exclude",), wrong)
     )
-    return _File(document, kind.model_validate(required | sound), entries, excludes, spoiled)
+    return _File(document, kind.model_validate(required | sound), entries, excludes, tuple(wrong))
 
 
 def _sound_models(suites: Any, wrong: list[Trail]) -> Iterator[tuple[str, Trail, Any]]:
-    """Every model that has a usable name, without those of its fields that are wrong."""
+    """Every model that has a usable name, without what is wrong in it."""
     for suite, items in suites.items() if isinstance(suites, dict) else ():
         for index, item in enumerate(items if isinstance(items, list) else ()):
             trail = ("suites", suite, index)
-            bad = {inner[3] if len(inner) > 3 else "name" for inner in wrong if inner[:3] == trail}
-            if "name" not in bad:
-                yield suite, trail, _sound_fields(item, bad) if isinstance(item, dict) else item
+            nameless = any(trail == bad[:3] and bad[3:] in ((), ("name",)) for bad in wrong)
+            if not nameless:
+                yield suite, trail, _sound(item, trail, wrong) if isinstance(item, dict) else item
 
 
-def _sound_fields(item: dict[str, Any], bad: set[Any]) -> dict[str, Any]:
-    sound = {key: value for key, value in item.items() if key not in bad}
-    return sound | {key: value for key, value in STAND_INS.items() if key in bad}
+def _sound(data: dict[str, Any], where: Trail, wrong: list[Trail]) -> dict[str, Any]:
+    """The mapping at ``where`` without what is wrong in it. Of a list with something wrong in it nothing is left."""
+    bad = {trail[len(where)] for trail in wrong if trail[: len(where)] == where and len(trail) > len(where)}
+    sound = {key: value for key, value in data.items() if key not in bad}
+    for key in bad:
+        at, value = (*where, key), data.get(str(key))
+        if isinstance(value, dict) and at not in wrong:
+            sound[str(key)] = _sound(value, at, wrong)
+        elif key in STAND_INS and key in fields_at(Manifest, where):
+            sound[str(key)] = STAND_INS[str(key)]
+    return sound
 
 
 def _sound_items(items: Any, where: Trail, wrong: list[Trail]) -> Iterator[tuple[int, Any]]:
@@ -257,10 +274,9 @@ def _excludes(file: _File, problems: list[Problem]) -> Iterator[tuple[Document, 
 def _check_settings(top: _File, manifest: Manifest) -> Iterator[Problem]:
     """What the fields of the manifest itself must have to do with each other, as far as they are sound one by one."""
     document = top.document
-    if "matrix" not in top.spoiled:
-        yield from _check_matrix(document, manifest, backends_known="backends" not in top.spoiled)
-    if manifest.weights and not top.spoiled & {"weights", "matrix"}:
-        yield from _check_weights(document, manifest)
+    yield from _check_matrix(top, manifest)
+    if manifest.weights and top.is_sound("weights"):
+        yield from _check_weights(top, manifest)
     for name, backend in manifest.backends.items():
         if backend.mode and backend.options:
             yield document.problem(("backends", name, "options"), "torch.compile takes a mode or options, not both")
@@ -273,27 +289,26 @@ def _check_settings(top: _File, manifest: Manifest) -> Iterator[Problem]:
         yield document.problem(("measurement", "processes"), _BUNDLE_MESSAGE)
 
 
-def _check_matrix(document: Document, manifest: Manifest, *, backends_known: bool) -> Iterator[Problem]:
+def _check_matrix(top: _File, manifest: Manifest) -> Iterator[Problem]:
     axes: dict[str, list[Any]] = {"dtype": [*manifest.matrix.dtype], "mode": [*manifest.matrix.mode], "backend": manifest.matrix.backend}
     for axis, values in axes.items():
-        for index, value in enumerate(values):
+        for index, value in enumerate(values if top.is_sound("matrix", axis) else ()):
             if value in values[:index]:
-                yield document.problem(("matrix", axis, index), f"{show(value)} is already in the list")
-    for index, name in enumerate(manifest.matrix.backend):
-        if backends_known and name not in manifest.backends:
-            hint = catalogue.suggest(name, manifest.backends)
-            yield document.problem(("matrix", "backend", index), f"no backend {show(name)} under 'backends'{hint}")
+                yield top.document.problem(("matrix", axis, index), f"{show(value)} is already in the list")
+            if axis == "backend" and value not in manifest.backends and top.is_sound("backends", value):
+                hint = catalogue.suggest(value, manifest.backends)
+                yield top.document.problem(("matrix", axis, index), f"no backend {show(value)} under 'backends'{hint}")
 
 
-def _check_weights(document: Document, manifest: Manifest) -> Iterator[Problem]:
+def _check_weights(top: _File, manifest: Manifest) -> Iterator[Problem]:
     dtypes = sorted(set(manifest.matrix.dtype))
-    for dtype in manifest.weights:
+    for dtype in manifest.weights if top.is_sound("matrix", "dtype") else ():
         if dtype not in dtypes:
             hint = catalogue.suggest(dtype, dtypes)
-            yield document.key_problem(("weights", dtype), f"not a dtype of the matrix: {', '.join(dtypes)}{hint}")
+            yield top.document.key_problem(("weights", dtype), f"not a dtype of the matrix: {', '.join(dtypes)}{hint}")
     total = math.fsum(manifest.weights.values())
     if abs(total - 1) > 1e-9:
-        yield document.problem(("weights",), f"must sum to 1, not {total:.10g}")
+        yield top.document.problem(("weights",), f"must sum to 1, not {total:.10g}")
 
 
 _BUNDLE_MESSAGE = "with execution.cache: bundle no process would compile afresh, which is what several are for; use cold or shared"
@@ -304,7 +319,7 @@ def _pairs_message(min_pairs: int, max_pairs: int) -> str:
 
 
 def _check_models(entries: Mapping[str, _Entry], manifest: Manifest, top: _File) -> Iterator[Problem]:
-    if not entries and "suites" not in top.spoiled and not top.document.includes and isinstance(top.document.data, dict):
+    if not entries and top.is_sound("suites") and not top.document.includes and isinstance(top.document.data, dict):
         yield top.document.problem((), "no models: give them under 'suites' or 'include' files that do")
     reported: set[tuple[str, str]] = set()
     for entry in entries.values():
@@ -315,7 +330,7 @@ def _check_models(entries: Mapping[str, _Entry], manifest: Manifest, top: _File)
             reported.add((entry.document.file, entry.suite))
             yield entry.document.key_problem(where, unknown)
         if not unknown:
-            yield from _check_model(entry, manifest, dtypes_known="matrix" not in top.spoiled)
+            yield from _check_model(entry, manifest, dtypes_known=top.is_sound("matrix", "dtype"))
     strangers = [entry.key for entry in entries.values() if not catalogue.runs_inline(entry.suite, entry.name)]
     if manifest.execution.isolation == "inline" and strangers:
         message = f"inline is only for toys that finish at once, and there is {strangers[0]}"
@@ -360,12 +375,12 @@ def _check_options(entry: _Entry) -> Iterator[Problem]:
 
 
 def _check_excludes(
-    excludes: list[tuple[Document, Trail, Exclude]], entries: Mapping[str, _Entry], manifest: Manifest
+    excludes: list[tuple[Document, Trail, Exclude]], entries: Mapping[str, _Entry], manifest: Manifest, top: _File
 ) -> Iterator[Problem]:
     for document, trail, exclude in excludes:
         if not any(fnmatch.fnmatchcase(key, exclude.model) for key in entries):
             hint = catalogue.suggest(exclude.model, entries)
             yield document.problem((*trail, "model"), f"{show(exclude.model)} matches no model{hint}")
-        if exclude.backend is not None and exclude.backend not in manifest.backends:
+        if exclude.backend is not None and exclude.backend not in manifest.backends and top.is_sound("backends", exclude.backend):
             hint = catalogue.suggest(exclude.backend, manifest.backends)
             yield document.problem((*trail, "backend"), f"no backend {show(exclude.backend)} under 'backends'{hint}")
