@@ -280,6 +280,8 @@ def _check_settings(top: _File, manifest: Manifest) -> Iterator[Problem]:
     for name, backend in manifest.backends.items():
         if backend.mode and backend.options:
             yield document.problem(("backends", name, "options"), "torch.compile takes a mode or options, not both")
+        if unknown := catalogue.backend_problem(backend.backend):
+            yield document.problem(("backends", name, "backend"), unknown)
     execution = manifest.execution
     if execution.num_gpus > 1 and execution.sharing != 1:
         yield document.problem(("execution", "sharing"), "a task with several GPUs shares none: needs num_gpus: 1")

@@ -88,6 +88,10 @@ BAD = {
         HEAD + TOY + "backends: {a/b: {}}",
         "m.yaml:4:12: backends.a/b: 'a/b' must begin with a letter or digit and hold only these and . _ + -",
     ),
+    "backend argument": (
+        HEAD + TOY + "backends: {inductor: {backend: inducto}}",
+        "m.yaml:4:32: backends.inductor.backend: torch has no backend 'inducto' (did you mean 'inductor'?)",
+    ),
     "option": (
         HEAD + TOY + "backends: {x: {options: {a: [1]}}}",
         "m.yaml:4:29: backends.x.options.a: must be a string, a number, true, false or null, got a list",
@@ -548,8 +552,8 @@ def test_the_schema_accepts_what_the_loader_accepts(text):
 
 # What is no business of a schema: syntax, other files, what fields have to say to each other, names of suites and models.
 BEYOND_SCHEMA = {
-    "syntax", "empty", "duplicate", "no version", "no models", "twice in axis", "backend", "mode and options", "backend name",
-    "weight of nothing", "weight misspelt", "weight sum", "weight infinite", "pairs", "sharing several", "inline", "inline hang", "suite",
+    "syntax", "empty", "duplicate", "no version", "no models", "twice in axis", "backend", "backend argument", "mode and options",
+    "backend name", "weight of nothing", "weight misspelt", "weight sum", "weight infinite", "pairs", "sharing several", "inline", "inline hang", "suite",
     "model", "model in a mapping", "option of no toy", "pairs of a model", "tolerance without reason", "source", "dtypes", "listed twice",
     "exclude nothing", "exclude backend", "bundle in several processes", "bundle in several processes of a model",
 }  # fmt: skip
