@@ -553,9 +553,10 @@ def test_the_schema_accepts_what_the_loader_accepts(text):
 # What is no business of a schema: syntax, other files, what fields have to say to each other, names of suites and models.
 BEYOND_SCHEMA = {
     "syntax", "empty", "duplicate", "no version", "no models", "twice in axis", "backend", "backend argument", "mode and options",
-    "backend name", "weight of nothing", "weight misspelt", "weight sum", "weight infinite", "pairs", "sharing several", "inline", "inline hang", "suite",
-    "model", "model in a mapping", "option of no toy", "pairs of a model", "tolerance without reason", "source", "dtypes", "listed twice",
-    "exclude nothing", "exclude backend", "bundle in several processes", "bundle in several processes of a model",
+    "backend name", "weight of nothing", "weight misspelt", "weight sum", "weight infinite", "pairs", "sharing several", "inline",
+    "inline hang", "suite", "model", "model in a mapping", "option of no toy", "pairs of a model", "tolerance without reason", "source",
+    "dtypes", "listed twice", "exclude nothing", "exclude backend", "bundle in several processes",
+    "bundle in several processes of a model",
 }  # fmt: skip
 
 
