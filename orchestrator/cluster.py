@@ -7,16 +7,15 @@ says, so phases and heartbeats reach the driver without an actor or a queue. Ray
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol
 
-from orchestrator.errors import ClusterLostError, InfrastructureError
+from orchestrator.connection import answers, connect
+from orchestrator.errors import ClusterLostError
 from orchestrator.events import Ended, Event, Heartbeat, Lost, PhaseStarted, Started
 from orchestrator.metrics import COUNTERS, GAUGES, TAG, Meters
 from orchestrator.nodes import NodeInfo
@@ -24,10 +23,8 @@ from tasks import supervisor
 from tasks.probe import NodeProbe, probe
 from tasks.spec import Attempt, FailureClass, Outcome, Phase, ResourceSpec, TaskSpec, decode, encode
 
-OBJECT_STORE_BYTES = 256 * 2**20
-"""Outcomes are small; Ray's default is a third of the machine's memory, which models need."""
-
 PROBE_TIMEOUT_S = 120.0
+NODE_ID_LABEL = "ray.io/node-id"
 
 HEAD_LOST_S = 40.0
 """A head that does not answer for this long is gone. Ray itself waits 60 s and then ends the process without a word to its program."""
@@ -80,12 +77,13 @@ class RayCluster:
         """Connect, or start.
 
         Raises:
+            UsageError: the address is one of Ray Client.
             InfrastructureError: there is no cluster at ``address``, or Ray cannot start here.
         """
         self._clock = clock
         self._nodes: tuple[NodeInfo, ...] = ()
         self._running: dict[Any, tuple[str, int]] = {}
-        self._ray = _connect(address)
+        self._ray = connect(address)
         self._head = self._ray.get_runtime_context().gcs_address
         self._heard_s = clock()
         self._attempt = self._ray.remote(max_retries=0, max_calls=0, scheduling_strategy="SPREAD")(_run_attempt)
@@ -96,7 +94,7 @@ class RayCluster:
         Raises:
             ClusterLostError: it has not answered for ``HEAD_LOST_S``.
         """
-        if _answers(self._head):
+        if answers(self._head):
             self._heard_s = self._clock()
             self._nodes = self._look()
         elif self._clock() - self._heard_s > HEAD_LOST_S:
@@ -117,6 +115,7 @@ class RayCluster:
                         num_gpus=resources.get("GPU", 0.0),
                         memory_mib=resources.get("memory", 0.0) / 2**20,
                         accelerators=tuple(sorted(key.removeprefix(prefix) for key in resources if key.startswith(prefix))),
+                        labels=dict(node["Labels"]),
                     )
                 )
         return tuple(sorted(found, key=lambda node: node.name))
@@ -140,10 +139,8 @@ class RayCluster:
             return str(error).strip().splitlines()[-1]
 
     def launch(self, task: TaskSpec, attempt: Attempt, avoid: frozenset[str], alone: bool) -> None:
-        options = _options(task.resources, alone)
-        if avoid:
-            ids = [node.node_id for node in self.nodes() if node.name in avoid]
-            options |= {"label_selector": {"ray.io/node-id": f"!in({','.join(ids)})"}} if ids else {}
+        ids = [node.node_id for node in self._nodes if node.name in avoid]
+        options = _options(task.resources, alone, ids)
         stream = self._attempt.options(**options).remote(encode(task), encode(attempt))
         self._running[stream] = (task.task_id, attempt.number)
 
@@ -187,58 +184,17 @@ class RayCluster:
         )
 
     def close(self) -> None:
-        if _answers(self._head):
+        if answers(self._head):
             for task_id, attempt in list(self._running.values()):
                 self.cancel(task_id, attempt)
         # Without its head Ray's goodbye never ends; nor does the process, unless the goodbye is a daemon's.
         goodbye = threading.Thread(target=self._ray.shutdown, daemon=True)
         goodbye.start()
-        goodbye.join(GOODBYE_S if not _answers(self._head) else None)
+        goodbye.join(GOODBYE_S if not answers(self._head) else None)
 
 
-def _answers(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=2.0):
-            return True
-    except OSError:
-        return False
-
-
-def _connect(address: str | None) -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a sweep needs no network
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        raise InfrastructureError("Ray is not installed here: pip install 'compile-sweep[cluster]'") from error
-    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": False}
-    if address is None:
-        settings |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES, "address": "local"}
-    else:
-        settings |= {"address": address, "runtime_env": _code_for_nodes()}
-    try:
-        ray.init(**settings)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        where = f"no Ray cluster answers at {address}" if address else "Ray does not start on this machine"
-        raise InfrastructureError(f"{where}: {error}") from error
-    return ray
-
-
-def in_submitted_job() -> bool:
-    """Whether this process is the driver of a job that was submitted through Ray Jobs."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-
-
-def _code_for_nodes() -> dict[str, Any]:
-    """Send this project's own two packages along, so that every node runs the code that the driver has."""
-    if in_submitted_job():  # which has brought the project with it
-        return {}
-    packages = Path(__file__).parent.parent
-    return {"py_modules": [str(packages / "orchestrator"), str(packages / "tasks")], "excludes": ["**/__pycache__/**"]}
-
-
-def _options(resources: ResourceSpec, alone: bool) -> dict[str, Any]:
+def _options(resources: ResourceSpec, alone: bool, avoid: Sequence[str] = ()) -> dict[str, Any]:
+    """What Ray is asked for. ``avoid``: ids of nodes that are out of question."""
     options: dict[str, Any] = {"num_cpus": resources.num_cpus, "num_gpus": 0.0}
     if resources.device == "cuda":
         options["num_gpus"] = max(1.0, resources.num_gpus) if alone else resources.num_gpus
@@ -246,6 +202,9 @@ def _options(resources: ResourceSpec, alone: bool) -> dict[str, Any]:
             options["accelerator_type"] = resources.accelerator
     if resources.memory_mib:
         options["memory"] = resources.memory_mib * 2**20
+    labels = dict(resources.labels) | ({NODE_ID_LABEL: f"!in({','.join(avoid)})"} if avoid else {})
+    if labels:
+        options["label_selector"] = labels
     return options
 
 

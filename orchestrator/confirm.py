@@ -95,6 +95,7 @@ def _execution(first: TaskSpec) -> dict[str, Any]:
         "device": resources.device,
         "num_cpus": resources.num_cpus,
         "accelerator": resources.accelerator,
+        "labels": dict(resources.labels) or None,
         "memory_mib": resources.memory_mib,
         "threads": resources.threads,
         "compile_threads": resources.compile_threads,

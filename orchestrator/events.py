@@ -73,10 +73,16 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class NodesChanged:
-    """The nodes that are alive now."""
+    """The nodes that are alive now.
+
+    ``fitting``: for each request of the plan (``SweepTask.request``), those that could run it if they were empty; () means all of them
+    can. ``max_in_flight``: what they have room for; None leaves the bound as it is.
+    """
 
     at_s: float
     nodes: frozenset[str]
+    fitting: tuple[frozenset[str], ...] = ()
+    max_in_flight: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,10 +169,11 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class WriteRow:
-    """Make this outcome the task's terminal row."""
+    """Make this outcome the task's terminal row. ``here``: the sweep made it, so its times are those of the events' clock."""
 
     task_id: str
     outcome: Outcome
+    here: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from orchestrator import catalogue, source
 from orchestrator.complaints import complaints, fields_at, show
 from orchestrator.errors import ManifestError, Problem
-from orchestrator.fields import NAME_PATTERN, Backend, Exclude, IncludedFile, Manifest, Model, ModelFields
+from orchestrator.fields import NAME_PATTERN, Backend, Environment, Exclude, IncludedFile, Manifest, Model, ModelFields
 from orchestrator.options import option_problems
 from orchestrator.source import Document, Trail
 
@@ -57,13 +57,15 @@ class LoadedManifest:
     """A manifest that has no problems.
 
     ``manifest`` is resolved: includes and defaults are merged into its models, ``backends`` has all that the matrix names, ``weights`` is
-    filled in. ``digest`` is over that content, so comments and the division into files do not change it.
+    filled in. ``digest`` is over that content, so comments and the division into files do not change it; of ``submit`` only the software
+    is in it. ``environment`` is the one of the manifest's environments that this is for, see ``orchestrator.environments``.
     """
 
     manifest: Manifest
     digest: str
     path: Path
     files: tuple[SourceFile, ...]
+    environment: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,7 @@ def load_manifest(path: Path | str) -> LoadedManifest:
     for entry in entries.values():
         suites.setdefault(entry.suite, []).append(Model.model_validate(entry.given))
     resolved = resolved.model_copy(update={"suites": suites, "exclude": [exclude for _, _, exclude in excludes]})
-    return LoadedManifest(resolved, _digest(resolved), Path(path), tuple(_source_files(document)))
+    return LoadedManifest(resolved, content_digest(resolved), Path(path), tuple(_source_files(document)))
 
 
 def json_schema() -> dict[str, Any]:
@@ -154,7 +156,7 @@ def expanded(loaded: LoadedManifest) -> dict[str, Any]:
     excludes = [exclude.model_dump(mode="json", exclude_unset=True) for exclude in loaded.manifest.exclude]
     first = ("schema_version", "name", "description")
     ordered = {name: settings[name] for name in first} | settings | {"suites": suites, "exclude": excludes}
-    return {name: value for name, value in ordered.items() if value not in (None, [])}
+    return {name: value for name, value in ordered.items() if value not in (None, [], {})}
 
 
 def _plain(model: Model) -> str | dict[str, Any]:
@@ -162,8 +164,14 @@ def _plain(model: Model) -> str | dict[str, Any]:
     return model.name if len(given) == 1 else given
 
 
-def _digest(manifest: Manifest) -> str:
-    content = json.dumps(manifest.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+def content_digest(manifest: Manifest) -> str:
+    """Equal for two resolved manifests whose runs may go on with each other: where and how the driver is started changes no number."""
+    data = manifest.model_dump(mode="json", exclude={"submit", "environments"})
+    software = manifest.submit.model_dump(mode="json", include=set(Environment.model_fields)) if manifest.submit else {}
+    data["submit"] = {name: value for name, value in software.items() if value} or None
+    if manifest.environments:
+        data["environments"] = {name: environment.model_dump(mode="json") for name, environment in manifest.environments.items()}
+    content = json.dumps(data, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(content.encode()).hexdigest()[:DIGEST_LENGTH]
 
 

@@ -191,6 +191,7 @@ def _resources(manifest: Manifest, model: Model, device: str) -> ResourceSpec:
         num_cpus=model.num_cpus or execution.num_cpus or DEFAULT_CPUS[device],
         num_gpus=float(execution.num_gpus) if cuda else 0.0,
         accelerator=execution.accelerator if cuda else None,
+        labels=tuple(sorted(execution.labels.items())),
         memory_mib=execution.memory_mib,
         threads=execution.threads,
         compile_threads=execution.compile_threads,

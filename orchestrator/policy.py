@@ -91,6 +91,10 @@ class Policy:
             return sum(self.rules[failure].retries == INFRASTRUCTURE for failure in past)
         return sum(self.rules[failure] is rule for failure in past)
 
+    def is_verdict(self, outcome: Outcome) -> bool:
+        """Whether the outcome says something that no other attempt could change."""
+        return outcome.failure_class is None or self.rules[outcome.failure_class].retries == 0
+
     def suspects(self, failure: FailureClass | None) -> bool:
         """Whether a failure of this class counts against its node."""
         return failure is not None and self.rules[failure].suspect

@@ -51,7 +51,9 @@ class RunRecord:
     orchestrator_version: str = ""
     argv: tuple[str, ...] = ()
     cluster: dict[str, Scalar] = field(default_factory=dict)
+    by_device: bool = False  # several GPU models are wanted, and each has its own tables
     aa: bool = False  # each arm was measured against itself: no speedups
+    environment: str | None = None  # which of the manifest's environments, if it has several
     state: RunState = RunState.RUNNING
     exit_code: int | None = None
     ended: float | None = None

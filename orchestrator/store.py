@@ -7,7 +7,7 @@
     DIR/RUN_ID/blocks/*.parquet  one row per block of them: how the machine was
     DIR/RUN_ID/logs/             one log per row that has one
     DIR/RUN_ID/spool/            outcomes that no driver has stored yet
-    DIR/RUN_ID/lock.json         the driver that may write
+    DIR/RUN_ID/lock.json         the driver that may write; beat.TOKEN: when it last said that it lives
     DIR/bundles/                 compile caches that tasks keep from run to run, where a manifest asks for it
 
 Reading needs no lock and changes nothing. Writing needs the run's lock, which is looked at before each commit.
@@ -21,6 +21,7 @@ import logging
 import re
 import time
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pyarrow as pa
@@ -223,6 +224,10 @@ class RunStore:
         """(task_id, attempt) of every stored row, of those too that a later attempt of their task beats."""
         return self._reader().attempts()
 
+    def beaten(self) -> set[str]:
+        """The tasks that have a row which a later one beats: a query over the bare files would find both."""
+        return set().union(*self._reader().beaten().values())
+
     def damaged(self) -> dict[str, str]:
         """The files that reading has left out so far, with the reason."""
         return dict(self._reader().damaged)
@@ -265,12 +270,14 @@ class RunStore:
     def adopt(self, lock: RunLock) -> list[str]:
         """``acquire`` with a lock that is already taken."""
         self._lock = lock
-        if spool := self._spool():
-            spool.create()
         parts = self._reader()
-        set_aside = parts.set_aside_damaged()
-        parts.remove_dead()
-        self._next_number = parts.next_number()
+        with lock.kept_alive():
+            if spool := self._spool():
+                spool.create()
+                spool.clear_abandoned()
+            set_aside = parts.set_aside_damaged()
+            parts.remove_dead()
+            self._next_number = parts.next_number()
         for path in set_aside:
             log.warning("%s was damaged and is set aside; its tasks count as not done", path)
         return set_aside
@@ -346,11 +353,20 @@ class RunStore:
         planned = {entry.task.task_id for entry in self.plan()}
         return [outcome for outcome in outcomes if outcome.task_id in planned and outcome.attempt > done.get(outcome.task_id, -1)]
 
+    def find_spooled(self, task_id: str, attempt: int) -> Outcome | None:
+        """What this attempt has left in the spool."""
+        spool = self._spool()
+        return spool.find(task_id, attempt) if spool else None
+
     def clear_spool(self, attempts: Iterable[tuple[str, int]]) -> None:
-        """Remove the spooled outcomes of these (task_id, attempt), once they are stored or decided otherwise."""
+        """Remove the spooled outcomes of these (task_id, attempt), and of earlier attempts, once they are stored or decided otherwise."""
         if spool := self._spool():
             self._fence()
             spool.clear(attempts)
+
+    def kept_alive(self) -> AbstractContextManager[None]:
+        """Refresh the lock by itself, for as long as something long is done that does not."""
+        return self._held().kept_alive()
 
     def refresh_lock(self) -> None:
         """Show that this driver lives; to be called every ``lock.HEARTBEAT_S`` at most.

@@ -82,7 +82,7 @@ class IllegalTransition(RuntimeError):  # noqa: N818 - it is a transition, and a
 class SweepTask:
     """What the machine needs to know of a task. ``done`` is the status of a terminal row that an earlier driver wrote.
 
-    ``shares``: other tasks may be placed on its device.
+    ``shares``: other tasks may be placed on its device. ``request``: which of ``NodesChanged.fitting`` are the nodes that can run it.
     """
 
     task_id: str
@@ -91,6 +91,7 @@ class SweepTask:
     done: Status | None = None
     first_attempt: int = 1
     shares: bool = False
+    request: int = 0
 
 
 @dataclass(slots=True)
@@ -104,7 +105,8 @@ class _Record:
     written: bool = False
     phase: Phase | None = None
     node: str = ""
-    avoid: frozenset[str] = frozenset()
+    avoid: frozenset[str] = frozenset()  # its own wish
+    shunned: frozenset[str] = frozenset()  # where the attempt that is on cannot be placed
     alone: bool = False
     not_before_s: float = 0.0
     launched_s: float = 0.0
@@ -129,7 +131,7 @@ class Progress:
 class Sweep:
     """The run. ``handle`` is the only method that changes anything."""
 
-    def __init__(self, tasks: Iterable[SweepTask], policy: Policy, max_in_flight: int, unscheduled_s: float = 900.0) -> None:
+    def __init__(self, tasks: Iterable[SweepTask], policy: Policy, max_in_flight: int = 1, unscheduled_s: float = 900.0) -> None:
         self._records = {task.task_id: _Record(task, task.first_attempt) for task in tasks}
         self._policy = policy
         self._max_in_flight = max_in_flight
@@ -140,6 +142,7 @@ class Sweep:
         self._retrying: dict[str, _Record] = {}
         self._open = len(self._records)  # tasks without a durable row
         self._nodes: frozenset[str] = frozenset()
+        self._fitting: tuple[frozenset[str], ...] = ()
         self._suspects: dict[str, set[str]] = {}
         self._quarantined: frozenset[str] = frozenset()
         self._last_activity_s = 0.0
@@ -169,6 +172,18 @@ class Sweep:
     def status_counts(self) -> Mapping[Status, int]:
         """How many tasks have ended in each status."""
         return dict(self._counts)
+
+    def gives_up(self, event: Tick | NodesChanged | ClusterLost | Force) -> list[tuple[str, int]]:
+        """The attempts that ``event`` would end, as (task_id, attempt): a last chance to look for what they may have left."""
+        records = self._active.values()
+        match event:
+            case Tick():
+                doomed = [record for record in records if self._overdue(record, event.at_s)]
+            case NodesChanged():
+                doomed = [record for record in records if record.node in self._nodes - event.nodes]
+            case _:
+                doomed = list(records)
+        return [(record.task.task_id, record.attempt) for record in doomed]
 
     def active(self) -> tuple[Progress, ...]:
         """The tasks that the cluster has now."""
@@ -250,7 +265,7 @@ class Sweep:
     def _ended(self, event: Ended, actions: list[Action]) -> None:
         record = self._current(event.task_id, event.attempt, f"ended {event.outcome.status.value}", event.at_s)
         if record is not None:
-            self._settle(record, event.at_s, event.outcome, actions)
+            self._settle(record, event.at_s, event.outcome, actions, here=False)
 
     def _lost(self, event: Lost, actions: list[Action]) -> None:
         record = self._current(event.task_id, event.attempt, f"lost: {event.error}", event.at_s)
@@ -261,7 +276,8 @@ class Sweep:
 
     def _nodes_changed(self, event: NodesChanged, actions: list[Action]) -> None:
         gone = self._nodes - event.nodes
-        self._nodes = event.nodes
+        self._nodes, self._fitting = event.nodes, event.fitting
+        self._max_in_flight = event.max_in_flight or self._max_in_flight
         for record in list(self._active.values()):
             if record.node and record.node in gone:
                 error = f"node {record.node} left the cluster"
@@ -269,6 +285,16 @@ class Sweep:
                 self._settle(
                     record, event.at_s, self._verdict(record, event.at_s, Status.INFRA_ERROR, FailureClass.NODE_LOST, error), actions
                 )
+            elif record.state is State.LAUNCHED and record.shunned and not self._places(record) - record.shunned:
+                self._place_anew(record, event.at_s, actions)
+
+    def _place_anew(self, record: _Record, at_s: float, actions: list[Action]) -> None:
+        """The nodes that an attempt waits for have left, and it may not run on those that are there: no failure, but no way on either."""
+        actions.append(Cancel(record.task.task_id, record.attempt))
+        del self._active[record.task.task_id]
+        record.attempt += 1
+        self._note(record, at_s, State.QUEUED, "the nodes that it waited for have left")
+        self._queue.appendleft(record.task.task_id)
 
     def _rows_written(self, event: RowsWritten) -> None:
         for task_id in event.task_ids:
@@ -326,8 +352,8 @@ class Sweep:
 
     # Transitions ----------------------------------------------------------------------------------------------------------------
 
-    def _settle(self, record: _Record, at_s: float, outcome: Outcome, actions: list[Action]) -> None:
-        """An attempt is over: try again or decide."""
+    def _settle(self, record: _Record, at_s: float, outcome: Outcome, actions: list[Action], *, here: bool = True) -> None:
+        """An attempt is over: try again or decide. ``here``: by a verdict of this class's own."""
         self._active.pop(record.task.task_id, None)
         self._last_activity_s = at_s
         if outcome.failure_class is not None:
@@ -337,7 +363,7 @@ class Sweep:
         shared = not record.alone and (record.task.shares or bool(outcome.measurement.neighbours))
         retry = self._policy.retry(outcome, shared, record.failures)
         if retry is None:
-            self._decide(record, at_s, outcome, actions)
+            self._decide(record, at_s, outcome, actions, here=here)
             return
         if self._draining:
             self._note(record, at_s, State.QUEUED, f"{outcome.status.value}: {outcome.error}; left for a resume"[:500])
@@ -346,22 +372,25 @@ class Sweep:
         record.attempt += 1
         record.not_before_s = at_s + retry.delay_s
         record.alone = record.alone or retry.alone
+        if outcome.failure_class is FailureClass.UNSCHEDULED:  # perhaps nothing but the node that it avoids has room
+            record.avoid = frozenset()
         record.avoid |= {retry.avoid_node} if retry.avoid_node else frozenset()
-        record.phase, record.node, record.paused_s = None, "", 0.0
+        record.phase, record.node, record.paused_s, record.started_s = None, "", 0.0, 0.0
         self._retrying[record.task.task_id] = record
 
-    def _decide(self, record: _Record, at_s: float, outcome: Outcome, actions: list[Action]) -> None:
+    def _decide(self, record: _Record, at_s: float, outcome: Outcome, actions: list[Action], *, here: bool = True) -> None:
         record.status = outcome.status
         self._counts[outcome.status] += 1
         self._note(record, at_s, State.TERMINAL, outcome.status.value)
-        actions.append(WriteRow(record.task.task_id, outcome))
+        actions.append(WriteRow(record.task.task_id, outcome, here))
 
     def _suspect(self, task_id: str, outcome: Outcome) -> None:
         if outcome.node and self._policy.suspects(outcome.failure_class):
             failed = self._suspects.setdefault(outcome.node, set())
             failed.add(task_id)
             # The last node is never given up: a doubtful node with a bounded number of retries beats no run at all.
-            if len(failed) >= QUARANTINE_AFTER_TASKS and self._nodes - self._quarantined - {outcome.node}:
+            places = self._places(self._records[task_id])
+            if len(failed) >= QUARANTINE_AFTER_TASKS and places - self._quarantined - {outcome.node}:
                 self._quarantined |= {outcome.node}
 
     def _launch(self, at_s: float, actions: list[Action]) -> None:
@@ -370,10 +399,23 @@ class Sweep:
             record.launched_s = at_s
             self._active[record.task.task_id] = record
             self._note(record, at_s, State.LAUNCHED, f"attempt {record.attempt}")
-            avoid = (record.avoid | self._quarantined) & self._nodes
-            # "Elsewhere" is a wish: with no other node alive the same one is better than none.
-            avoid = avoid if self._nodes - avoid else self._quarantined & self._nodes
-            actions.append(Launch(record.task.task_id, record.attempt, avoid, record.alone))
+            record.shunned = self._shunned(record)
+            actions.append(Launch(record.task.task_id, record.attempt, record.shunned, record.alone))
+
+    def _shunned(self, record: _Record) -> frozenset[str]:
+        """The nodes to keep the next attempt away from, as far as others are left that can run it.
+
+        "Elsewhere" and quarantine are wishes: with no other node the same one is better than none.
+        """
+        places = self._places(record)
+        for unwanted in (record.avoid | self._quarantined, self._quarantined):
+            if places - unwanted:
+                return places & unwanted
+        return frozenset()
+
+    def _places(self, record: _Record) -> frozenset[str]:
+        """The live nodes that could run the task if they were empty."""
+        return self._fitting[record.task.request] if self._fitting else self._nodes
 
     def _finish(self, actions: list[Action]) -> None:
         if self._finished or self._active:

@@ -163,6 +163,7 @@ class Guardian:
                 self._keep_time()
         finally:
             self._clock.halt(_OVER, time.monotonic())
+            self._clock.disown(time.monotonic())
             ended, stuck = end_descendants()
             self._lease.leave()
             self._selector.close()
@@ -221,8 +222,9 @@ class Guardian:
                 self._acquire()
             case {"lease": "release"}:
                 self._lease.release()
-            case {"ask": "paused_s"}:
-                self._channel.answer({"paused_s": self._clock.halted_s(PAUSED, time.monotonic())})
+                self._clock.disown(time.monotonic())
+            case {"ask": "halted_s"}:
+                self._channel.answer({"halted_s": self._clock.all_halted_s(time.monotonic())})
 
     def _enter(self, phase: Phase) -> None:
         self._clock.enter(phase, time.monotonic())
@@ -246,7 +248,9 @@ class Guardian:
 
     def granted(self, grant: Grant) -> None:
         """The worker owns the device."""
-        self._clock.go_on(WAITING, time.monotonic())
+        now = time.monotonic()
+        self._clock.go_on(WAITING, now)
+        self._clock.own(now)
         self._channel.grant(grant)
 
     def _join(self) -> None:
@@ -329,6 +333,7 @@ class Guardian:
             phase_s=self._clock.phase_s(now),
             paused_s=self._clock.halted_s(PAUSED, now),
             waited_s=self._clock.halted_s(WAITING, now),
+            owned_s=self._clock.owned_s(now),
             started=self._began,
             ended=time.time(),
             node=self._request.node,

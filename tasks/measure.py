@@ -172,18 +172,22 @@ class _Run:
         self.times_ns, self.unconverged = warmth.times_ns, warmth.unconverged
 
     def take_pairs(self) -> None:
+        """Enough pairs; if the compiled side compiles meanwhile, warm it up and start over, once: its old code is timed no more."""
+        try:
+            self._take_pairs()
+        except RecompiledError as error:
+            self._start_over(error)
+            self._take_pairs()
+
+    def _take_pairs(self) -> None:
         """Pairs until the interval is narrow, a cap is reached, the deadline is near or the machine is unfit."""
         plan = plan_pairs(self.times_ns, self.spec, self.left_s())
-        began_ns, in_a_row = self.machine.now_ns(), 0
+        began_ns, last, in_a_row = self.machine.now_ns(), self.pairs + self.spec.max_pairs, 0
         for order in alternating_orders(self.chance):
-            try:
-                fault = self._pair(plan, order)
-            except RecompiledError as error:
-                self._recover(error)
-                continue
+            fault = self._pair(plan, order)
             in_a_row = in_a_row + 1 if fault else 0
             self.gave_up = in_a_row > MAX_FAULTS_IN_A_ROW
-            if self.gave_up or self._enough(plan, (self.machine.now_ns() - began_ns) / 1e9):
+            if self.gave_up or self.pairs >= last or self._enough(plan, (self.machine.now_ns() - began_ns) / 1e9):
                 return
             if fault:
                 self.machine.sleep(min(BACKOFF_S * BACKOFF_FACTOR ** (in_a_row - 1), BACKOFF_MAX_S))
@@ -230,12 +234,11 @@ class _Run:
             self.ratios.append(estimator.log_ratio(times[0], times[1]))
         return fault
 
-    def _recover(self, error: RecompiledError) -> None:
-        """Warm up again, once."""
-        if self.recompiled:
-            raise error
+    def _start_over(self, error: RecompiledError) -> None:
         self.recompiled = str(error)
-        self._discard("recompiled")
+        for pair in range(self.pairs):
+            self.stepper.invalidate(pair, "recompiled")
+        self.ratios.clear()
         self.warm()
 
     def _discard(self, reason: str) -> None:
@@ -243,7 +246,7 @@ class _Run:
         self.stepper.invalidate(self.pairs - 1, reason)
 
     def _enough(self, plan: Plan, elapsed_s: float) -> bool:
-        if self.pairs >= self.spec.max_pairs or self.left_s() < plan.pair_s:
+        if self.left_s() < plan.pair_s:
             return True
         if len(self.ratios) < plan.min_pairs:
             return False

@@ -188,6 +188,7 @@ class ResourceSpec:
     threads: int | None = None
     compile_threads: int | None = None
     isolation: str = "process"  # "inline": in the supervisor's own process, for toys that finish at once
+    labels: tuple[tuple[str, str], ...] = ()  # Ray's labels that the node must have
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +254,7 @@ class Measurement:
     neighbours: int | None = None  # other workers on the device while this one compiled
     eager_peak_mib: float | None = None
     compiled_peak_mib: float | None = None
+    peak_mib: float | None = None  # of the whole process, with saved states, copies and the accuracy reference
     graphs: int | None = None
     graph_breaks: int | None = None
     graph_break_reasons: tuple[str, ...] = ()
@@ -269,6 +271,7 @@ class Measurement:
     compiled_rmse: float | None = None
     deterministic: bool | None = None
     reference: str | None = None  # what the verdict was made against, "float64" or why not
+    random_numbers: str | None = None  # what those that the model draws do to its results: "none", "negligible" or "decisive"
     batch_size: int | None = None
     parameters: int | None = None
     input_shapes: str | None = None
@@ -365,6 +368,7 @@ class Outcome:
     phase_s: dict[str, float] = field(default_factory=dict)
     paused_s: float = 0.0  # stopped so that a neighbour could time; not in phase_s
     waited_s: float = 0.0  # waiting to own the device; not in phase_s
+    owned_s: float = 0.0  # the device was its own, to time or to autotune; in phase_s
     started: float = 0.0
     ended: float = 0.0
     node: str = ""

@@ -105,15 +105,15 @@ class Stepper:
     def block(self, which: int, pair: int, order: int, washout: int, iterations: int) -> list[int]:
         """One block of side ``which``: ``washout`` steps that do not count, then ``iterations`` whose times in ns are returned."""
         side, times = self.sides[which], []
+        number, self.blocks = self.blocks, self.blocks + 1  # not to be used again, if the side compiles and the block is broken off
         with side.strict():  # entered outside of what is timed; the washout absorbs what the switch costs
             self.machine.synchronize()
             for iteration in range(washout + iterations):
                 started_ns, host_ns = self._step(side)
-                where = {"pair": pair, "block": self.blocks, "order": order, "iteration": iteration, "washout": iteration < washout}
+                where = {"pair": pair, "block": number, "order": order, "iteration": iteration, "washout": iteration < washout}
                 self._write(which, self.phase, started_ns, host_ns, **where)
                 times.append(host_ns)
-        self._write_border(which, pair, order)
-        self.blocks += 1
+        self._write_border(which, pair, number, order)
         return times[washout:]
 
     def on_device(self, which: int) -> float | None:
@@ -126,10 +126,10 @@ class Stepper:
         return device_ms
 
     def invalidate(self, pair: int, reason: str) -> None:
-        """Keep the samples and blocks of ``pair`` but let them count no more."""
+        """Keep the samples and blocks of ``pair`` but let them count no more, unless they count no more already."""
         for columns in (self.columns, self.borders):
             for row, its_pair in enumerate(columns["pair"]):
-                if its_pair == pair:
+                if its_pair == pair and columns["valid"][row]:
                     columns["valid"][row], columns["reason"][row] = False, reason
 
     def samples(self) -> Samples:
@@ -159,8 +159,8 @@ class Stepper:
         for name, column in self.columns.items():
             column.append(row.get(name))
 
-    def _write_border(self, which: int, pair: int, order: int) -> None:
-        row = {"phase": self.phase, "process": self.process, "pair": pair, "block": self.blocks, "arm": _ARMS[which], "order": order}
+    def _write_border(self, which: int, pair: int, block: int, order: int) -> None:
+        row = {"phase": self.phase, "process": self.process, "pair": pair, "block": block, "arm": _ARMS[which], "order": order}
         row |= {"valid": True, "ended": self.machine.now_ns()} | asdict(self.machine.border())
         for name, column in self.borders.items():
             column.append(row.get(name))

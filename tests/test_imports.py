@@ -16,6 +16,7 @@ OPEN_TO_ORCHESTRATOR = {
     "tasks.spec",
     "tasks.estimator",
     "tasks.probe",
+    "tasks.spool",
     "tasks.suites.entry",
     "tasks.suites.reference",
     "tasks.suites.torchbench",
@@ -25,7 +26,9 @@ STDLIB_ONLY = {
     "tasks.spec",
     "tasks.channel",
     "tasks.cuda_driver",
+    "tasks.idle",
     "tasks.lease",
+    "tasks.spool",
     "tasks.supervisor",
     "tasks.suites.entry",
     "tasks.suites.reference",
@@ -33,7 +36,7 @@ STDLIB_ONLY = {
     "tasks.suites.toy",
 }
 PURE = {"orchestrator.sweep", "orchestrator.events", "orchestrator.policy", "orchestrator.sharing", "orchestrator.simulate"}
-USERS_OF_RAY = {"orchestrator.cluster", "orchestrator.submit"}
+USERS_OF_RAY = {"orchestrator.cluster", "orchestrator.connection", "orchestrator.submit"}
 
 
 def modules():

@@ -91,10 +91,16 @@ def _with_status(command: Callable[..., ExitCode | None]) -> Callable[..., None]
         try:
             code = command(*arguments, **options)
         except SweepError as error:
-            sys.stderr.write(f"{error}\n")
+            sys.stderr.write("".join(f"{line}\n" for line in (str(error), *_notes(error))))
             code = error.exit_code
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interruption:
+            sys.stderr.write("".join(f"{note}\n" for note in _notes(interruption)))
             code = ExitCode.INTERRUPTED
         raise typer.Exit(int(code or ExitCode.PASSED))
 
     return run
+
+
+def _notes(error: BaseException) -> Sequence[str]:
+    """What was added to the error on its way up: how to go on, say."""
+    return getattr(error, "__notes__", ())

@@ -59,7 +59,7 @@ def _runs(results: str, newest: int | None) -> Any:
 
 
 def _jobs(address: str) -> Any:
-    from orchestrator.jobs import Head
+    from orchestrator.cli.head import find_head
 
     return [
         {
@@ -71,7 +71,7 @@ def _jobs(address: str) -> Any:
             "ended": _moment(job.ended),
             "results": job.metadata.get("results"),
         }
-        for job in Head.find(address).jobs()[::-1]
+        for job in find_head(address).jobs()[::-1]
         if job.metadata and "run_id" in job.metadata
     ]
 

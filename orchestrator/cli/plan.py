@@ -16,6 +16,7 @@ from orchestrator.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from orchestrator.costs import Cost
+    from orchestrator.manifest import LoadedManifest
     from orchestrator.plan import Plan, PlannedTask
     from orchestrator.sharing import Machine, Sharing
     from orchestrator.simulate import Fleet, Forecast
@@ -63,9 +64,11 @@ def plan(
     expected = forecast(planned.to_run, _fleet(kind, machine), execution.max_in_flight)
     if json:
         data = _as_data(planned, loaded.manifest.name) | {"forecast": _forecast_as_data(expected, sharing, price)}
+        data["environments"] = list(loaded.manifest.environments)
         sys.stdout.write(jsonlib.dumps(data, indent=2) + "\n")
     else:
-        sys.stdout.writelines(f"{line}\n" for line in [*_as_text(planned), *_forecast_as_text(expected, sharing, kind, price)])
+        lines = [*_as_text(planned), *_forecast_as_text(expected, sharing, kind, price), *_environments(loaded)]
+        sys.stdout.writelines(f"{line}\n" for line in lines)
     return ExitCode.PASSED
 
 
@@ -149,6 +152,11 @@ def _as_text(planned: Plan) -> Iterable[str]:
     hours = sum(task.cost_s for task in planned.to_run) / 3600
     counted = ", ".join(f"{count} {reason}" for reason, count in _counts(planned.tasks))
     yield f"{len(planned.tasks)} tasks on {planned.device} ({counted}); one after the other about {hours:.1f} h"
+
+
+def _environments(loaded: LoadedManifest) -> Iterable[str]:
+    if names := loaded.manifest.environments:
+        yield f"all of this for a run in each of {len(names)} environments: {', '.join(names)}"
 
 
 def _counts(tasks: Iterable[PlannedTask]) -> list[tuple[str, int]]:

@@ -54,6 +54,7 @@ def _score(configuration: Configuration) -> dict[str, Any]:
     return {
         "mode": configuration.mode,
         "backend": configuration.backend,
+        "device": configuration.device,
         "weighted": configuration.score.value,
         **_ends(configuration.score),
         "why_not": configuration.score.why_not,
@@ -67,6 +68,7 @@ def _configuration(configuration: Configuration) -> dict[str, Any]:
     return {
         "mode": configuration.mode,
         "backend": configuration.backend,
+        "device": configuration.device,
         "score": _score(configuration),
         "pass_rate": _rate(configuration.rate),
         "dtypes": [_dtype(answer) for answer in configuration.dtypes],

@@ -126,6 +126,7 @@ class Run:
     facts: Mapping[str, str] = field(default_factory=dict)  # anything else about the run worth printing
     remarks: tuple[str, ...] = ()  # what a reader must know before believing the rows
     aa: bool = False  # each arm was measured against itself: rows have no speedups
+    by_device: bool = False  # every device has tables of its own
 
     def refuse_aa(self, wanted: str) -> None:
         """Let nobody make ``wanted`` of a run that has no speedups.
@@ -187,6 +188,7 @@ def load(store: RunStore, columns: Sequence[str] = COLUMNS) -> Run:
         },
         remarks=damaged,
         aa=record.aa,
+        by_device=record.by_device,
     )
 
 

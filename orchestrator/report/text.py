@@ -35,7 +35,7 @@ def render_text(answers: Answers, console: Console, *, every_task: bool = False)
 
 def _headline(answers: Answers, configuration: Configuration) -> RenderableType:
     score = configuration.score
-    lines = [Text(f"\nrun {answers.run_id}: {configuration.mode}, {configuration.backend}", style="bold")]
+    lines = [Text(f"\nrun {answers.run_id}: {', '.join(configuration.title)}", style="bold")]
     if score.value is None:
         lines.append(Text(f"score: not defined: {score.why_not}", style="bold yellow"))
     else:

@@ -125,12 +125,12 @@ def value_problem(toy: Toy, name: str, value: Scalar) -> str | None:
 
 
 def _pass(act: Act) -> WorkerResult:
-    began, paused_s = time.monotonic(), act.channel.paused_s()
+    began = act.channel.running_s()
     for _ in range(int(act.number("orphans"))):
         _abandon(dict(os.environ))
     act.up_to(Phase.COMPILE)
     _compile(act)
-    compile_s = time.monotonic() - began - (act.channel.paused_s() - paused_s)
+    compile_s = act.channel.running_s() - began
     act.channel.phase(Phase.VERIFY)
     act.channel.phase(Phase.TIME)
     for _ in range(max(1, int(act.number("rounds")))):

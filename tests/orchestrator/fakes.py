@@ -82,6 +82,8 @@ class FakeSink:
     batches: list = field(default_factory=list)
     fail_at: int | None = None
     requests: object = lambda: 0
+    left: dict = field(default_factory=dict)  # (task_id, attempt) -> what it left in the spool
+    told: list = field(default_factory=list)
 
     def append(self, batch):
         if self.fail_at is not None and len(self.batches) >= self.fail_at:
@@ -89,7 +91,10 @@ class FakeSink:
         self.batches.append(list(batch))
 
     def tell(self, sweep, decided):
-        pass
+        self.told += decided
+
+    def find(self, task_id, attempt):
+        return self.left.get((task_id, attempt))
 
     def refresh_lock(self):
         pass

@@ -199,6 +199,11 @@ class TestCuda:
         assert machine.fault() is None
         assert not {name for name in machine.summary() if "gpu" in name or "clock" in name}
 
+    def test_a_gpu_that_was_busy_from_the_start_makes_the_row_contaminated(self, tmp_path):
+        busy = CudaMachine(torch.device("cuda"), None, proc(tmp_path), busy="the GPU was not idle")
+        assert busy.contaminated() == "the GPU was not idle"
+        assert CudaMachine(torch.device("cuda"), None, proc(tmp_path)).contaminated() is None
+
     def test_a_border_says_how_the_gpu_is_and_what_it_counted_since_the_last(self, tmp_path, seconds):
         marked, one, two = (
             reading(thermal=thermal, brake=1, clock_mhz=mhz, power_w=300.0, energy_mj=energy, power_cap_ns=ns, clock_reasons=reasons)
@@ -336,5 +341,4 @@ def _fails():
 
 
 def test_the_machine_fits_the_device():
-    assert type(hardware.machine_for(CPU, None)) is HostMachine
-    assert hardware.peak_mib(_fails, _fails, CPU) is None
+    assert type(hardware.machine_for(CPU, None, "a neighbour that does not stop")) is HostMachine

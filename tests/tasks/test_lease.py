@@ -68,6 +68,8 @@ def test_neighbours_stand_still_while_one_times_and_are_not_charged_for_it(node_
     assert not [at for at in ticks(compiled) for began, ended, _ in times if began < at < ended]
     stood_still_s = sum(ended - began for began, ended, _ in times if ticks(compiled)[0] < began and ended < ticks(compiled)[-1])
     assert compiled.paused_s >= stood_still_s > 0
+    assert sum(ended - began for began, ended, _ in times) <= timed.owned_s <= timed.phase_s["time"]
+    assert compiled.owned_s < 0.5
     counted_s = sum(compiled.phase_s.values())
     assert compiled.ended - compiled.started > counted_s + compiled.paused_s
     took_s = ticks(compiled)[-1] - ticks(compiled)[0]

@@ -372,6 +372,28 @@ class TestWarmup:
         assert "a guard failed" in timing.flags[0]
         assert "recompiled" in timing.samples.reason
 
+    def test_what_was_timed_before_a_recompile_does_not_count(self):
+        clockwork, state = Clockwork(np.ones(1)), {"calls": 0, "new": False}
+
+        def one_step():
+            state["calls"] += 1
+            if state["calls"] == 40 and not state["new"]:
+                state["new"] = True
+                raise RecompiledError("a guard failed")
+            clockwork.advance(1e6 if state["new"] else 5e6)
+
+        timing = run(clockwork, (Side(lambda: clockwork.advance(1e7)), Side(one_step)))
+        samples = timing.samples
+        assert (timing.quality, timing.summary.speedup, timing.summary.pairs) == (Quality.RECOMPILED, 10.0, 8)
+        spoilt = {pair for pair, valid in zip(samples.pair, samples.valid, strict=True) if not valid}
+        assert spoilt == set(range(len(spoilt)))
+        assert len(spoilt) > 2
+        assert "discarded" not in " ".join(timing.flags)
+        sizes = [samples.block.count(block) for block in dict.fromkeys(samples.block) if block >= 0]
+        assert (sizes[0], sizes[-1]) == (6, 26)  # blocks are planned anew for the faster step
+        arms = {(block, arm) for block, arm in zip(samples.block, samples.arm, strict=True) if block >= 0}
+        assert len(arms) == len({block for block, _ in arms})
+
     def test_a_side_that_recompiles_again_and_again_is_an_error(self):
         with pytest.raises(RecompiledError, match="a guard failed"):
             run(*self.compiling(set(), recompiles=set(range(20, 1000))))
