@@ -121,3 +121,13 @@ def test_a_log_goes_to_stdout_and_its_story_with_it_as_json(sweep, tmp_path):
     assert (code, error) == (0, "")
     assert json.loads(out) == {"task_id": task.task_id, "status": "crash", "error": "the worker died", "log": "boom\n"}
     assert sweep("logs", "model_0002", "--json", where=tmp_path)[0] == ExitCode.USAGE
+
+
+def test_runs_are_listed_under_a_head(sweep, tmp_path):
+    for run_id in ("first", "the-second"):
+        Store(str(tmp_path)).create(replace(a_record(run_id), ended=1_800_000_060.0), a_plan([a_task(1)])).close()
+    code, out, _ = sweep("list", where=tmp_path)
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["run", "the-second", "first"]
+    assert len({line.index(word) for line, word in zip(out.splitlines(), ("planned", "1  ", "1  "), strict=True)}) == 1
+    assert sweep("list", where=tmp_path / "empty")[1].startswith("no runs in")
