@@ -101,6 +101,13 @@ def suitable(requests: Iterable[ResourceSpec], nodes: Sequence[NodeInfo]) -> lis
     return [node for node in nodes if any(_fits(resources, node) for resources in wanted)]
 
 
+def devices(tasks: Sequence[TaskSpec], nodes: Sequence[NodeInfo]) -> int:
+    """How many GPUs the tasks can run on; on the CPU a node is a device."""
+    requests = {task.resources for task in tasks}
+    cuda = any(resources.device == "cuda" for resources in requests)
+    return sum(int(node.num_gpus) if cuda else 1 for node in suitable(requests, nodes))
+
+
 def _distinct(tasks: Sequence[TaskSpec]) -> list[TaskSpec]:
     return list({task.resources: task for task in tasks}.values())
 

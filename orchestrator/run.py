@@ -30,7 +30,7 @@ from orchestrator.metrics import Metered
 from orchestrator.nodes import NodeInfo
 from orchestrator.plan import plan_tasks
 from orchestrator.policy import Policy
-from orchestrator.preflight import capacity, check, machine, resolve_device, suitable
+from orchestrator.preflight import capacity, check, devices, machine, resolve_device, suitable
 from orchestrator.progress import LiveProgress, PlainProgress
 from orchestrator.record import PlannedTask, RunRecord, RunState
 from orchestrator.sharing import Sharing, work_out
@@ -240,12 +240,16 @@ def _drive(
     _store_orphans(run_store, plan, policy, sink, console)
     tasks = _sweep_tasks(run_store, plan, rerun | RERUN_ALWAYS)
     specs = [planned.task for planned in plan]
-    slots = capacity([planned.task for planned in plan if planned.skip_reason is None], nodes, loaded.manifest.execution.max_in_flight)
+    to_run = [planned.task for planned in plan if planned.skip_reason is None]
+    slots = capacity(to_run, nodes, loaded.manifest.execution.max_in_flight)
     sweep = Sweep(tasks, policy, slots.max_in_flight)
     spool, kept = (str(path) if path else None for path in (run_store.spool_path, bundles))
     first = Attempt(run_store.run_id, 1, spool, kept)
     with _progress(console, len(plan), sum(task.done is not None for task in tasks)) as shown:
-        progress = Metered(shown, [task.task_id for task in specs], cluster.meters())
+        progress = Metered(
+            *(shown, run_store.run_id, [task.task_id for task in specs], cluster.meters()),
+            devices=lambda: devices(to_run, cluster.nodes()),
+        )
         driver = Driver(specs, sweep, cluster, sink, progress, lambda number: replace(first, number=number))
         return driver.run()
 
