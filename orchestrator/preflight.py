@@ -12,6 +12,7 @@ from orchestrator.sharing import Machine
 from tasks.spec import ResourceSpec, TaskSpec
 
 if TYPE_CHECKING:
+    from orchestrator.cluster import Cluster
     from orchestrator.nodes import NodeInfo
     from tasks.probe import NodeProbe
 
@@ -32,6 +33,16 @@ class Capacity:
 
     slots: int
     max_in_flight: int
+
+
+def survey(cluster: Cluster) -> tuple[tuple[NodeInfo, ...], dict[str, NodeProbe | str]]:
+    """The nodes that are there, with their answers. One that died while it was asked does not refuse a plan: the others do its work."""
+    while True:
+        probes = cluster.probe()
+        alive = cluster.nodes()
+        asked = tuple(node for node in alive if node.name in probes)
+        if asked or not alive:  # else every node has been replaced meanwhile
+            return asked, probes
 
 
 def resolve_device(wanted: str, nodes: Sequence[NodeInfo]) -> str:

@@ -30,7 +30,7 @@ from orchestrator.metrics import Metered
 from orchestrator.nodes import NodeInfo
 from orchestrator.plan import plan_tasks
 from orchestrator.policy import Policy
-from orchestrator.preflight import capacity, check, devices, machine, resolve_device, suitable
+from orchestrator.preflight import capacity, check, devices, machine, resolve_device, suitable, survey
 from orchestrator.progress import LiveProgress, PlainProgress
 from orchestrator.record import PlannedTask, RunRecord, RunState
 from orchestrator.sharing import Sharing, work_out
@@ -87,7 +87,7 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
         raise UsageError(f"execution.cache: bundle keeps files beside the runs, which nodes cannot write to in {request.results}")
     earlier = _earlier_run(store, request, loaded)
     with closing(connect(request.address)) as cluster:
-        nodes, probes = _survey(cluster)
+        nodes, probes = survey(cluster)
         device = resolve_device(loaded.manifest.execution.device, nodes)
         sharing = _sharing(loaded, device, nodes, probes)
         plan = earlier.plan() if earlier else _plan(loaded, device, request, sharing)
@@ -110,16 +110,6 @@ def resume_command(request: RunRequest, run_id: str) -> str:
 
 
 # --- before ---------------------------------------------------------------------------------------------------------------------
-
-
-def _survey(cluster: Cluster) -> tuple[tuple[NodeInfo, ...], dict[str, NodeProbe | str]]:
-    """The nodes that are there, with their answers. One that died while it was asked does not refuse the plan: the others do its work."""
-    while True:
-        probes = cluster.probe()
-        alive = cluster.nodes()
-        asked = tuple(node for node in alive if node.name in probes)
-        if asked or not alive:  # else every node has been replaced meanwhile
-            return asked, probes
 
 
 def _earlier_run(store: Store, request: RunRequest, loaded: LoadedManifest) -> RunStore | None:
