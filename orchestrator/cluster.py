@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from orchestrator.connection import answers, connect
 from orchestrator.errors import ClusterLostError
 from orchestrator.events import Ended, Event, Heartbeat, Lost, PhaseStarted, Started
-from orchestrator.metrics import COUNTERS, GAUGES, TAG, Meters
+from orchestrator.metrics import COUNTERS, GAUGES, TAGS, Meters
 from orchestrator.nodes import NodeInfo
 from tasks import supervisor
 from tasks.probe import NodeProbe, probe
@@ -179,8 +179,8 @@ class RayCluster:
         from ray.util import metrics
 
         return Meters(
-            *(metrics.Gauge(name, description=text, tag_keys=(TAG,)) for name, text in GAUGES.items()),
-            *(metrics.Counter(name, description=text, tag_keys=(TAG,)) for name, text in COUNTERS.items()),
+            *(metrics.Gauge(name, description=text, tag_keys=TAGS) for name, text in GAUGES.items()),
+            *(metrics.Counter(name, description=text, tag_keys=TAGS) for name, text in COUNTERS.items()),
         )
 
     def close(self) -> None:
@@ -225,7 +225,7 @@ def _classify(error: Exception) -> tuple[FailureClass, str]:
 def _event(at_s: float, task_id: str, attempt: int, message: dict[str, Any]) -> Event:
     match message["event"]:
         case "started":
-            return Started(at_s, task_id, attempt, message["node"])
+            return Started(at_s, task_id, attempt, message["node"], tuple(message["gpus"]))
         case "phase":
             return PhaseStarted(at_s, task_id, attempt, Phase(message["phase"]))
         case "heartbeat":
@@ -255,7 +255,7 @@ def _messages(task: TaskSpec, attempt: Attempt, node: str) -> Iterator[dict[str,
     for event in supervisor.supervise(task, attempt, node):
         match event:
             case supervisor.Started():
-                yield {"event": "started", "node": node}
+                yield {"event": "started", "node": node, "gpus": list(attempt.gpu_ids)}
             case supervisor.PhaseStarted():
                 yield {"event": "phase", "phase": event.phase.value}
             case supervisor.Heartbeat():
