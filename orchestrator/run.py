@@ -95,6 +95,8 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
         plan = earlier.plan() if earlier else _plan(loaded, device, request, sharing)
         specs = [planned.task for planned in plan if planned.skip_reason is None]
         check(specs, nodes, probes, code_version())
+        if request.address is not None:
+            _prefetch(cluster, specs, nodes)
         run_store = earlier or store.create(_record(request, loaded, nodes, device, sharing), plan)
         with run_store:
             if earlier:
@@ -123,6 +125,15 @@ def _survey(cluster: Cluster) -> tuple[tuple[NodeInfo, ...], dict[str, NodeProbe
         asked = tuple(node for node in alive if node.name in probes)
         if asked or not alive:  # else every node has been replaced meanwhile
             return asked, probes
+
+
+def _prefetch(cluster: Cluster, specs: Sequence[TaskSpec], nodes: Sequence[NodeInfo]) -> None:
+    """Let nodes that have just come up read their libraries before anything has a deadline. Before the run's lock is taken: it may last."""
+    suites = sorted({spec.model.suite for spec in specs} - {"toy"})
+    cuda = any(spec.resources.device == "cuda" for spec in specs)
+    able = [node for node in nodes if (node.num_gpus if cuda else node.num_cpus) > 0]
+    for name, problem in sorted(cluster.prefetch(able, suites).items() if suites else ()):
+        log.warning("node %s: %s; its first tasks may take longer", name, problem)
 
 
 def _earlier_run(store: Store, request: RunRequest, loaded: LoadedManifest) -> RunStore | None:
