@@ -124,6 +124,8 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
         plan = replanned(earlier.plan(), fresh) if earlier else fresh
         specs = [planned.task for planned in plan if planned.skip_reason is None]
         check(specs, nodes, probes, code_version(), mix_accelerators=loaded.manifest.execution.mix_accelerators)
+        if request.address is not None:
+            _prefetch(cluster, specs, nodes)
         run_store = earlier or store.create(_record(request, loaded, nodes, device, sharing), plan)
         with _resumable(request, run_store), run_store, _marked_when_broken_off(run_store):
             if earlier:
@@ -204,6 +206,15 @@ def _sigterm_is_ctrl_c() -> Iterator[None]:
 
 
 # --- before ---------------------------------------------------------------------------------------------------------------------
+
+
+def _prefetch(cluster: Cluster, specs: Sequence[TaskSpec], nodes: Sequence[NodeInfo]) -> None:
+    """Let nodes that have just come up read their libraries before anything has a deadline. Before the run's lock is taken: it may last."""
+    suites = sorted({spec.model.suite for spec in specs} - {"toy"})
+    cuda = any(spec.resources.device == "cuda" for spec in specs)
+    able = [node for node in nodes if (node.num_gpus if cuda else node.num_cpus) > 0]
+    for name, problem in sorted(cluster.prefetch(able, suites).items() if suites else ()):
+        log.warning("node %s: %s; its first tasks may take longer", name, problem)
 
 
 def _earlier_run(store: Store, request: RunRequest, loaded: LoadedManifest) -> RunStore | None:

@@ -32,6 +32,7 @@ class FakeCluster:
     launched: list = field(default_factory=list)
     cancelled: list = field(default_factory=list)
     ready: deque = field(default_factory=deque)
+    prefetched: list = field(default_factory=list)
     closed: bool = False
 
     def nodes(self):
@@ -39,6 +40,10 @@ class FakeCluster:
 
     def probe(self):
         return {}
+
+    def prefetch(self, nodes, suites):
+        self.prefetched.append(([node.name for node in nodes], list(suites)))
+        return {node.name: "slow disk" for node in nodes}
 
     def launch(self, task, attempt, avoid, alone):
         self.launched.append((task.task_id, attempt.number))
