@@ -149,7 +149,7 @@ def _slower(_: Comparison, policy: Policy, changes: list[Change]) -> Iterator[Vi
 
 
 def _newly_failing(found: Comparison, policy: Policy, _: list[Change]) -> Iterator[Violation]:
-    rows = [row for row in found.newly_failing if not _ignored(row.task_id, policy)]
+    rows = [row for row in found.matched.newly_failing if not _ignored(row.task_id, policy)]
     if policy.newly_failing is not None and len(rows) > policy.newly_failing:
         for row in rows:
             error = f": {gist(row.error)}" if row.error else ""
@@ -157,7 +157,7 @@ def _newly_failing(found: Comparison, policy: Policy, _: list[Change]) -> Iterat
 
 
 def _missing(found: Comparison, policy: Policy, _: list[Change]) -> Iterator[Violation]:
-    names = [name for name in found.only_in_base if not _ignored(name, policy)]
+    names = [name for name in found.matched.only_in_base if not _ignored(name, policy)]
     if policy.missing is not None and len(names) > policy.missing:
         for name in names:
             yield Violation("missing", name, "no row in the new run", f"{policy.missing} tasks")
