@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from orchestrator.compare import COLUMNS, Moved, compare
-from orchestrator.confirm import confirmation
+from orchestrator.confirm import confirmation, sharing_of
 from orchestrator.errors import UsageError
 from orchestrator.judging import judged
 from orchestrator.manifest import load_manifest
@@ -514,6 +514,20 @@ def test_the_confirming_manifest_measures_the_same_thing_in_more_processes(tmp_p
         assert spec.measure.processes == 5
         assert digest(replace(spec, measure=specs[task_id].measure)) == specs[task_id].digest
         assert spec.deadlines.task_s == 5 * specs[task_id].deadlines.task_s
+
+
+@pytest.mark.parametrize(("execution", "shares"), [("sharing: 3", {0.3333}), ("num_gpus: 2", {2.0}), ("num_gpus: 1", {1.0})])
+def test_the_confirming_manifest_asks_for_the_same_devices(tmp_path, execution, shares):
+    def planned(text):
+        path = tmp_path / "manifest.yaml"
+        path.write_text(text)
+        return [task.spec for task in plan_tasks(load_manifest(path), "cuda").tasks]
+
+    specs = planned(MANIFEST.replace("device: cpu, num_cpus: 2", f"device: cuda, {execution}"))
+    (text,) = confirmation([specs[0]], "confirm", sharing=sharing_of(specs)).values()
+    (found,) = planned(text)
+    assert {spec.resources.num_gpus for spec in specs} == shares == {found.resources.num_gpus}
+    assert found.resources == specs[0].resources
 
 
 def test_nothing_unclear_plans_nothing():
