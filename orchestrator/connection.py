@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from pathlib import Path
@@ -43,6 +44,8 @@ def connect(address: str | None) -> Any:
         raise InfrastructureError("Ray is not installed here: pip install 'compile-sweep[cluster]'") from error
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": False}
     if address is None:
+        # Since 2.60 a Ray of one's own asks for a token, which it makes itself; the line about it says how to opt out of what is right.
+        logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
         settings |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES, "address": "local"}
     else:
         settings |= {"address": address, "runtime_env": _code_for_nodes()}

@@ -20,6 +20,7 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator import __version__
+from orchestrator.carry import carriable
 from orchestrator.cluster import Cluster, RayCluster
 from orchestrator.connection import in_submitted_job
 from orchestrator.control import clear_stop, stop_requests
@@ -64,6 +65,7 @@ class RunRequest:
     """What the user asked for.
 
     ``rerun``: statuses whose tasks a resume runs again, beside those of ``RERUN_ALWAYS``. ``aa``: measure each arm against itself.
+    ``carry``: the run whose results are taken over where nothing that moves them has changed.
     ``environment``: which of the manifest's this Python is. ``lock_wait_s``: how long a resume waits for a driver that holds the run.
     ``stop_after_s``: for how long to run; what would not end in it is left for a resume.
     """
@@ -78,6 +80,7 @@ class RunRequest:
     log_json: bool = False
     environment: str | None = None
     lock_wait_s: float = 0.0
+    carry: str | None = None
     stop_after_s: float | None = None
 
 
@@ -108,6 +111,7 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
         raise UsageError(f"execution.cache: bundle keeps files beside the runs, which nodes cannot write to in {request.results}")
     store.check_ready(request.run_id, resume=request.resume)
     earlier = _earlier_run(store, request, loaded)
+    source = store.resolve(request.carry) if request.carry else None
     with _resumable(request, earlier), closing(connect(request.address)) as cluster, _sigterm_is_ctrl_c():
         nodes, probes = _survey(cluster)
         device = resolve_device(loaded.manifest.execution.device, nodes)
@@ -124,8 +128,9 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
         with _resumable(request, run_store), run_store, _marked_when_broken_off(run_store):
             if earlier:
                 _reopen(run_store, console, request.lock_wait_s)
+            take_over = partial(_take_over, run_store, source, specs, nodes, probes, console)
             begin = partial(_begin_session, run_store, costed, site, console)
-            ending = _drive(run_store, plan, loaded, cluster, request.rerun, console, store.bundles_path, begin, until_s)
+            ending = _drive(run_store, plan, loaded, cluster, request.rerun, console, store.bundles_path, take_over, begin, until_s)
             with run_store.kept_alive():
                 ending = _conclude(run_store, plan, ending)
             if told := took(run_store.record.sessions[-1]):
@@ -140,6 +145,7 @@ def resume_command(request: RunRequest, run_id: str) -> str:
         return f"sweep submit MANIFEST, as before, with --run-id {shlex.quote(run_id)} --resume{again}"
     words = ["sweep", "run", str(request.manifest), "--results", request.results, "--run-id", run_id, "--resume"]
     words += ["--aa"] if request.aa else []
+    words += ["--carry", request.carry] if request.carry else []
     words += ["--log-json"] if request.log_json else []
     words += ["--environment", request.environment] if request.environment else []
     words += ["--stop-after", f"{request.stop_after_s:g}"] if request.stop_after_s else []
@@ -366,6 +372,7 @@ def _drive(
     rerun: frozenset[Status],
     console: Console,
     bundles: Path | None,
+    take_over: Callable[[], None],
     begin: Callable[[list[SweepTask]], list[SweepTask]],
     until_s: float,
 ) -> Ending:
@@ -374,6 +381,7 @@ def _drive(
     room = Room.of([planned.task for planned in plan if planned.skip_reason is None], loaded.manifest.execution.max_in_flight)
     with run_store.kept_alive():
         _store_orphans(run_store, plan, policy, console)
+        take_over()
         tasks = begin(_sweep_tasks(run_store, plan, rerun | RERUN_ALWAYS, room))
     sink = _StoreSink(run_store, Journal(run_store.files, time.monotonic()), policy, {task.task_id: task.first_attempt for task in tasks})
     sweep = Sweep(tasks, policy, until_s=until_s)
@@ -423,6 +431,27 @@ def _store_orphans(run_store: RunStore, plan: Sequence[PlannedTask], policy: Pol
         _append(run_store, [(specs[task_id], outcome) for task_id, outcome in final.items()])
         console.print(f"stored {len(final)} result(s) that the last driver did not live to store", highlight=False)
     _clear_spool(run_store, found)
+
+
+def _take_over(
+    run_store: RunStore,
+    source: RunStore | None,
+    tasks: Sequence[TaskSpec],
+    nodes: Sequence[NodeInfo],
+    probes: Mapping[str, NodeProbe | str],
+    console: Console,
+) -> None:
+    """Results of an earlier run for tasks that have none yet."""
+    if source is None:
+        return
+    if source.run_id == run_store.run_id:
+        raise UsageError(f"--carry {source.run_id}: a run cannot take over its own results")
+    have = run_store.terminal()
+    found = carriable(source, [task for task in tasks if task.task_id not in have], nodes, probes, code_version())
+    run_store.carry(source, found.task_ids)
+    console.print(f"took over {len(found.task_ids)} result(s) of run {source.run_id}", highlight=False)
+    for reason, count in sorted(found.refused.items()):
+        console.print(f"measured again: {count} with {reason}", markup=False, highlight=False)
 
 
 def _sweep_tasks(run_store: RunStore, plan: Sequence[PlannedTask], rerun: frozenset[Status], room: Room) -> list[SweepTask]:

@@ -322,13 +322,11 @@ class RunStore:
         rows = schema.task_rows(source.rows().filter(pc.is_in(pc.field("task_id"), pa.array(sorted(task_ids), pa.string()))))
         if not rows:
             return
-        for row in rows:
-            if row.log:
-                self.files.write(_log_path(row.log), source.files.read(row.log), durable=False)
         marked = [
             dataclasses.replace(
                 row,
                 run_id=self.run_id,
+                log=self._carry_log(source, row.log) if row.log else None,
                 carried=True,
                 carried_from=row.carried_from or source.run_id,
                 manifest_digest=self.record.manifest_digest or None,
@@ -337,6 +335,14 @@ class RunStore:
         ]
         details = [read([row.task_id for row in rows]) for read in (source.samples, source.blocks)]
         self._commit(schema.rows_table(marked), *map(self._renamed, details))
+
+    def _carry_log(self, source: RunStore, path: str) -> str | None:
+        try:
+            self.files.write(_log_path(path), source.files.read(path), durable=False)
+        except FileNotFoundError:  # somebody made room; no number depends on it
+            log.warning("%s is missing, and is not taken over", source.files.at(path))
+            return None
+        return path
 
     def compact(self) -> bool:
         """Merge the run's files into one of each kind; False if there was nothing to merge."""

@@ -24,6 +24,7 @@ from tasks.cuda_queue import CudaQueue
 from tasks.judgement import Randomness
 from tasks.memory import PeakMemory
 from tasks.ownership import Ownership
+from tasks.probe import cpu_model
 from tasks.spec import AA_PHASES, Accuracy, Blocks, FailureClass, Measurement, Phase, Quality, Samples, Status, TaskSpec, WorkerResult
 from tasks.step import State, Workload
 from tasks.stepper import Machine, Side
@@ -111,7 +112,7 @@ class _Execution:
             device = torch.device("cuda", torch.cuda.current_device())
             self._use(device)
         self._note(
-            device=torch.cuda.get_device_name(device) if device.type == "cuda" else environment.cpu_model(),
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model(),
             gpu_uuid=environment.gpu_uuid(device),
             threads=threads,
             compile_threads=resources.compile_threads,

@@ -38,6 +38,7 @@ from tasks.processes import (
     reap,
     stop_descendants,
 )
+from tasks.residue import DirtyDeviceError, Residue
 from tasks.scratch import UnsafeDirectoryError, attempt_directory, renew
 from tasks.spec import FailureClass, Outcome, Phase, Status, WorkerResult, decode, encode
 from tasks.spool import leave
@@ -115,7 +116,7 @@ class Guardian:
         try:
             with attempt_directory(Path(self._request.directory)) as scratch:
                 result = self._run_in(scratch)
-        except NoDeviceError as error:
+        except (NoDeviceError, DirtyDeviceError) as error:
             result = self._infrastructure(FailureClass.DEVICE, str(error))
         except (OSError, UnsafeDirectoryError, ToldToEndError) as error:
             result = self._infrastructure(FailureClass.WORKER_LOST, f"the guardian of the worker could not go on: {error}")
@@ -147,6 +148,8 @@ class Guardian:
 
     def _run_process(self, scratch: Path, earlier: list[Path]) -> WorkerResult:
         before, worker = oom_kills(), self._worker
+        residue = self._residue()
+        residue.before()
         self._lease = Lease(self._request.device, self._request.meeting_place, self)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._signals, selectors.EVENT_READ, self._on_signal)
@@ -170,8 +173,12 @@ class Guardian:
         status = worker.wait_status if worker.wait_status is not None else ended.get(worker.pid)
         self._drain()
         risen = has_risen(before, oom_kills())
-        ending = Ending(status, self._clock.phase, worker.expired, worker.killed, risen, stuck)
+        ending = Ending(status, self._clock.phase, worker.expired, worker.killed, risen, stuck, residue.after(worker.pid))
         return blame_for_disk(judge(ending, scratch / "result.json"), scratch)
+
+    def _residue(self) -> Residue:
+        resources, gpus = self._request.task.resources, self._request.attempt.gpu_ids
+        return Residue(gpus if resources.device == "cuda" else (), Path(self._request.directory), alone=resources.num_gpus >= 1)
 
     def _start(self, scratch: Path, earlier: list[Path]) -> None:
         task, attempt = self._request.task, self._request.attempt

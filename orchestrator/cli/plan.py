@@ -37,6 +37,9 @@ EPILOG = (
 def plan(
     manifest: Annotated[Path, typer.Argument(help="The manifest. " + EPILOG)],
     results: Annotated[str | None, typer.Option(help="A results store: say what it has already, and use the times recorded there.")] = None,
+    carry: Annotated[
+        str | None, typer.Option(help="With --results: done is what passed in this run, as for `sweep run --carry` on nodes like its own.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; without it the manifest's, where auto looks for a GPU here.")] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="Forecast for so many GPUs instead of this machine.")] = None,
     cpus_per_gpu: Annotated[float, typer.Option(min=1, help="Cores for each of them.")] = DEFAULT_CPUS_PER_GPU,
@@ -59,7 +62,7 @@ def plan(
     execution = loaded.manifest.execution
     kind = "cuda" if gpus and device is None else _device(device, execution.device)
     there = _there(kind, gpus, cpus_per_gpu, gpu_memory)
-    finished, costs = _from_store(results, loaded.manifest.name, kind, there.gpu_name)
+    finished, costs = _from_store(results, loaded.manifest.name, kind, there.gpu_name, carry)
     sharing = work_out(execution.sharing, kind, [there.machine], execution.num_cpus)
     planned = plan_tasks(loaded, kind, costs, finished, sharing)
     expected = forecast(planned.left or planned.to_run, _fleet(kind, there.machine), execution.max_in_flight)
@@ -123,13 +126,19 @@ def _fleet(device: str, machine: Machine) -> Fleet:
     return Fleet(machine.gpus, machine.cores / machine.gpus) if device == "cuda" else Fleet(1, machine.cores)
 
 
-def _from_store(results: str | None, name: str, kind: str, gpu_name: str | None) -> tuple[dict[str, str], dict[str, Cost]]:
+def _from_store(
+    results: str | None, name: str, kind: str, gpu_name: str | None, carry: str | None
+) -> tuple[dict[str, str], dict[str, Cost]]:
     if results is None:
+        if carry:
+            raise UsageError("--carry names a run of a results store: add --results")
         return {}, {}
+    from orchestrator.carry import passes
     from orchestrator.costs import recorded
-    from orchestrator.store import finished_tasks
+    from orchestrator.store import Store, finished_tasks
 
-    return finished_tasks(results, name), recorded(results, kind, gpu_name)
+    finished = passes(Store(results).resolve(carry)) if carry else finished_tasks(results, name)
+    return finished, recorded(results, kind, gpu_name)
 
 
 def _as_data(planned: Plan, name: str) -> dict[str, Any]:

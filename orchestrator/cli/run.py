@@ -26,6 +26,9 @@ def run(
     ] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="With --resume: run again whatever did not pass.")] = False,
     rerun: Annotated[list[str] | None, typer.Option(help="With --resume: run again the tasks of this status; may be repeated.")] = None,
+    carry: Annotated[
+        str | None, typer.Option(help="Take over what passed in this run, where neither the task nor the environment has changed.")
+    ] = None,
     aa: Annotated[
         bool, typer.Option("--aa", help="Measure each arm against itself, to see how often intervals hold 1.0; gives no speedups.")
     ] = False,
@@ -58,7 +61,7 @@ def run(
     again = frozenset(_status(name) for name in rerun or ())
     failed = runs.FAILED if retry_failed else frozenset()
     request = runs.RunRequest(
-        manifest, results, run_id, address, resume, again | failed, aa, log_json, environment, wait_for_lock, stop_after
+        manifest, results, run_id, address, resume, again | failed, aa, log_json, environment, wait_for_lock, carry, stop_after
     )
     ended = runs.run(request, console)
     try:

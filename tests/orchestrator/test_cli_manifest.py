@@ -169,6 +169,9 @@ def test_schema_is_printed_written_and_checked(sweep, tmp_path):
     assert (code, out) == (ExitCode.USAGE, "")
     assert "sweep schema --write s.json" in err
     assert sweep("schema", "--check", "missing.json")[0] == ExitCode.USAGE
+    code, out, err = sweep("schema", "--write", "sound.yaml/s.json")
+    assert (code, out) == (ExitCode.INFRASTRUCTURE, "")
+    assert "cannot write" in err
 
 
 def test_plan_says_what_it_comes_to_on_a_fleet(sweep):

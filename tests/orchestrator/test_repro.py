@@ -16,8 +16,8 @@ from orchestrator.errors import ExitCode, UsageError
 from orchestrator.store import Store
 from tasks.spec import CompileSpec, FailureClass, Measurement, ModelSpec, Outcome, Phase, PrecisionSpec, ResourceSpec, Status, TaskSpec
 from tests.orchestrator import stored
-from tests.tasks import models
 from tests.orchestrator.test_cli import sweep
+from tests.tasks import models
 
 INJECTED = "cpp.inject_relu_bug_TESTING_ONLY"  # Inductor's own switch for a wrong relu
 

@@ -12,6 +12,7 @@ import torch
 from tasks import environment, hardware
 from tasks.hardware import CudaMachine, HostMachine, read_host, share
 from tasks.nvml import GpuReading, Nvml
+from tasks.probe import cpu_model
 from tasks.spec import Measurement, decode, encode
 from tasks.stepper import Border
 
@@ -51,8 +52,8 @@ class TestOnce:
     def test_the_processors_name_comes_from_the_kernel(self, tmp_path):
         cpuinfo = tmp_path / "cpuinfo"
         cpuinfo.write_text("processor : 0\nmodel name\t: Fast One 3000\nmodel name\t: Other\n")
-        assert environment.cpu_model(cpuinfo) == "Fast One 3000"
-        assert environment.cpu_model(tmp_path / "none")
+        assert cpu_model(cpuinfo) == "Fast One 3000"
+        assert cpu_model(tmp_path / "none")
 
 
 def stat(path, pid, parent, *ticks):
