@@ -17,9 +17,11 @@ from typing import Any, Protocol
 from orchestrator.connection import answers, connect
 from orchestrator.errors import ClusterLostError
 from orchestrator.events import Ended, Event, Heartbeat, Lost, PhaseStarted, Started
-from orchestrator.metrics import COUNTERS, GAUGES, TAG, Meters
+from orchestrator.metrics import COUNTERS, GAUGES, TAGS, Meters
 from orchestrator.nodes import NodeInfo
 from tasks import supervisor
+from tasks.prefetch import LIMIT_S as PREFETCH_S
+from tasks.prefetch import prefetch
 from tasks.probe import NodeProbe, probe
 from tasks.spec import Attempt, FailureClass, Outcome, Phase, ResourceSpec, TaskSpec, decode, encode
 
@@ -42,6 +44,10 @@ class Cluster(Protocol):
 
     def probe(self) -> dict[str, NodeProbe | str]:
         """Software and devices by node name; a text where a node cannot say, with the reason."""
+        ...
+
+    def prefetch(self, nodes: Sequence[NodeInfo], suites: Sequence[str]) -> dict[str, str]:
+        """Have these nodes read the libraries of these suites, all at once; by node name what went wrong, which no run depends on."""
         ...
 
     def launch(self, task: TaskSpec, attempt: Attempt, avoid: frozenset[str], alone: bool) -> None:
@@ -138,6 +144,29 @@ class RayCluster:
         except self._ray.exceptions.RayError as error:
             return str(error).strip().splitlines()[-1]
 
+    def prefetch(self, nodes: Sequence[NodeInfo], suites: Sequence[str]) -> dict[str, str]:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        asked = {}
+        for node in nodes:
+            there = NodeAffinitySchedulingStrategy(node_id=node.node_id, soft=False)
+            task = self._ray.remote(prefetch).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+            asked[node.name] = task.remote(list(suites))
+        ready, late = self._ray.wait(list(asked.values()), num_returns=len(asked), timeout=PROBE_TIMEOUT_S + PREFETCH_S)
+        for answer in late:
+            self._ray.cancel(answer, force=True)
+        told = {name: self._prefetched(answer, answer in ready) for name, answer in asked.items()}
+        return {name: problem for name, problem in told.items() if problem}
+
+    def _prefetched(self, answer: Any, ready: bool) -> str | None:
+        if not ready:
+            return "no answer"
+        try:
+            problem: str | None = self._ray.get(answer)
+        except self._ray.exceptions.RayError as error:
+            return str(error).strip().splitlines()[-1]
+        return problem
+
     def launch(self, task: TaskSpec, attempt: Attempt, avoid: frozenset[str], alone: bool) -> None:
         ids = [node.node_id for node in self._nodes if node.name in avoid]
         options = _options(task.resources, alone, ids)
@@ -179,8 +208,8 @@ class RayCluster:
         from ray.util import metrics
 
         return Meters(
-            *(metrics.Gauge(name, description=text, tag_keys=(TAG,)) for name, text in GAUGES.items()),
-            *(metrics.Counter(name, description=text, tag_keys=(TAG,)) for name, text in COUNTERS.items()),
+            *(metrics.Gauge(name, description=text, tag_keys=TAGS) for name, text in GAUGES.items()),
+            *(metrics.Counter(name, description=text, tag_keys=TAGS) for name, text in COUNTERS.items()),
         )
 
     def close(self) -> None:
@@ -225,7 +254,7 @@ def _classify(error: Exception) -> tuple[FailureClass, str]:
 def _event(at_s: float, task_id: str, attempt: int, message: dict[str, Any]) -> Event:
     match message["event"]:
         case "started":
-            return Started(at_s, task_id, attempt, message["node"])
+            return Started(at_s, task_id, attempt, message["node"], tuple(message["gpus"]))
         case "phase":
             return PhaseStarted(at_s, task_id, attempt, Phase(message["phase"]))
         case "heartbeat":
@@ -255,7 +284,7 @@ def _messages(task: TaskSpec, attempt: Attempt, node: str) -> Iterator[dict[str,
     for event in supervisor.supervise(task, attempt, node):
         match event:
             case supervisor.Started():
-                yield {"event": "started", "node": node}
+                yield {"event": "started", "node": node, "gpus": list(attempt.gpu_ids)}
             case supervisor.PhaseStarted():
                 yield {"event": "phase", "phase": event.phase.value}
             case supervisor.Heartbeat():

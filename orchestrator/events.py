@@ -22,12 +22,13 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A node runs the attempt."""
+    """A node runs the attempt, on these of its GPUs."""
 
     at_s: float
     task_id: str
     attempt: int
     node: str
+    gpus: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,10 +123,15 @@ def plan_tasks(
 
 
 def digest(spec: TaskSpec) -> str:
-    """The identity of a measurement: equal for two tasks if and only if their numbers may be compared or one reused for the other."""
+    """The identity of a measurement in short: equal for two tasks if and only if their numbers may be compared or one reused."""
+    return hashlib.sha256(json.dumps(identity(spec), sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:DIGEST_LENGTH]
+
+
+def identity(spec: TaskSpec) -> dict[str, Any]:
+    """Everything that can move the number of ``spec``."""
     resources = spec.resources
     cpus = max(1, int(resources.num_cpus))
-    identity = {
+    return {
         "protocol": PROTOCOL_VERSION,
         "model": encode(spec.model),
         "mode": spec.mode,
@@ -141,7 +146,6 @@ def digest(spec: TaskSpec) -> str:
         "threads": resources.threads or cpus,
         "compile_threads": resources.compile_threads or cpus,
     } | ({"aa": True} if spec.aa else {})
-    return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:DIGEST_LENGTH]
 
 
 def _combinations(manifest: Manifest) -> Iterator[tuple[str, str, str]]:

@@ -36,7 +36,7 @@ from orchestrator.nodes import NodeInfo
 from orchestrator.plan import PlannedTask as CostedTask
 from orchestrator.plan import plan_tasks
 from orchestrator.policy import Policy
-from orchestrator.preflight import check, machine, resolve_device, suitable
+from orchestrator.preflight import check, devices, machine, resolve_device, suitable, survey
 from orchestrator.progress import LiveProgress, PlainProgress
 from orchestrator.record import PlannedTask, RunRecord, RunState
 from orchestrator.room import Room
@@ -113,7 +113,7 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
     earlier = _earlier_run(store, request, loaded)
     source = store.resolve(request.carry) if request.carry else None
     with _resumable(request, earlier), closing(connect(request.address)) as cluster, _sigterm_is_ctrl_c():
-        nodes, probes = _survey(cluster)
+        nodes, probes = survey(cluster)
         device = resolve_device(loaded.manifest.execution.device, nodes)
         sharing = _sharing(loaded, device, nodes, probes)
         site = _site(loaded, device, nodes, probes, sharing)
@@ -124,6 +124,8 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
         plan = replanned(earlier.plan(), fresh) if earlier else fresh
         specs = [planned.task for planned in plan if planned.skip_reason is None]
         check(specs, nodes, probes, code_version(), mix_accelerators=loaded.manifest.execution.mix_accelerators)
+        if request.address is not None:
+            _prefetch(cluster, specs, nodes)
         run_store = earlier or store.create(_record(request, loaded, nodes, device, sharing), plan)
         with _resumable(request, run_store), run_store, _marked_when_broken_off(run_store):
             if earlier:
@@ -206,14 +208,13 @@ def _sigterm_is_ctrl_c() -> Iterator[None]:
 # --- before ---------------------------------------------------------------------------------------------------------------------
 
 
-def _survey(cluster: Cluster) -> tuple[tuple[NodeInfo, ...], dict[str, NodeProbe | str]]:
-    """The nodes that are there, with their answers. One that died while it was asked does not refuse the plan: the others do its work."""
-    while True:
-        probes = cluster.probe()
-        alive = cluster.nodes()
-        asked = tuple(node for node in alive if node.name in probes)
-        if asked or not alive:  # else every node has been replaced meanwhile
-            return asked, probes
+def _prefetch(cluster: Cluster, specs: Sequence[TaskSpec], nodes: Sequence[NodeInfo]) -> None:
+    """Let nodes that have just come up read their libraries before anything has a deadline. Before the run's lock is taken: it may last."""
+    suites = sorted({spec.model.suite for spec in specs} - {"toy"})
+    cuda = any(spec.resources.device == "cuda" for spec in specs)
+    able = [node for node in nodes if (node.num_gpus if cuda else node.num_cpus) > 0]
+    for name, problem in sorted(cluster.prefetch(able, suites).items() if suites else ()):
+        log.warning("node %s: %s; its first tasks may take longer", name, problem)
 
 
 def _earlier_run(store: Store, request: RunRequest, loaded: LoadedManifest) -> RunStore | None:
@@ -378,7 +379,8 @@ def _drive(
 ) -> Ending:
     policy = Policy(infrastructure_retries=loaded.manifest.retries.infrastructure)
     specs = [planned.task for planned in plan]
-    room = Room.of([planned.task for planned in plan if planned.skip_reason is None], loaded.manifest.execution.max_in_flight)
+    to_run = [planned.task for planned in plan if planned.skip_reason is None]
+    room = Room.of(to_run, loaded.manifest.execution.max_in_flight)
     with run_store.kept_alive():
         _store_orphans(run_store, plan, policy, console)
         take_over()
@@ -388,7 +390,10 @@ def _drive(
     spool, kept = (str(path) if path else None for path in (run_store.spool_path, bundles))
     first = Attempt(run_store.run_id, 1, spool, kept)
     with _progress(console, len(plan), sum(task.done is not None for task in tasks)) as shown:
-        progress = Metered(shown, [task.task_id for task in specs], cluster.meters())
+        progress = Metered(
+            *(shown, run_store.run_id, [task.task_id for task in specs], cluster.meters()),
+            devices=lambda: devices(to_run, cluster.nodes()),
+        )
         driver = Driver(specs, sweep, cluster, sink, progress, lambda number: replace(first, number=number), room)
         return driver.run()
 

@@ -110,6 +110,7 @@ class Planned:
     backend: str
     processes: int = 1  # fresh processes that each measure; from two on, intervals cover what varies between them
     device: str = "cuda"  # "cuda" or "cpu"
+    spec: TaskSpec | None = field(default=None, compare=False, repr=False)  # the whole definition, where it is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +149,11 @@ class Run:
     def repeated(self) -> frozenset[str]:
         """Tasks measured in several processes each: their intervals cover what varies between processes."""
         return frozenset(task.task_id for task in self.planned if task.processes > 1)
+
+    @property
+    def freedom(self) -> Mapping[str, float]:
+        """Degrees of freedom of each task's interval: Student's law over its processes, the normal law for what one process says."""
+        return {task.task_id: task.processes - 1 if task.processes > 1 else math.inf for task in self.planned}
 
 
 def _usable(speedup: float | None) -> bool:
@@ -200,6 +206,7 @@ def _planned(task: TaskSpec) -> Planned:
         *(task.task_id, model.suite, model.name, task.precision.dtype, task.mode, task.backend),
         processes=task.measure.processes,
         device=task.resources.device,
+        spec=task,
     )
 
 

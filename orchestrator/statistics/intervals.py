@@ -43,12 +43,21 @@ def wilson(passed: int, planned: int, level: float = LEVEL) -> Interval | None:
     return Interval(max(centre - half, 0.0), min(centre + half, 1.0), level)
 
 
-def standard_errors(low: Sequence[float | None], high: Sequence[float | None], level: float = LEVEL) -> FloatArray:
-    """Standard errors of ``ln(speedup)`` from the ends of its intervals; NaN where an end lacks, is not positive or is infinite."""
+def standard_errors(
+    low: Sequence[float | None],
+    high: Sequence[float | None],
+    freedom: Sequence[float] | FloatArray | float = math.inf,
+    level: float = LEVEL,
+) -> FloatArray:
+    """Standard errors of ``ln(speedup)`` from the ends of its intervals; NaN where an end lacks, is not positive or is infinite.
+
+    ``freedom`` are the degrees of freedom of Student's law that the intervals were made with; infinite: the normal one.
+    """
     lows, highs = (np.array([math.nan if end is None else end for end in ends], dtype=np.float64) for ends in (low, high))
     known = np.isfinite(lows) & np.isfinite(highs) & (lows > 0) & (highs >= lows)
+    quantiles = np.broadcast_to(special.stdtrit(freedom, 0.5 + level / 2), lows.shape)
     errors = np.full(lows.shape, math.nan)
-    errors[known] = np.log(highs[known] / lows[known]) / (2 * _z(level))
+    errors[known] = np.log(highs[known] / lows[known]) / (2 * quantiles[known])
     return errors
 
 

@@ -338,3 +338,19 @@ def test_a_run_that_is_given_too_little_time_starts_nothing_and_says_how_to_go_o
     assert (ended.ending.exit_code, ended.ending.reason) == (ExitCode.INTERRUPTED, "its time is up")
     assert "--stop-after 0.001" in ended.go_on
     assert drive(request(tmp_path, resume=True, stop_after_s=600.0), Toys()).ending.exit_code is ExitCode.PASSED
+
+
+def test_the_nodes_of_a_cluster_that_can_work_read_their_libraries_first(tmp_path, caplog):
+    head = dataclasses.replace(NODE, name="head", num_cpus=0.0)
+    answers = [{NODE.name: probe(), "head": probe()}]
+    for suites, address, expected in (
+        ("toy: [pass]", "auto", []),
+        ("ours: [{name: m, factory: 'a.b:c', batch_size: 1}], timm: [lcnet_050], toy: [pass]", "auto", [([NODE.name], ["ours", "timm"])]),
+        ("timm: [lcnet_050]", None, []),
+    ):
+        cluster = Changing(list(answers), (NODE, head))
+        (tmp_path / "toys.yaml").write_text(TOYS.replace("  toy: [pass.1, pass.2]", f"  {{{suites}}}"))
+        request = runs.RunRequest(tmp_path / "toys.yaml", str(tmp_path / "out"), f"r{len(expected)}{address}", address)
+        runs.run(request, Console(file=io.StringIO()), connect=lambda _, cluster=cluster: cluster)
+        assert cluster.prefetched == expected
+    assert "slow disk; its first tasks may take longer" in caplog.text

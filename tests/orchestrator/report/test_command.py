@@ -98,15 +98,16 @@ def test_history_and_export(sweep, tmp_path):
 
 def test_an_aa_run_is_reported_without_a_score_and_compared_with_nothing(sweep, tmp_path):
     task = replace(a_task(1), aa=True)
-    with Store(str(tmp_path)).create(replace(a_record("aa"), aa=True), a_plan([task])) as run:
-        run.append([(task, against_itself(task))])
+    for name in ("ab", "aa"):
+        with Store(str(tmp_path)).create(replace(a_record(name), aa=True), a_plan([task])) as run:
+            run.append([(task, against_itself(task))])
     code, out, _ = sweep("report", "aa", where=tmp_path)
     assert code == ExitCode.PASSED
     assert "2 of 2" in out
     assert "score" not in out
     code, out, _ = sweep("report", "aa", "--json", where=tmp_path)
     assert (code, json.loads(out)["aa"]) == (ExitCode.PASSED, True)
-    for refused in (("report", "aa", "--markdown"), ("compare", "aa", "aa"), ("export", "aa", "--format", "hud-json")):
+    for refused in (("report", "aa", "--markdown"), ("compare", "aa", "ab"), ("export", "aa", "--format", "hud-json")):
         code, out, errors = sweep(*refused, where=tmp_path)
         assert (code, out) == (ExitCode.USAGE, "")
         assert "A/A run" in errors
