@@ -14,8 +14,8 @@ import pytest
 from tasks import lease
 from tasks.channel import Grant
 from tasks.lease import Lease
-from tasks.spec import Phase, ResourceSpec, Status
-from tasks.supervisor import PhaseStarted, device_of, supervise
+from tasks.spec import Phase, Status
+from tasks.supervisor import PhaseStarted, supervise
 from tests.tasks.processes_fixtures import attempt, toy
 
 
@@ -148,12 +148,6 @@ def test_other_devices_are_no_concern(make):
     one.acquire()
     two.acquire()
     assert [call.neighbours for call in (*one_tree.calls, *two_tree.calls)] == [0, 0]
-
-
-def test_a_device_is_the_gpus_that_an_attempt_was_given_or_the_cpu():
-    cuda = ResourceSpec(device="cuda", num_gpus=0.5)
-    assert device_of(toy("pass", resources=cuda), attempt(gpu_ids=("3",))) == "3"
-    assert device_of(toy("pass"), attempt(gpu_ids=("3",))) == "cpu"
 
 
 def test_nobody_joins_while_another_owns(make):
