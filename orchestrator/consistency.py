@@ -18,6 +18,11 @@ from orchestrator.source import Document, Trail
 
 _BUNDLE_MESSAGE = "with execution.cache: bundle no process would compile afresh, which is what several are for; use cold or shared"
 
+_STOPPED_MESSAGE = (
+    "a neighbour that is stopped while another task is timed may hold a lock in a shared cache, and that task would wait for it: "
+    "use cold or bundle, or sharing: 1"
+)
+
 
 def check_settings(top: File, manifest: Manifest) -> Iterator[Problem]:
     """What the fields of the manifest itself must have to do with each other, as far as they are sound one by one."""
@@ -33,6 +38,8 @@ def check_settings(top: File, manifest: Manifest) -> Iterator[Problem]:
     execution = manifest.execution
     if execution.num_gpus > 1 and execution.sharing != 1:
         yield document.problem(("execution", "sharing"), "a task with several GPUs shares none: needs num_gpus: 1")
+    if execution.cache == "shared" and execution.sharing != 1:
+        yield document.problem(("execution", "cache"), _STOPPED_MESSAGE)
     if manifest.measurement.min_pairs > manifest.measurement.max_pairs:
         yield document.problem(("measurement",), _pairs_message(manifest.measurement.min_pairs, manifest.measurement.max_pairs))
     if manifest.measurement.processes > 1 and execution.cache == "bundle":

@@ -119,6 +119,19 @@ def device_hours(record: RunRecord, last_row: float | None = None) -> float | No
     return seconds / 3600
 
 
+def facts(record: RunRecord, last_row: float | None = None) -> dict[str, str]:
+    """For readers: for how long devices were held, and each session."""
+    held = device_hours(record, last_row)
+    if held is None:
+        return {}
+    kind = "GPU" if any(session.gpu for session in record.sessions) else "node"
+    found = {"held": f"{held:.2f} {kind} hours in {len(record.sessions)} session{'s' * (len(record.sessions) > 1)}"}
+    for number, session in enumerate(record.sessions, start=1):
+        where = f"{session.devices} x {session.gpu or 'CPU node'}, {session.sharing} sharing each"
+        found[f"session {number}"] = f"{where}, {session.tasks} tasks left; {took(session) or 'its driver was killed, or runs'}"
+    return found
+
+
 def hours(seconds: float) -> str:
     """A duration to read."""
     return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 3600:.2f} h"

@@ -267,9 +267,8 @@ class _Execution:
             timing = self._measure(sides, machine, WARM_CUDA_S if device.type == "cuda" else WARM_CPU_S, left_s)
         self.samples, self.blocks = timing.samples, timing.blocks
         self._note(eager_peak_mib=eager_mib, compiled_peak_mib=compiled_mib, neighbours=self.own.neighbours)
-        settling = {"settling_s": round(self.own.settling_s, 6), "times_busy": self.own.times_busy} if device.type == "cuda" else {}
         reason = {"quality_reason": "; ".join(timing.flags) or None}
-        self._note(machine={**self.measurement.machine, **machine.summary(), **settling, **reason})
+        self._note(machine={**self.measurement.machine, **machine.summary(), **self.own.summary(), **reason})
         self._note_compiler()
         self._note_timing(timing)
 

@@ -26,6 +26,7 @@ STDLIB_ONLY = {
     "tasks.spec",
     "tasks.channel",
     "tasks.cuda_driver",
+    "tasks.devices",
     "tasks.idle",
     "tasks.lease",
     "tasks.spool",

@@ -35,6 +35,7 @@ def as_json(answers: Answers) -> dict[str, Any]:
         "started": answers.started,
         "ended": answers.ended,
         "manifest_digest": answers.manifest_digest,
+        "facts": dict(answers.facts),
         "tasks": [{**plain_data(row), "memory_ratio": row.memory_ratio} for row in answers.rows],
     }
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from orchestrator import sessions
 from orchestrator.errors import UsageError
 from orchestrator.report.plain import plain
 from tasks.spec import Status, TaskSpec
@@ -191,6 +192,7 @@ def load(store: RunStore, columns: Sequence[str] = COLUMNS) -> Run:
             "command": plain(" ".join(record.argv)),
             "orchestrator": record.orchestrator_version,
             **{f"cluster {name}": plain(str(value)) for name, value in record.cluster.items()},
+            **{name: plain(text) for name, text in sessions.facts(record, max((row.ended or 0.0 for row in rows), default=None)).items()},
         },
         remarks=damaged,
         aa=record.aa,

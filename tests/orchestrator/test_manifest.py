@@ -15,6 +15,10 @@ from orchestrator.manifest import expanded, json_schema, load_manifest
 from tasks.spec import AccuracySpec, CompileSpec, DeadlineSpec, MeasureSpec
 
 HEAD = "schema_version: 1\nname: test\n"
+STOPPED = (
+    "a neighbour that is stopped while another task is timed may hold a lock in a shared cache, and that task would wait for it: "
+    "use cold or bundle, or sharing: 1"
+)
 BUNDLE = "with execution.cache: bundle no process would compile afresh, which is what several are for; use cold or shared"
 TOY = "suites: {toy: [pass]}\n"
 
@@ -118,6 +122,10 @@ BAD = {
     "bundle in several processes": (
         HEAD + TOY + "execution: {cache: bundle}\nmeasurement: {processes: 3}",
         f"m.yaml:5:26: measurement.processes: {BUNDLE}",
+    ),
+    "shared cache beside neighbours": (
+        HEAD + TOY + "execution: {cache: shared, sharing: auto}",
+        f"m.yaml:4:20: execution.cache: {STOPPED}",
     ),
     "deadline": (HEAD + TOY + "deadlines: {compil_s: 3}", "m.yaml:4:13: deadlines.compil_s: unknown field (did you mean 'compile_s'?)"),
     "sharing": (
@@ -556,7 +564,7 @@ BEYOND_SCHEMA = {
     "backend name", "weight of nothing", "weight misspelt", "weight sum", "weight infinite", "pairs", "sharing several", "inline",
     "inline hang", "suite", "model", "model in a mapping", "option of no toy", "pairs of a model", "tolerance without reason", "source",
     "dtypes", "listed twice", "exclude nothing", "exclude backend", "bundle in several processes",
-    "bundle in several processes of a model",
+    "bundle in several processes of a model", "shared cache beside neighbours",
 }  # fmt: skip
 
 

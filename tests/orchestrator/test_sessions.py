@@ -12,7 +12,7 @@ from orchestrator.nodes import NodeInfo
 from orchestrator.plan import PlannedTask as CostedTask
 from orchestrator.plan import Reason
 from orchestrator.record import PlannedTask, RunState, Session, read_record, record_bytes
-from orchestrator.sessions import Site, device_hours, gpu_name, outlook, replanned, require_same_gpu, took
+from orchestrator.sessions import Site, device_hours, facts, gpu_name, outlook, replanned, require_same_gpu, took
 from orchestrator.sharing import Sharing
 from tasks.probe import Gpu, NodeProbe
 from tasks.spec import ResourceSpec
@@ -92,6 +92,19 @@ def test_held_hours_are_those_of_all_sessions_and_devices_and_of_killed_drivers_
 )
 def test_forecast_and_truth_are_compared_where_all_was_done(session, words):
     assert took(session) == words
+
+
+def test_readers_are_told_of_every_session():
+    done = Session(0.0, 3960.0, 1, 1, "NVIDIA H200", 16, "abc", 326, 3600.0, True)
+
+    assert facts(record(done)) == {
+        "held": "1.10 GPU hours in 1 session",
+        "session 1": "1 x NVIDIA H200, 16 sharing each, 326 tasks left; took 1.10 h; expected were 1.00 h (+10%)",
+    }
+    two = facts(record(Session(0.0, devices=1, tasks=3), Session(360.0, 720.0, devices=1)))
+    assert two["held"] == "0.20 node hours in 2 sessions"
+    assert "killed" in two["session 1"]
+    assert facts(record()) == {}
 
 
 def test_a_resume_on_other_gpus_is_refused():
