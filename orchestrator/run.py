@@ -36,6 +36,7 @@ from orchestrator.record import PlannedTask, RunRecord, RunState
 from orchestrator.sharing import Sharing, work_out
 from orchestrator.store import RunStore, Store
 from orchestrator.sweep import Sweep, SweepTask
+from tasks.preload import modules_of
 from tasks.probe import NodeProbe, code_version
 from tasks.spec import Attempt, Outcome, ResourceSpec, Status, TaskSpec
 
@@ -97,6 +98,8 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
         with run_store:
             if earlier:
                 _reopen(run_store, console)
+            if request.address:
+                _warm_up(cluster, nodes, specs, console)
             ending = _drive(run_store, plan, loaded, cluster, nodes, request.rerun, console, store.bundles_path)
             return Ended(run_store.run_id, _conclude(run_store, plan, ending, rerun=bool(earlier and request.rerun)))
 
@@ -242,6 +245,16 @@ def _drive(
         )
         driver = Driver(specs, sweep, cluster, sink, progress, lambda number: replace(first, number=number))
         return driver.run()
+
+
+def _warm_up(cluster: Cluster, nodes: Sequence[NodeInfo], specs: Sequence[TaskSpec], console: Console) -> None:
+    """So that the first task of a node is not measured while its libraries come from a cold disk. The run does not depend on it."""
+    modules = modules_of(task.model.suite for task in specs)
+    usable = suitable({task.resources for task in specs}, nodes)
+    if modules and usable:
+        console.print(f"{len(usable)} node(s) load the libraries that the models need", highlight=False)
+        for name, complaint in cluster.warm_up(usable, modules).items():
+            console.print(f"node {name} starts cold: {complaint}", soft_wrap=True, highlight=False)
 
 
 def _store_orphans(run_store: RunStore, plan: Sequence[PlannedTask], policy: Policy, sink: Sink, console: Console) -> None:

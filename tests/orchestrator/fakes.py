@@ -40,6 +40,10 @@ class FakeCluster:
     def probe(self):
         return {}
 
+    def warm_up(self, nodes, modules):
+        self.warmed = tuple(node.name for node in nodes), tuple(modules)
+        return {}
+
     def launch(self, task, attempt, avoid, alone):
         self.launched.append((task.task_id, attempt.number))
         key = (task.task_id, attempt.number)

@@ -10,8 +10,10 @@ from rich.console import Console
 
 from orchestrator import run as runs
 from orchestrator.errors import ExitCode, PreflightError
+from tasks.preload import modules_of
 from tasks.probe import probe
-from tests.orchestrator.fakes import NODE, FakeCluster
+from tasks.spec import ModelSpec
+from tests.orchestrator.fakes import NODE, FakeCluster, task
 
 TOYS = """\
 schema_version: 1
@@ -60,3 +62,24 @@ def test_a_node_that_lives_and_cannot_answer_does(tmp_path):
 def test_a_cluster_without_a_node_is_refused(tmp_path):
     with pytest.raises(PreflightError, match="no live node"):
         start(tmp_path, Changing([{}], ()))
+
+
+def test_on_a_cluster_the_nodes_that_get_tasks_load_what_the_models_need(tmp_path):
+    head = dataclasses.replace(NODE, name="head", num_cpus=0.0)
+    cluster = FakeCluster()
+    specs = [dataclasses.replace(task("m"), model=ModelSpec("timm", "m"))]
+    runs._warm_up(cluster, [head, NODE], specs, Console(file=io.StringIO()))
+    assert cluster.warmed == ((NODE.name,), modules_of(["timm"]))
+    cluster.warmed = None
+    runs._warm_up(cluster, [NODE], [task("toy")], Console(file=io.StringIO()))
+    assert cluster.warmed is None
+
+
+def test_a_node_that_cannot_warm_up_starts_cold(tmp_path):
+    class Cold(FakeCluster):
+        def warm_up(self, nodes, modules):
+            return {NODE.name: "the disk"}
+
+    console = Console(file=io.StringIO(), width=200)
+    runs._warm_up(Cold(), [NODE], [dataclasses.replace(task("m"), model=ModelSpec("timm", "m"))], console)
+    assert f"node {NODE.name} starts cold: the disk" in console.file.getvalue()
