@@ -10,6 +10,7 @@ from rich.console import Console
 
 from orchestrator import run as runs
 from orchestrator.errors import ExitCode, PreflightError
+from orchestrator.manifest import load_manifest
 from tasks.preload import modules_of
 from tasks.probe import probe
 from tasks.spec import ModelSpec
@@ -83,3 +84,12 @@ def test_a_node_that_cannot_warm_up_starts_cold(tmp_path):
     console = Console(file=io.StringIO(), width=200)
     runs._warm_up(Cold(), [NODE], [dataclasses.replace(task("m"), model=ModelSpec("timm", "m"))], console)
     assert f"node {NODE.name} starts cold: the disk" in console.file.getvalue()
+
+
+def test_a_head_that_takes_no_tasks_does_not_count_for_sharing(tmp_path):
+    (tmp_path / "toys.yaml").write_text(TOYS.replace("num_cpus: 1", "sharing: auto, labels: {pool: nightly}"))
+    loaded = load_manifest(tmp_path / "toys.yaml")
+    head = dataclasses.replace(NODE, name="head", num_cpus=0.0, labels={"pool": "nightly"})
+    small = dataclasses.replace(NODE, name="small", num_cpus=1.0)
+    large = dataclasses.replace(NODE, name="large", num_cpus=8.0, labels={"pool": "nightly"})
+    assert runs._sharing(loaded, "cpu", [head, small, large], {}).cores == 8.0
