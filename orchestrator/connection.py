@@ -102,10 +102,14 @@ class HeadWatch:
         self._known = _cluster_id(address)
 
     def look(self) -> HeadState:
-        found = _cluster_id(self.address) if answers(self.address) else None
+        if not answers(self.address):
+            return HeadState.SILENT
+        if self._known is None:  # it never said who it is: that its port answers has to do
+            return HeadState.THERE
+        found = _cluster_id(self.address)
         if found is None:
             return HeadState.SILENT
-        return HeadState.THERE if self._known in (None, found) else HeadState.REPLACED
+        return HeadState.THERE if found == self._known else HeadState.REPLACED
 
 
 def within(limit_s: float | None, ask: Callable[[], T]) -> T | None:
@@ -119,9 +123,11 @@ def within(limit_s: float | None, ask: Callable[[], T]) -> T | None:
 
 def _cluster_id(address: str) -> bytes | None:
     """What tells one cluster from another at the same address, as the head says it; None if it says nothing in time."""
-    import grpc
-    from ray._private.grpc_utils import init_grpc_channel  # with Ray's token, and its certificates
-
+    try:
+        import grpc
+        from ray._private.grpc_utils import init_grpc_channel  # with Ray's token, and its certificates
+    except ImportError:  # no part of Ray's public interface
+        return None
     channel = init_grpc_channel(address)
     try:
         return bytes(channel.unary_unary(CLUSTER_ID_CALL)(b"", timeout=CALL_S))

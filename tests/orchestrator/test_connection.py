@@ -54,7 +54,8 @@ def test_what_is_no_port_or_a_closed_one_does_not_answer(address):
         (True, b"one", b"two", HeadState.REPLACED),
         (True, b"one", None, HeadState.SILENT),
         (False, b"one", b"one", HeadState.SILENT),
-        (True, None, b"one", HeadState.THERE),  # it could not say at first
+        (True, None, None, HeadState.THERE),  # it never said who it is
+        (False, None, None, HeadState.SILENT),
     ],
 )
 def test_a_head_is_told_from_another_at_the_same_address(monkeypatch, listens, first, now, state):

@@ -21,7 +21,12 @@ pytestmark = [
 ]
 
 WAIT_S = 180.0
-HEALTH = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 8}
+HEALTH = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 1000,
+    "health_check_timeout_ms": 2000,
+    "health_check_failure_threshold": 5,
+}
 
 
 def wait_for(holds, wait_s=WAIT_S):
@@ -87,17 +92,17 @@ def rows(tmp_path):
     return store.rows(("task_id", "status", "attempt", "node")).to_pylist() if store else []
 
 
-def at_work(tmp_path):
-    """The nodes that have a task now."""
+def active(tmp_path):
+    """The attempts that the cluster has now."""
     store = stored(tmp_path)
-    return {task["node"] for task in read_standing(store.files).get("active", []) if task["node"]} if store else set()
+    return read_standing(store.files).get("active", []) if store else []
 
 
 def test_a_node_that_is_cut_off_loses_its_task_to_another_and_is_welcome_back(machines, tmp_path):
     driver = run(machines.head, machines, manifest(tmp_path, 12, 6))
-    first = wait_for(lambda: nodes if len(nodes := at_work(tmp_path)) == 2 else None)
+    lost = wait_for(lambda: [task for task in active(tmp_path) if (task["node"] or "").startswith("b:")])[0]["node"]
     machines.b.cut()
-    alone = wait_for(lambda: nodes if len(nodes := at_work(tmp_path)) == 1 else None)
+    wait_for(lambda: any(task["attempt"] > 1 for task in active(tmp_path)))
     machines.b.mend()
     wait_for(lambda: machines.b.raylet.poll() is not None)  # Ray ends a node that it has given up
     machines.b.reboot()
@@ -110,8 +115,8 @@ def test_a_node_that_is_cut_off_loses_its_task_to_another_and_is_welcome_back(ma
     again = [row for row in found if row["attempt"] > 1]
     assert again, "nothing was lost"
     assert any(entry["state"] == "retrying" for entry in read_story(stored(tmp_path).files, again[0]["task_id"]))
-    assert {node.partition(":")[0] for node in alone} == {"a"}
-    assert {row["node"] for row in found if row["node"].startswith("b:")} - first, "the node that came back got nothing to do"
+    back = {row["node"] for row in found if row["node"].startswith("b:")} - {lost}
+    assert back, "the node that came back got nothing to do"
 
 
 def test_a_slow_link_costs_time_and_nothing_else(machines, tmp_path):
