@@ -142,13 +142,6 @@ def test_every_node_says_what_it_has(cluster):
     assert answer.versions["torch"] is None or answer.versions["torch"][0].isdigit()
 
 
-@pytest.mark.slow
-def test_nodes_read_libraries_ahead(cluster):
-    assert cluster.prefetch(cluster.nodes(), ["no-such-suite"]) == {}
-    gone = replace(cluster.nodes()[0], name="gone", node_id="f" * 56)
-    assert set(cluster.prefetch([gone], [])) == {"gone"}
-
-
 def test_no_cluster_at_the_address_is_a_clear_error(cluster):
     with pytest.raises(InfrastructureError, match="no Ray cluster answers"):
         RayCluster("127.0.0.1:1")
