@@ -122,7 +122,6 @@ def test_nodes_read_libraries_ahead(cluster):
     assert set(cluster.prefetch([gone], [])) == {"gone"}
 
 
-
 def test_no_cluster_at_the_address_is_a_clear_error(cluster):
     with pytest.raises(InfrastructureError, match="no Ray cluster answers"):
         RayCluster("127.0.0.1:1")
