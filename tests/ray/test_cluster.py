@@ -6,7 +6,6 @@ import dataclasses
 import os
 import signal
 import time
-from dataclasses import replace
 
 import psutil
 import pytest
