@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import UsageError
 from orchestrator.report.plain import plain
-from tasks.spec import Status, TaskSpec
+from tasks.spec import Accuracy, Status, TaskSpec
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -86,8 +86,13 @@ class Row:
 
     @property
     def passed(self) -> bool:
-        """Passed, and with a speedup that has a logarithm."""
+        """Passed, and with a speedup that has a logarithm: what enters a mean."""
         return self.status == Status.PASS and _usable(self.speedup)
+
+    @property
+    def verified(self) -> bool:
+        """Passed, and with a verdict that compiled and eager agree: what a pass rate counts."""
+        return self.passed and self.accuracy == Accuracy.PASS
 
     @property
     def memory_ratio(self) -> float | None:
