@@ -95,6 +95,11 @@ class Row:
         return self.passed and self.accuracy == Accuracy.PASS
 
     @property
+    def ratio_of_medians(self) -> float | None:
+        """Upstream's speedup: median eager time over median compiled time."""
+        return self.speedup_of_medians or (self.eager_ms / self.compiled_ms if self.eager_ms and self.compiled_ms else None)
+
+    @property
     def memory_ratio(self) -> float | None:
         """Eager peak over compiled peak: above 1 the compiled step needs less."""
         if not self.eager_peak_mib or not self.compiled_peak_mib:
