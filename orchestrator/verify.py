@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from orchestrator import schema
-from orchestrator.record import PlannedTask
+from orchestrator.record import PlannedTask, RunState
 from orchestrator.store import RunStore
 from tasks.estimator import MIN_PAIRS_FOR_INTERVAL, summarise
 from tasks.spec import AA_PHASES, Phase, Samples, Status
@@ -76,6 +76,9 @@ def _duplicates(run: RunStore) -> Iterator[Violation]:
     for (task_id, attempt), count in Counter(run.attempts()).items():
         if count > 1:
             yield Violation("row", task_id, f"attempt {attempt} is stored {count} times")
+    if run.record.state is RunState.FINISHED:
+        for task_id in sorted(run.beaten()):
+            yield Violation("row", task_id, "beside its row there is one that it replaces: a query over the bare files finds both")
 
 
 def _well_formed(row: Mapping[str, Any]) -> Iterator[Violation]:

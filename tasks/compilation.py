@@ -89,21 +89,21 @@ def first_calls(
     compiled: Callable[[], Any],
     synchronize: Callable[[], None],
     cpu_s: Callable[[], float | None] = lambda: None,
-    paused_s: Callable[[], float] = lambda: 0.0,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> FirstCalls:
     """Step until the compiler has nothing more to do, for at most ``MAX_FIRST_CALLS``.
 
-    ``cpu_s`` is the CPU time of this process and its compile workers, ``paused_s`` the time this process has been stopped.
+    ``cpu_s`` is the CPU time of this process and its compile workers; ``clock`` stands still while this process does.
     """
     walls: list[float] = []
     cpus: list[float | None] = []
     while len(walls) < MAX_FIRST_CALLS:
-        before = (compiler_activity(), time.perf_counter(), cpu_s(), paused_s())
+        activity, cpu_before, began = compiler_activity(), cpu_s(), clock()
         compiled()
         synchronize()
-        walls.append(time.perf_counter() - before[1] - (paused_s() - before[3]))
-        cpus.append(_difference(cpu_s(), before[2]))
-        if len(walls) > 1 and compiler_activity() == before[0]:
+        walls.append(clock() - began)
+        cpus.append(_difference(cpu_s(), cpu_before))
+        if len(walls) > 1 and compiler_activity() == activity:
             break
     steady_s, steady_cpu_s = walls[-1], cpus[-1]
     active_cpus = [cpu for cpu in cpus[:-1] if cpu is not None]
@@ -209,24 +209,40 @@ def stance(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def autotune_under(exclusive: Exclusive) -> Iterator[None]:
-    """Run the benchmarks of Inductor's autotuner on the GPU inside ``exclusive()``, so that no neighbour decides what wins."""
+    """Run the benchmarks of Inductor's autotuner on the GPU inside ``exclusive()``, so that no neighbour decides what wins.
+
+    A kernel's candidates are compared inside one, where this torch has the method that compares them: what comes between two of them
+    then neither waits for the device again nor lets it go.
+    """
     from torch._inductor.runtime import benchmarking
 
-    if hasattr(benchmarking, "set_gpu_benchmark_lock_context"):
-        previous = benchmarking.set_gpu_benchmark_lock_context(exclusive)
-        try:
-            yield
-        finally:
-            benchmarking.set_gpu_benchmark_lock_context(previous)
-        return
-    originals = [(kind, kind.__dict__["benchmark_gpu"]) for kind in vars(benchmarking).values() if _benchmarks_gpu(kind)]
-    for kind, original in originals:
-        kind.benchmark_gpu = _inside(exclusive, original)
+    with contextlib.ExitStack() as undone:
+        undone.enter_context(_whole_kernels_under(exclusive))
+        if hasattr(benchmarking, "set_gpu_benchmark_lock_context"):
+            undone.callback(benchmarking.set_gpu_benchmark_lock_context, benchmarking.set_gpu_benchmark_lock_context(exclusive))
+        else:
+            for kind in [kind for kind in vars(benchmarking).values() if _benchmarks_gpu(kind)]:
+                undone.enter_context(_method_under(exclusive, kind, "benchmark_gpu"))
+        yield
+
+
+def _whole_kernels_under(exclusive: Exclusive) -> AbstractContextManager[None]:
+    from torch._inductor.runtime import triton_heuristics
+
+    autotuner = getattr(triton_heuristics, "CachingAutotuner", None)
+    if "autotune_to_one_config" not in vars(autotuner or object):
+        return contextlib.nullcontext()
+    return _method_under(exclusive, cast("type", autotuner), "autotune_to_one_config")
+
+
+@contextlib.contextmanager
+def _method_under(exclusive: Exclusive, kind: type, name: str) -> Iterator[None]:
+    original = kind.__dict__[name]
+    setattr(kind, name, _inside(exclusive, original))
     try:
         yield
     finally:
-        for kind, original in originals:
-            kind.benchmark_gpu = original
+        setattr(kind, name, original)
 
 
 def _benchmarks_gpu(kind: object) -> bool:

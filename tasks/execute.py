@@ -1,16 +1,15 @@
 """One task from model to row, in the phases build, eager, compile, verify and time; every failure becomes a result.
 
-What is verified and then timed is one and the same compiled callable. Whatever is timed, and the verification, runs while this process
-owns the device.
+What is verified and then timed is one and the same compiled callable. Whatever is timed, by the autotuner as well, runs while this
+process owns the device; nothing else does.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -21,7 +20,11 @@ from tasks import accuracy, bundle, compilation, environment, failure, hardware,
 from tasks.channel import Channel
 from tasks.comparison import leaves
 from tasks.compilation import stance
+from tasks.cuda_queue import CudaQueue
 from tasks.judgement import Randomness
+from tasks.memory import PeakMemory
+from tasks.ownership import Ownership
+from tasks.probe import cpu_model
 from tasks.spec import AA_PHASES, Accuracy, Blocks, FailureClass, Measurement, Phase, Quality, Samples, Status, TaskSpec, WorkerResult
 from tasks.step import State, Workload
 from tasks.stepper import Machine, Side
@@ -50,7 +53,7 @@ def execute(task: TaskSpec, channel: Channel, process: int = 0) -> WorkerResult:
             phase=execution.phase,
             failure_class=found.failure_class,
             error=found.message,
-            measurement=execution.measurement,
+            measurement=execution.found(),
             samples=execution.samples,
             blocks=execution.blocks,
         )
@@ -67,9 +70,13 @@ class _Execution:
     measurement: Measurement = field(default_factory=Measurement)
     samples: Samples = field(default_factory=Samples)
     blocks: Blocks = field(default_factory=Blocks)
-    neighbours: int = 0
+    own: Ownership = field(init=False)
+    peak: PeakMemory = field(init=False)
     cold: bool = True  # nothing was compiled yet
     remarks: list[str] = field(default_factory=list)  # on how accuracy was judged
+
+    def __post_init__(self) -> None:
+        self._use(torch.device("cpu"))
 
     def run(self) -> WorkerResult:
         device = self._device()
@@ -104,8 +111,9 @@ class _Execution:
         if device.type == "cuda":
             failure.require_cuda()
             device = torch.device("cuda", torch.cuda.current_device())
+            self._use(device)
         self._note(
-            device=torch.cuda.get_device_name(device) if device.type == "cuda" else environment.cpu_model(),
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model(),
             gpu_uuid=environment.gpu_uuid(device),
             threads=threads,
             compile_threads=resources.compile_threads,
@@ -113,6 +121,10 @@ class _Execution:
             machine=environment.machine(device),
         )
         return device
+
+    def _use(self, device: torch.device) -> None:
+        self.own = Ownership(self.channel, CudaQueue(device) if device.type == "cuda" else None)
+        self.peak = PeakMemory(device)
 
     def _build(self, device: torch.device) -> Workload:
         from tasks.suites.loader import load
@@ -134,14 +146,13 @@ class _Execution:
         return workload
 
     def _eager(self, workload: Workload, state: State, device: torch.device) -> tuple[Randomness, float]:
-        """What the model's random numbers do to its results, and the seconds of an eager step."""
-        with self._exclusive():
-            first = {name: value.clone() for name, value in self._draw(workload, state, 0).items()}
-            eager_s = self._seconds(workload, device)
-            if eager_s * SLOW_STEPS > self.task.deadlines.eager_s:
-                self.remarks.append(f"a step takes {eager_s:.0f} s: whether it draws random numbers was not looked at")
-                return Randomness.NONE, eager_s
-            repeated, other = (judgement.movement(first, self._draw(workload, state, offset)) for offset in (0, 1))
+        """What the model's random numbers do to its results, and the seconds of an eager step, beside neighbours: good for limits."""
+        first = {name: value.clone() for name, value in self._draw(workload, state, 0).items()}
+        eager_s = self._seconds(workload, device)
+        if eager_s * SLOW_STEPS > self.task.deadlines.eager_s:
+            self.remarks.append(f"a step takes {eager_s:.0f} s: whether it draws random numbers was not looked at")
+            return Randomness.NONE, eager_s
+        repeated, other = (judgement.movement(first, self._draw(workload, state, offset)) for offset in (0, 1))
         random = judgement.randomness_of(other, repeated, self.measurement.accuracy_tolerance or 0.0)
         self._note(random_numbers=random.value)
         return random, eager_s
@@ -181,9 +192,9 @@ class _Execution:
             self.remarks.append("the model draws random numbers: compiled with fallback_random, and timed so")
         compiled = compilation.compile_step(workload.step, self.task.compile, same_random_numbers=same_random_numbers)
         state.restore()
-        with compilation.autotune_under(self._exclusive):
+        with compilation.autotune_under(self.own.exclusive):
             calls = compilation.first_calls(
-                compiled, lambda: step.synchronize(device), environment.process_tree_cpu_s, self.channel.paused_s
+                compiled, lambda: step.synchronize(device), environment.process_tree_cpu_s, self.channel.running_s
             )
         if cold:
             self._note(compile_s=calls.compile_s, compile_cpu_s=calls.compile_cpu_s)
@@ -207,7 +218,7 @@ class _Execution:
         if random is Randomness.NEGLIGIBLE:
             self.remarks.append("random numbers move its results by less than a tenth of the tolerance: each arm drew its own")
         arguments: dict[str, Any] = {"iterations": iterations, "rule": rule, "device": device, "time_s": time_s, "random": random}
-        with self._exclusive():
+        with compilation.autotune_under(self.own.exclusive):  # a recompile autotunes, too
             verdict = accuracy.check(workload, compiled, state, **arguments)
         self._note(
             accuracy=verdict.accuracy.value,
@@ -248,23 +259,24 @@ class _Execution:
                 compilation.stop_compile_workers,
             ),
         )
-        with self._exclusive():
+        with self.own.exclusive():
             began = time.perf_counter()
-            machine = hardware.machine_for(device, self.measurement.gpu_uuid)
-            eager_mib, compiled_mib = self._peaks(sides, device, eager_s)
+            machine = hardware.machine_for(device, self.measurement.gpu_uuid, self.own.busy)
+            eager_mib, compiled_mib = self._peaks(sides, eager_s)
             left_s = self.task.deadlines.time_s - (time.perf_counter() - began)
             timing = self._measure(sides, machine, WARM_CUDA_S if device.type == "cuda" else WARM_CPU_S, left_s)
         self.samples, self.blocks = timing.samples, timing.blocks
-        self._note(eager_peak_mib=eager_mib, compiled_peak_mib=compiled_mib, neighbours=self.neighbours)
-        self._note(machine={**self.measurement.machine, **machine.summary(), "quality_reason": "; ".join(timing.flags) or None})
+        self._note(eager_peak_mib=eager_mib, compiled_peak_mib=compiled_mib, neighbours=self.own.neighbours)
+        reason = {"quality_reason": "; ".join(timing.flags) or None}
+        self._note(machine={**self.measurement.machine, **machine.summary(), **self.own.summary(), **reason})
         self._note_compiler()
         self._note_timing(timing)
 
-    def _peaks(self, sides: tuple[Side, Side], device: torch.device, eager_s: float) -> tuple[float | None, float | None]:
+    def _peaks(self, sides: tuple[Side, Side], eager_s: float) -> tuple[float | None, float | None]:
         """The peak memory of each arm; None where to look would take the time of the measurement itself."""
         if PEAK_STEPS * eager_s > PEAK_SHARE * self.task.deadlines.time_s:
             return None, None
-        eager_mib, compiled_mib = (hardware.peak_mib(side.step, side.warm, device) for side in sides)
+        eager_mib, compiled_mib = (self.peak.of_step(side.step, side.warm) for side in sides)
         return eager_mib, compiled_mib
 
     def _measure(self, sides: tuple[Side, Side], machine: Machine, warm_s: float, left_s: float) -> measure.Timing:
@@ -315,8 +327,12 @@ class _Execution:
         """Counted anew after each phase: a recompile while verifying counts as well."""
         self._note(**dataclasses.asdict(compilation.report()))
 
+    def found(self) -> Measurement:
+        """What is known so far."""
+        return replace(self.measurement, peak_mib=self.peak.so_far())
+
     def _result(self) -> WorkerResult:
-        found = self.measurement
+        found = self.found()
         verdict: tuple[Status, FailureClass | None, str | None] = Status.PASS, None, None
         if found.accuracy == Accuracy.FAIL:
             verdict = Status.FAIL_ACCURACY, FailureClass.ACCURACY, found.accuracy_reason
@@ -324,12 +340,6 @@ class _Execution:
             verdict = Status.INFRA_ERROR, FailureClass.DEVICE, f"no pair could be used: {found.machine['quality_reason']}"
         status, failure_class, error = verdict
         return WorkerResult(status, self.phase, failure_class, error, found, self.samples, self.blocks)
-
-    @contextlib.contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        with self.channel.exclusive() as grant:
-            self.neighbours = max(self.neighbours, grant.neighbours)
-            yield
 
     def _enter(self, phase: Phase) -> None:
         self.phase = phase

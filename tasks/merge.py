@@ -17,7 +17,10 @@ from tasks.spec import Accuracy, Measurement, Samples, Scalar, Status, WorkerRes
 
 _ACCURACY = (Accuracy.FAIL, Accuracy.SKIPPED, Accuracy.PASS)
 _OF_THE_WORST = ("accuracy", "accuracy_reason", "accuracy_tensor", "accuracy_margin", "eager_rmse", "compiled_rmse", "reference")
-_LARGEST = ("neighbours", "empty_step_us", "eager_peak_mib", "compiled_peak_mib", "graph_breaks", "recompiles", "fell_back")
+_LARGEST = (
+    *("neighbours", "empty_step_us", "eager_peak_mib", "compiled_peak_mib", "peak_mib"),
+    *("graph_breaks", "recompiles", "fell_back"),
+)
 
 
 def merge(results: Sequence[WorkerResult]) -> WorkerResult:

@@ -70,6 +70,7 @@ class FailureClass(StrEnum):
     WORKER_LOST = "worker_lost"  # the process that supervised the task died
     NODE_LOST = "node_lost"
     UNSCHEDULED = "unscheduled"  # never started within its start deadline
+    INTERNAL = "internal"  # a mistake in this project's own code on the node
 
 
 class Quality(StrEnum):
@@ -193,6 +194,7 @@ class ResourceSpec:
     threads: int | None = None
     compile_threads: int | None = None
     isolation: str = "process"  # "inline": in the supervisor's own process, for toys that finish at once
+    labels: tuple[tuple[str, str], ...] = ()  # Ray's labels that the node must have
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,13 +223,14 @@ class TaskSpec:
 class Attempt:
     """One try at a task. ``spool`` is a directory where a finished outcome is left for a driver that has died meanwhile.
 
-    ``bundles`` is one where compile caches are kept from run to run.
+    ``bundles`` is one where compile caches are kept from run to run. ``refuse``: GPUs, by ``device_name``, that are quarantined.
     """
 
     run_id: str
     number: int
     spool: str | None = None
     bundles: str | None = None
+    refuse: tuple[str, ...] = ()
     gpu_ids: tuple[str, ...] = ()
 
 
@@ -261,6 +264,7 @@ class Measurement:
     neighbours: int | None = None  # other workers on the device while this one compiled
     eager_peak_mib: float | None = None
     compiled_peak_mib: float | None = None
+    peak_mib: float | None = None  # of the whole process, with saved states, copies and the accuracy reference
     graphs: int | None = None
     graph_breaks: int | None = None
     graph_break_reasons: tuple[str, ...] = ()
@@ -374,6 +378,7 @@ class Outcome:
     phase_s: dict[str, float] = field(default_factory=dict)
     paused_s: float = 0.0  # stopped so that a neighbour could time; not in phase_s
     waited_s: float = 0.0  # waiting to own the device; not in phase_s
+    owned_s: float = 0.0  # the device was its own, to time or to autotune; in phase_s
     started: float = 0.0
     ended: float = 0.0
     node: str = ""
@@ -381,6 +386,11 @@ class Outcome:
     measurement: Measurement = field(default_factory=Measurement)
     samples: Samples = field(default_factory=Samples)
     blocks: Blocks = field(default_factory=Blocks)
+
+
+def device_name(node: str, gpu: str) -> str:
+    """What a run calls one GPU of a node."""
+    return f"{node}/{gpu}"
 
 
 def slug(identifier: str) -> str:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -10,7 +11,9 @@ import pytest
 import torch
 
 from tasks import hardware
+from tasks.cuda_queue import CudaQueue
 from tasks.environment import gpu_uuid
+from tasks.idle import LIMIT_S
 from tasks.nvml import Nvml
 from tests.gpu.planted import ASSUMED_CYCLES_PER_MS, before, busy_wait, cycles_per_ms, host_ms, keep_busy, spin
 
@@ -43,6 +46,39 @@ def few_kernels(count, device):
             values.add_(1.0)
 
     return step
+
+
+@contextlib.contextmanager
+def spinning():
+    """Another process that keeps the GPU busy."""
+    with subprocess.Popen([sys.executable, "-c", SPINNING], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "busy\n"
+            yield
+        finally:
+            process.kill()
+
+
+class TestIdle:
+    def test_an_idle_device_is_recognised_within_milliseconds(self, device):
+        queue = CudaQueue(device)
+        queue.wait_until_idle(LIMIT_S)  # the first spin loads its kernel
+        found = [queue.wait_until_idle(LIMIT_S) for _ in range(20)]
+        assert all(quiet.idle for quiet in found)
+        assert statistics.median(quiet.waited_s for quiet in found) < 0.01
+
+    def test_what_this_process_has_queued_is_waited_for_first(self, machine, device):
+        queue = CudaQueue(device)
+        queue.wait_until_idle(LIMIT_S)
+        spin(200 * cycles_per_ms(machine))()
+        assert queue.wait_until_idle(LIMIT_S).idle
+
+    def test_another_process_at_work_is_noticed(self, device):
+        queue = CudaQueue(device)
+        with spinning():
+            quiet = queue.wait_until_idle(0.5)
+        assert not quiet.idle
+        assert 0.5 <= quiet.waited_s < 2.0
 
 
 class TestDeviceTime:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.errors import ExitCode
-from orchestrator.record import PlannedTask
+from orchestrator.record import PlannedTask, RunState
 from orchestrator.store import Store
 from orchestrator.verify import AA, DERIVED, verify
 from tasks.merge import merge
@@ -56,6 +56,14 @@ def test_a_later_attempt_is_no_duplicate_and_the_same_one_is(run):
     assert verify(run) == []
     run.append([(TASKS[2], passed(TASKS[2], attempt=2))])
     assert rules(run) == {("row", TASKS[2].task_id)}
+
+
+def test_in_a_finished_run_no_row_is_left_beside_the_one_that_replaced_it(run):
+    run.append([(TASKS[2], passed(TASKS[2], attempt=2))])
+    run.set_state(RunState.FINISHED, 3)
+    assert rules(run) == {("row", TASKS[2].task_id)}
+    run.compact()
+    assert verify(run) == []
 
 
 def test_missing_and_unplanned_rows_are_found(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tasks import compilation
+from tasks.channel import Channel
 from tasks.compilation import autotune_under, compile_step, compiler_activity, first_calls, report, stance
 from tasks.spec import CompileSpec
 from tasks.stepper import RecompiledError
@@ -94,8 +95,8 @@ class TestReport:
 
 
 class TestFirstCalls:
-    def run(self, monkeypatch, calls, activity, cpu=None, paused=lambda: 0.0):
-        """Calls that take so many seconds, and what the compiler's counters say after each."""
+    def run(self, monkeypatch, calls, activity, cpu=None, halted=lambda: 0.0):
+        """Calls that take so many seconds, and what the compiler's counters say after each; ``halted``: seconds that do not count."""
         clock, states, taken = {"now": 0.0}, iter([0, *activity]), iter(calls)
         current = {"state": next(states)}
 
@@ -103,9 +104,8 @@ class TestFirstCalls:
             clock["now"] += next(taken)
             current["state"] = next(states)
 
-        monkeypatch.setattr(compilation.time, "perf_counter", lambda: clock["now"])
         monkeypatch.setattr(compilation, "compiler_activity", lambda: current["state"])
-        return first_calls(compiled, lambda: None, cpu or (lambda: None), paused)
+        return first_calls(compiled, lambda: None, cpu or (lambda: None), lambda: clock["now"] - halted())
 
     def test_compile_time_is_what_is_beyond_a_steady_step(self, monkeypatch):
         found = self.run(monkeypatch, [30.0, 0.5], [1, 1])
@@ -115,8 +115,8 @@ class TestFirstCalls:
         assert self.run(monkeypatch, [30.0, 8.0, 0.5], [1, 2, 2]).compile_s == 37.0
 
     def test_pauses_do_not(self, monkeypatch):
-        paused = iter([0.0, 10.0, 10.0, 10.0])
-        assert self.run(monkeypatch, [30.0, 0.5], [1, 1], paused=lambda: next(paused)).compile_s == 19.5
+        halted = iter([0.0, 10.0, 10.0, 10.0])
+        assert self.run(monkeypatch, [30.0, 0.5], [1, 1], halted=lambda: next(halted)).compile_s == 19.5
 
     def test_cpu_time_is_counted_likewise(self, monkeypatch):
         seconds = iter([1.0, 61.0, 61.0, 62.0])
@@ -283,6 +283,45 @@ class TestAutotuning:
             assert Benchmarker().benchmark_gpu("inside") == 1.0
         Benchmarker().benchmark_gpu("after")
         assert heard == ["acquire", "inside", "release", "after"]
+
+    def test_the_candidates_of_a_kernel_are_compared_in_one_go(self, monkeypatch):
+        from torch._inductor.runtime import benchmarking, triton_heuristics
+
+        owned = []
+
+        class ReentrantChannel(Channel):
+            def _send(self, message):
+                owned.append(message["lease"])
+
+        class Autotuner:
+            def autotune_to_one_config(self):
+                return [Benchmarker().benchmark_gpu() for _ in range(3)]
+
+        class Benchmarker(benchmarking.Benchmarker):
+            def benchmark_gpu(self):
+                owned.append("benchmark")
+
+        monkeypatch.setattr(triton_heuristics, "CachingAutotuner", Autotuner)
+        monkeypatch.setattr(benchmarking, "OursForTesting", Benchmarker, raising=False)
+        monkeypatch.delattr(benchmarking, "set_gpu_benchmark_lock_context", raising=False)
+        with autotune_under(ReentrantChannel(None).exclusive):
+            Autotuner().autotune_to_one_config()
+        assert owned == ["acquire", *["benchmark"] * 3, "release"]
+
+    def test_a_torch_without_that_method_is_left_alone(self, monkeypatch):
+        from torch._inductor.runtime import triton_heuristics
+
+        monkeypatch.setattr(triton_heuristics, "CachingAutotuner", type("Autotuner", (), {}))
+        with autotune_under(contextlib.nullcontext):
+            assert not hasattr(triton_heuristics.CachingAutotuner, "autotune_to_one_config")
+
+    def test_this_torch_has_that_method(self):
+        from torch._inductor.runtime import triton_heuristics
+
+        original = triton_heuristics.CachingAutotuner.autotune_to_one_config
+        with autotune_under(contextlib.nullcontext):
+            assert triton_heuristics.CachingAutotuner.autotune_to_one_config is not original
+        assert triton_heuristics.CachingAutotuner.autotune_to_one_config is original
 
     def test_it_is_undone_after_an_error(self):
         from torch._inductor.runtime import benchmarking

@@ -12,6 +12,7 @@ import torch
 from tasks import environment, hardware
 from tasks.hardware import CudaMachine, HostMachine, read_host, share
 from tasks.nvml import GpuReading, Nvml
+from tasks.probe import cpu_model
 from tasks.spec import Measurement, decode, encode
 from tasks.stepper import Border
 
@@ -51,8 +52,8 @@ class TestOnce:
     def test_the_processors_name_comes_from_the_kernel(self, tmp_path):
         cpuinfo = tmp_path / "cpuinfo"
         cpuinfo.write_text("processor : 0\nmodel name\t: Fast One 3000\nmodel name\t: Other\n")
-        assert environment.cpu_model(cpuinfo) == "Fast One 3000"
-        assert environment.cpu_model(tmp_path / "none")
+        assert cpu_model(cpuinfo) == "Fast One 3000"
+        assert cpu_model(tmp_path / "none")
 
 
 def stat(path, pid, parent, *ticks):
@@ -202,6 +203,11 @@ class TestCuda:
         assert machine.fault() is None
         assert not {name for name in machine.summary() if "gpu" in name or "clock" in name} - {"gpu_others_visible"}
         assert machine.summary()["gpu_others_visible"] is False
+
+    def test_a_gpu_that_was_busy_from_the_start_makes_the_row_contaminated(self, tmp_path):
+        busy = CudaMachine(torch.device("cuda"), None, proc(tmp_path), busy="the GPU was not idle")
+        assert busy.contaminated() == "the GPU was not idle"
+        assert CudaMachine(torch.device("cuda"), None, proc(tmp_path)).contaminated() is None
 
     def test_a_border_says_how_the_gpu_is_and_what_it_counted_since_the_last(self, tmp_path, seconds):
         marked, one, two = (
@@ -354,5 +360,4 @@ def _fails():
 
 
 def test_the_machine_fits_the_device():
-    assert type(hardware.machine_for(CPU, None)) is HostMachine
-    assert hardware.peak_mib(_fails, _fails, CPU) is None
+    assert type(hardware.machine_for(CPU, None, "a neighbour that does not stop")) is HostMachine
