@@ -1,6 +1,6 @@
 """The fields of a manifest: names, types, limits and their descriptions, from which the JSON Schema is made as well.
 
-One file at a time and one field at a time: whatever needs several files or the names of models is checked in ``orchestrator.manifest``.
+One file at a time and one field at a time: whatever needs several files or the names of models is checked in ``orchestrator.consistency``.
 Which fields a file really gave is kept (``model_fields_set``), because files and defaults are merged field by field.
 """
 

@@ -12,6 +12,7 @@ from orchestrator.sharing import Machine
 from tasks.spec import ResourceSpec, TaskSpec
 
 if TYPE_CHECKING:
+    from orchestrator.cluster import Cluster
     from orchestrator.nodes import NodeInfo
     from tasks.probe import NodeProbe
 
@@ -32,6 +33,16 @@ class Capacity:
 
     slots: int
     max_in_flight: int
+
+
+def survey(cluster: Cluster) -> tuple[tuple[NodeInfo, ...], dict[str, NodeProbe | str]]:
+    """The nodes that are there, with their answers. One that died while it was asked does not refuse a plan: the others do its work."""
+    while True:
+        probes = cluster.probe()
+        alive = cluster.nodes()
+        asked = tuple(node for node in alive if node.name in probes)
+        if asked or not alive:  # else every node has been replaced meanwhile
+            return asked, probes
 
 
 def resolve_device(wanted: str, nodes: Sequence[NodeInfo]) -> str:
@@ -99,6 +110,13 @@ def suitable(requests: Iterable[ResourceSpec], nodes: Sequence[NodeInfo]) -> lis
     """The nodes on which at least one of ``requests`` fits."""
     wanted = list(requests)
     return [node for node in nodes if any(fits(resources, node) for resources in wanted)]
+
+
+def devices(tasks: Sequence[TaskSpec], nodes: Sequence[NodeInfo]) -> int:
+    """How many GPUs the tasks can run on; on the CPU a node is a device."""
+    requests = {task.resources for task in tasks}
+    cuda = any(resources.device == "cuda" for resources in requests)
+    return sum(int(node.num_gpus) if cuda else 1 for node in suitable(requests, nodes))
 
 
 def _distinct(tasks: Sequence[TaskSpec]) -> list[TaskSpec]:

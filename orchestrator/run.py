@@ -6,6 +6,7 @@ Nothing here decides what a task's fate is (``sweep``, ``policy``) or how rows a
 from __future__ import annotations
 
 import logging
+import math
 import shlex
 import signal
 import sys
@@ -32,15 +33,18 @@ from orchestrator.json_log import JsonConsole, JsonProgress
 from orchestrator.manifest import LoadedManifest, load_manifest
 from orchestrator.metrics import Metered
 from orchestrator.nodes import NodeInfo
+from orchestrator.plan import PlannedTask as CostedTask
 from orchestrator.plan import plan_tasks
 from orchestrator.policy import Policy
-from orchestrator.preflight import check, machine, resolve_device, suitable
+from orchestrator.preflight import check, devices, machine, resolve_device, suitable, survey
 from orchestrator.progress import LiveProgress, PlainProgress
 from orchestrator.record import PlannedTask, RunRecord, RunState
 from orchestrator.room import Room
+from orchestrator.sessions import Site, gpu_name, hours, outlook, replanned, require_same_gpu, took
 from orchestrator.sharing import Sharing, work_out
 from orchestrator.store import RunStore, Store
 from orchestrator.sweep import Sweep, SweepTask
+from tasks.preload import modules_of
 from tasks.probe import NodeProbe, code_version
 from tasks.spec import Attempt, Outcome, ResourceSpec, Status, TaskSpec
 
@@ -64,6 +68,7 @@ class RunRequest:
     ``rerun``: statuses whose tasks a resume runs again, beside those of ``RERUN_ALWAYS``. ``aa``: measure each arm against itself.
     ``carry``: the run whose results are taken over where nothing that moves them has changed.
     ``environment``: which of the manifest's this Python is. ``lock_wait_s``: how long a resume waits for a driver that holds the run.
+    ``stop_after_s``: for how long to run; what would not end in it is left for a resume.
     """
 
     manifest: Path
@@ -77,6 +82,7 @@ class RunRequest:
     environment: str | None = None
     lock_wait_s: float = 0.0
     carry: str | None = None
+    stop_after_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +105,7 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
 
     What is raised once the run is there, be it by Ctrl-C or by a bug, has the command that goes on with it as a note.
     """
+    until_s = time.monotonic() + (request.stop_after_s or math.inf)
     loaded = only(load_manifest(request.manifest), request.environment)
     store = Store(request.results)
     if loaded.manifest.execution.cache == "bundle" and store.bundles_path is None:
@@ -107,20 +114,30 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
     earlier = _earlier_run(store, request, loaded)
     source = store.resolve(request.carry) if request.carry else None
     with _resumable(request, earlier), closing(connect(request.address)) as cluster, _sigterm_is_ctrl_c():
-        nodes, probes = _survey(cluster)
+        nodes, probes = survey(cluster)
         device = resolve_device(loaded.manifest.execution.device, nodes)
         sharing = _sharing(loaded, device, nodes, probes)
-        plan = earlier.plan() if earlier else _plan(loaded, device, request, sharing)
+        site = _site(loaded, device, nodes, probes, sharing)
+        if earlier and not loaded.manifest.execution.mix_accelerators:
+            require_same_gpu(earlier.record, site.gpu)
+        costed = _plan(loaded, request, site)
+        fresh = tuple(PlannedTask(entry.spec, entry.skip) for entry in costed)
+        plan = replanned(earlier.plan(), fresh) if earlier else fresh
         specs = [planned.task for planned in plan if planned.skip_reason is None]
         check(specs, nodes, probes, code_version(), mix_accelerators=loaded.manifest.execution.mix_accelerators)
+        if request.address:  # before the run's lock is taken: it may last
+            _warm_up(cluster, nodes, specs, console)
         run_store = earlier or store.create(_record(request, loaded, nodes, device, sharing), plan)
         with _resumable(request, run_store), run_store, _marked_when_broken_off(run_store):
             if earlier:
                 _reopen(run_store, console, request.lock_wait_s)
             take_over = partial(_take_over, run_store, source, specs, nodes, probes, console)
-            ending = _drive(run_store, plan, loaded, cluster, request.rerun, console, store.bundles_path, take_over)
+            begin = partial(_begin_session, run_store, costed, site, console)
+            ending = _drive(run_store, plan, loaded, cluster, request.rerun, console, store.bundles_path, take_over, begin, until_s)
             with run_store.kept_alive():
                 ending = _conclude(run_store, plan, ending)
+            if told := took(run_store.record.sessions[-1]):
+                console.print(told, soft_wrap=True, highlight=False)
         return Ended(run_store.run_id, ending, _go_on(request, run_store.run_id, ending))
 
 
@@ -134,6 +151,7 @@ def resume_command(request: RunRequest, run_id: str) -> str:
     words += ["--carry", request.carry] if request.carry else []
     words += ["--log-json"] if request.log_json else []
     words += ["--environment", request.environment] if request.environment else []
+    words += ["--stop-after", f"{request.stop_after_s:g}"] if request.stop_after_s else []
     return shlex.join(words + (["--address", request.address] if request.address else [])) + again
 
 
@@ -191,14 +209,14 @@ def _sigterm_is_ctrl_c() -> Iterator[None]:
 # --- before ---------------------------------------------------------------------------------------------------------------------
 
 
-def _survey(cluster: Cluster) -> tuple[tuple[NodeInfo, ...], dict[str, NodeProbe | str]]:
-    """The nodes that are there, with their answers. One that died while it was asked does not refuse the plan: the others do its work."""
-    while True:
-        probes = cluster.probe()
-        alive = cluster.nodes()
-        asked = tuple(node for node in alive if node.name in probes)
-        if asked or not alive:  # else every node has been replaced meanwhile
-            return asked, probes
+def _warm_up(cluster: Cluster, nodes: Sequence[NodeInfo], specs: Sequence[TaskSpec], console: Console) -> None:
+    """So that the first task of a node is not measured while its libraries come from a cold disk. The run does not depend on it."""
+    modules = modules_of(task.model.suite for task in specs)
+    usable = suitable({task.resources for task in specs}, nodes)
+    if modules and usable:
+        console.print(f"{len(usable)} node(s) load the libraries that the models need", highlight=False)
+        for name, complaint in cluster.warm_up(usable, modules).items():
+            console.print(f"node {name} starts cold: {complaint}", soft_wrap=True, highlight=False)
 
 
 def _earlier_run(store: Store, request: RunRequest, loaded: LoadedManifest) -> RunStore | None:
@@ -229,15 +247,26 @@ def _earlier_run(store: Store, request: RunRequest, loaded: LoadedManifest) -> R
 
 def _sharing(loaded: LoadedManifest, device: str, nodes: Sequence[NodeInfo], probes: Mapping[str, NodeProbe | str]) -> Sharing:
     execution = loaded.manifest.execution
-    accelerator = execution.accelerator if device == "cuda" else None
-    wanted = ResourceSpec(device, ANY_CPU, accelerator=accelerator, labels=tuple(execution.labels.items()))
-    machines = [machine(node, probes.get(node.name)) for node in suitable([wanted], nodes)]
+    machines = [machine(node, probes.get(node.name)) for node in _usable(loaded, device, nodes)]
     return work_out(execution.sharing, device, machines, execution.num_cpus)
 
 
-def _plan(loaded: LoadedManifest, device: str, request: RunRequest, sharing: Sharing) -> tuple[PlannedTask, ...]:
-    planned = plan_tasks(loaded, device, recorded(request.results), sharing=sharing, aa=request.aa).tasks
-    return tuple(PlannedTask(entry.spec, entry.skip) for entry in planned)
+def _usable(loaded: LoadedManifest, device: str, nodes: Sequence[NodeInfo]) -> list[NodeInfo]:
+    execution = loaded.manifest.execution
+    accelerator = execution.accelerator if device == "cuda" else None
+    wanted = ResourceSpec(device, ANY_CPU, accelerator=accelerator, labels=tuple(execution.labels.items()))
+    return suitable([wanted], nodes)
+
+
+def _site(loaded: LoadedManifest, device: str, nodes: Sequence[NodeInfo], probes: Mapping[str, NodeProbe | str], sharing: Sharing) -> Site:
+    usable = _usable(loaded, device, nodes)
+    gpu = gpu_name(probes[node.name] for node in usable if node.name in probes) if device == "cuda" else None
+    return Site(device, tuple(usable), gpu, sharing, loaded.manifest.execution.max_in_flight)
+
+
+def _plan(loaded: LoadedManifest, request: RunRequest, site: Site) -> tuple[CostedTask, ...]:
+    costs = recorded(request.results, site.device, site.gpu)
+    return plan_tasks(loaded, site.device, costs, sharing=site.sharing, aa=request.aa).tasks
 
 
 def _record(request: RunRequest, loaded: LoadedManifest, nodes: Sequence[NodeInfo], device: str, sharing: Sharing) -> RunRecord:
@@ -347,22 +376,41 @@ def _drive(
     console: Console,
     bundles: Path | None,
     take_over: Callable[[], None],
+    begin: Callable[[list[SweepTask]], list[SweepTask]],
+    until_s: float,
 ) -> Ending:
     policy = Policy(infrastructure_retries=loaded.manifest.retries.infrastructure)
     specs = [planned.task for planned in plan]
-    room = Room.of([planned.task for planned in plan if planned.skip_reason is None], loaded.manifest.execution.max_in_flight)
+    to_run = [planned.task for planned in plan if planned.skip_reason is None]
+    room = Room.of(to_run, loaded.manifest.execution.max_in_flight)
     with run_store.kept_alive():
         _store_orphans(run_store, plan, policy, console)
         take_over()
-        tasks = _sweep_tasks(run_store, plan, rerun | RERUN_ALWAYS, room)
+        tasks = begin(_sweep_tasks(run_store, plan, rerun | RERUN_ALWAYS, room))
     sink = _StoreSink(run_store, Journal(run_store.files, time.monotonic()), policy, {task.task_id: task.first_attempt for task in tasks})
-    sweep = Sweep(tasks, policy)
+    sweep = Sweep(tasks, policy, until_s=until_s)
     spool, kept = (str(path) if path else None for path in (run_store.spool_path, bundles))
     first = Attempt(run_store.run_id, 1, spool, kept)
     with _progress(console, len(plan), sum(task.done is not None for task in tasks)) as shown:
-        progress = Metered(shown, [task.task_id for task in specs], cluster.meters())
+        progress = Metered(
+            *(shown, run_store.run_id, [task.task_id for task in specs], cluster.meters()),
+            devices=lambda: devices(to_run, cluster.nodes()),
+        )
         driver = Driver(specs, sweep, cluster, sink, progress, lambda number: replace(first, number=number), room)
         return driver.run()
+
+
+def _begin_session(
+    run_store: RunStore, costed: Sequence[CostedTask], site: Site, console: Console, tasks: list[SweepTask]
+) -> list[SweepTask]:
+    """Record that this driver goes to work, and what it expects; the tasks with how long each is expected to take."""
+    undone = {task.task_id for task in tasks if task.done is None}
+    left = [entry for entry in costed if entry.skip is None and entry.spec.task_id in undone]
+    expected = outlook(left, site)
+    run_store.begin_session(site.session(time.time(), code_version(), len(left), expected))
+    if expected.makespan_s is not None:
+        console.print(f"{len(left)} tasks, expected to take about {hours(expected.makespan_s)}", highlight=False)
+    return [replace(task, expected_s=expected.task_s.get(task.task_id, 0.0)) for task in tasks]
 
 
 def _append(run_store: RunStore, batch: Sequence[tuple[TaskSpec, Outcome]]) -> None:

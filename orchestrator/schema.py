@@ -140,11 +140,14 @@ ROWS = pa.schema(
         ("owned_s", pa.float64()),
         ("peak_mib", pa.float64()),
         ("random_numbers", _TEXT),
+        ("eager_event_ms", pa.float64()),
+        ("compiled_event_ms", pa.float64()),
+        ("empty_step_us", pa.float64()),
     ]
 )
 """Version 2 added what follows ``log_tail``, version 3 what follows ``waited_s``. ``aa`` marks a task that measured each arm against
-itself and so has no speedup. ``log`` is relative to the run's folder, ``code_version`` is the digest of the measuring code, and ``other_versions``, ``machine`` and
-``environment`` are JSON objects."""
+itself and so has no speedup. ``log`` is relative to the run's folder, ``code_version`` is the digest of the measuring code, and
+``other_versions``, ``machine`` and ``environment`` are JSON objects."""
 
 SAMPLES = pa.schema(
     [
@@ -311,6 +314,9 @@ class TaskRow:
     owned_s: float | None = None
     peak_mib: float | None = None
     random_numbers: str | None = None
+    eager_event_ms: float | None = None
+    compiled_event_ms: float | None = None
+    empty_step_us: float | None = None
 
 
 _MEASURED = tuple(

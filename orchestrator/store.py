@@ -33,7 +33,18 @@ from orchestrator.errors import RunLockedError, StoreError, UsageError
 from orchestrator.files import Files, open_files
 from orchestrator.lock import STALE_AFTER_S, Owner, RunLock, read_owner
 from orchestrator.parts import Part, Parts
-from orchestrator.record import PLAN_FILE, RECORD_FILE, PlannedTask, RunRecord, RunState, plan_bytes, read_plan, read_record, record_bytes
+from orchestrator.record import (
+    PLAN_FILE,
+    RECORD_FILE,
+    PlannedTask,
+    RunRecord,
+    RunState,
+    Session,
+    plan_bytes,
+    read_plan,
+    read_record,
+    record_bytes,
+)
 from orchestrator.spool import Spool
 from tasks.spec import Outcome, Samples, Status, TaskSpec, slug
 
@@ -51,6 +62,8 @@ class Store:
     def __init__(self, root: str) -> None:
         self._files = open_files(root)
         self.root = root
+        self.damaged: dict[str, str] = {}
+        """The runs that ``runs`` has left out so far, with the reason."""
 
     @property
     def bundles_path(self) -> Path | None:
@@ -66,6 +79,7 @@ class Store:
             except FileNotFoundError:
                 continue
             except StoreError as error:
+                self.damaged[run_id] = str(error)
                 log.warning("%s; the run is left out", error)
         return sorted(found, key=lambda record: (record.started, record.run_id))
 
@@ -342,11 +356,17 @@ class RunStore:
 
     def set_state(self, state: RunState, exit_code: int | None = None) -> None:
         """Record how far the run came, and, unless it is running, when."""
+        self._rewrite(self.reload().came_to(state, exit_code, time.time()))
+
+    def begin_session(self, session: Session) -> None:
+        """Record that this driver goes to work."""
+        record = self.reload()
+        self._rewrite(dataclasses.replace(record, sessions=(*record.sessions, session)))
+
+    def _rewrite(self, record: RunRecord) -> None:
         self._fence()
-        ended = None if state is RunState.RUNNING else time.time()
-        changed = dataclasses.replace(self.reload(), state=state, exit_code=exit_code, ended=ended)
-        self.files.write(RECORD_FILE, record_bytes(changed))
-        self._record = changed
+        self.files.write(RECORD_FILE, record_bytes(record))
+        self._record = record
 
     def ingest_orphans(self) -> list[Outcome]:
         """The outcomes in the spool that belong to the plan and have no row of their own or a later attempt, by task and attempt."""

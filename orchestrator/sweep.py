@@ -11,6 +11,7 @@ deadlines fire on ``Tick``. An event that cannot be (an unknown task, an attempt
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -48,6 +49,9 @@ SILENCE_S = 120.0
 DEADLINE_MARGIN_S = 60.0
 """What the driver grants beyond a task's own deadline before it stops trusting the task's supervisor to enforce it."""
 
+
+TIME_IS_UP = "its time is up"
+"""Why a run ends early that was given only so long."""
 
 UNSCHEDULED_S = 900.0
 """How long an attempt may wait to be started while nothing of this run is on: others use the cluster, or a node that fits never comes."""
@@ -88,6 +92,7 @@ class SweepTask:
     """What the machine needs to know of a task. ``done`` is the status of a terminal row that an earlier driver wrote.
 
     ``shares``: other tasks may be placed on its device. ``request``: which of ``NodesChanged.fitting`` are the nodes that can run it.
+    ``expected_s``: how long an attempt is expected to take from its launch, beside all others.
     """
 
     task_id: str
@@ -97,6 +102,7 @@ class SweepTask:
     first_attempt: int = 1
     shares: bool = False
     request: int = 0
+    expected_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -137,11 +143,20 @@ class Progress:
 class Sweep:
     """The run. ``handle`` is the only method that changes anything."""
 
-    def __init__(self, tasks: Iterable[SweepTask], policy: Policy, max_in_flight: int = 1, unscheduled_s: float = UNSCHEDULED_S) -> None:
+    def __init__(
+        self,
+        tasks: Iterable[SweepTask],
+        policy: Policy,
+        max_in_flight: int = 1,
+        unscheduled_s: float = UNSCHEDULED_S,
+        until_s: float = math.inf,
+    ) -> None:
+        """``until_s``: when to stop; no task is launched that is expected to end later."""
         self._records = {task.task_id: _Record(task, task.first_attempt) for task in tasks}
         self._policy = policy
         self._max_in_flight = max_in_flight
         self._unscheduled_s = unscheduled_s
+        self._until_s = until_s
         self._queue: deque[str] = deque()
         self._active: dict[str, _Record] = {}
         self._counts: Counter[Status] = Counter()
@@ -224,7 +239,7 @@ class Sweep:
                 self._fatal = self._fatal or event.error
                 self._abandon(event.at_s, "the cluster is gone")
             case Drain():
-                self._interrupted = "interrupted"
+                self._drain(event.at_s, "interrupted", actions)
             case Force():
                 self._force(event, actions)
             case Tick():
@@ -318,6 +333,15 @@ class Sweep:
                 self._open -= 1
                 self._note(record, event.at_s, State.TERMINAL, "row written")
 
+    def _drain(self, at_s: float, why: str, actions: list[Action]) -> None:
+        """Launch nothing more, and take back what does not run yet: it could start at any time, and the drain would wait for it."""
+        self._interrupted = why
+        for task_id, record in list(self._active.items()):
+            if record.state is State.LAUNCHED:
+                actions.append(Cancel(task_id, record.attempt))
+                del self._active[task_id]
+                self._note(record, at_s, State.QUEUED, f"{why} before it ran; a resume runs it")
+
     def _force(self, event: Force, actions: list[Action]) -> None:
         self._interrupted = "interrupted"
         actions += [Cancel(record.task.task_id, record.attempt) for record in self._active.values()]
@@ -343,6 +367,8 @@ class Sweep:
                 status, failure_class, error = overdue
                 actions.append(Cancel(record.task.task_id, record.attempt))
                 self._settle(record, event.at_s, self._verdict(record, event.at_s, status, failure_class, error), actions)
+        if event.at_s >= self._until_s and not self._draining:
+            self._drain(event.at_s, TIME_IS_UP, actions)
 
     def _overdue(self, record: _Record, at_s: float) -> tuple[Status, FailureClass, str] | None:
         if record.state is State.LAUNCHED:
@@ -425,13 +451,26 @@ class Sweep:
         return sum(self._gpus.get(node, 0) for node in nodes) - bad
 
     def _launch(self, at_s: float, actions: list[Action]) -> None:
-        while not self._draining and self._queue and len(self._active) < self._max_in_flight:
-            record = self._records[self._queue.popleft()]
+        while not self._draining and len(self._active) < self._max_in_flight:
+            record = self._next(at_s)
+            if record is None:
+                return
             record.launched_s = at_s
             self._active[record.task.task_id] = record
             self._note(record, at_s, State.LAUNCHED, f"attempt {record.attempt}")
             record.shunned = self._shunned(record)
             actions.append(Launch(record.task.task_id, record.attempt, record.shunned, record.alone, self._bad_gpus))
+
+    def _next(self, at_s: float) -> _Record | None:
+        """The first task in the queue that can end in time."""
+        for task_id in self._queue:
+            record = self._records[task_id]
+            if at_s + record.task.expected_s <= self._until_s:
+                self._queue.remove(task_id)
+                return record
+        if self._queue and not self._active and not self._retrying:
+            self._interrupted = TIME_IS_UP
+        return None
 
     def _shunned(self, record: _Record) -> frozenset[str]:
         """The nodes to keep the next attempt away from, as far as others are left that can run it.

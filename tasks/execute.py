@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from tasks import accuracy, bundle, compilation, environment, estimator, failure, hardware, judgement, measure, step
+from tasks import accuracy, bundle, compilation, environment, failure, hardware, judgement, measure, step
 from tasks.channel import Channel
 from tasks.comparison import leaves
 from tasks.compilation import stance
@@ -32,6 +32,7 @@ from tasks.suites.benchmark import Benchmark
 
 WARM_CUDA_S, WARM_CPU_S = 1.0, 0.2
 SLOW_STEPS = 10  # steps that must fit into the eager phase's deadline for the model to be looked at in full
+PEAK_STEPS, PEAK_SHARE = 4, 0.1  # what it takes to see how much memory both arms need, and how much of the time phase it may take
 STEPS_PER_CHECK = 8  # eager steps that a check takes per iteration, the float64 reference counted as four
 
 NEVER_SETTLES = "what was timed could not be judged: it compiles anew each time"
@@ -95,7 +96,7 @@ class _Execution:
         del state
         accuracy.free_memory(device)
         self._enter(Phase.TIME)
-        self._time(workload, compiled, device)
+        self._time(workload, compiled, device, eager_s)
         if compilation.compiled_code() != verified:
             self._verify_again(workload, compiled, device, random, eager_s)
         if self.measurement.cache_misses:
@@ -221,7 +222,7 @@ class _Execution:
             verdict = accuracy.check(workload, compiled, state, **arguments)
         self._note(
             accuracy=verdict.accuracy.value,
-            accuracy_reason="; ".join([*([verdict.reason] if verdict.reason else []), *self.remarks]) or None,
+            accuracy_reason="; ".join(dict.fromkeys([*([verdict.reason] if verdict.reason else []), *self.remarks])) or None,
             accuracy_tensor=verdict.tensor,
             accuracy_margin=verdict.margin,
             eager_rmse=_finite(verdict.eager_rmse),
@@ -246,26 +247,40 @@ class _Execution:
             self._note(**_UNJUDGED, accuracy=Accuracy.SKIPPED.value, accuracy_reason="; ".join([NEVER_SETTLES, *self.remarks]))
             self._flag(Quality.RECOMPILED, NEVER_SETTLES)
 
-    def _time(self, workload: Workload, compiled: Callable[[], Any], device: torch.device) -> None:
+    def _time(self, workload: Workload, compiled: Callable[[], Any], device: torch.device, eager_s: float) -> None:
         compilation.stop_compile_workers()
         sides = (
             Side(workload.step, partial(stance, "force_eager"), partial(stance, "force_eager")),
-            Side(compiled, partial(stance, "default"), partial(stance, "fail_on_recompile"), compilation.compiler_activity),
+            Side(
+                compiled,
+                partial(stance, "default"),
+                partial(stance, "fail_on_recompile"),
+                compilation.compiler_activity,
+                compilation.stop_compile_workers,
+            ),
         )
         with self.own.exclusive():
+            began = time.perf_counter()
             machine = hardware.machine_for(device, self.measurement.gpu_uuid, self.own.busy)
-            eager_mib, compiled_mib = (self.peak.of_step(side.step, side.warm) for side in sides)
-            timing = self._measure(sides, machine, WARM_CUDA_S if device.type == "cuda" else WARM_CPU_S)
+            eager_mib, compiled_mib = self._peaks(sides, eager_s)
+            left_s = self.task.deadlines.time_s - (time.perf_counter() - began)
+            timing = self._measure(sides, machine, WARM_CUDA_S if device.type == "cuda" else WARM_CPU_S, left_s)
         self.samples, self.blocks = timing.samples, timing.blocks
         self._note(eager_peak_mib=eager_mib, compiled_peak_mib=compiled_mib, neighbours=self.own.neighbours)
-        settling = {"settling_s": round(self.own.settling_s, 6), "times_busy": self.own.times_busy} if device.type == "cuda" else {}
         reason = {"quality_reason": "; ".join(timing.flags) or None}
-        self._note(machine={**self.measurement.machine, **machine.summary(), **settling, **reason})
+        self._note(machine={**self.measurement.machine, **machine.summary(), **self.own.summary(), **reason})
         self._note_compiler()
         self._note_timing(timing)
 
-    def _measure(self, sides: tuple[Side, Side], machine: Machine, warm_s: float) -> measure.Timing:
-        """Eager against compiled; in an A/A task each against itself, in half the time."""
+    def _peaks(self, sides: tuple[Side, Side], eager_s: float) -> tuple[float | None, float | None]:
+        """The peak memory of each arm; None where to look would take the time of the measurement itself."""
+        if PEAK_STEPS * eager_s > PEAK_SHARE * self.task.deadlines.time_s:
+            return None, None
+        eager_mib, compiled_mib = (self.peak.of_step(side.step, side.warm) for side in sides)
+        return eager_mib, compiled_mib
+
+    def _measure(self, sides: tuple[Side, Side], machine: Machine, warm_s: float, left_s: float) -> measure.Timing:
+        """Eager against compiled, in the ``left_s`` of the phase; in an A/A task each against itself, in half the time."""
         share = len(sides) if self.task.aa else 1
         pairs = partial(
             measure.measure,
@@ -273,7 +288,7 @@ class _Execution:
             spec=self.task.measure,
             seed=self.task.seed + self.process,
             process=self.process,
-            deadline_s=self.task.deadlines.time_s / share,
+            deadline_s=left_s / share,
             warm_s=warm_s,
         )
         if not self.task.aa:
@@ -283,7 +298,7 @@ class _Execution:
         )
 
     def _note_timing(self, timing: measure.Timing) -> None:
-        summary, device_ms = timing.summary, timing.eager_device_ms
+        summary = timing.summary
         self._note(
             speedup=summary.speedup,
             speedup_low=summary.speedup_low,
@@ -297,12 +312,15 @@ class _Execution:
             aa_compiled_low=summary.aa_compiled_low,
             aa_compiled_high=summary.aa_compiled_high,
             quality=timing.quality.value,
+            empty_step_us=round(timing.empty_us, 3),
             pairs=summary.pairs,
             eager_ms=summary.eager_ms,
             compiled_ms=summary.compiled_ms,
-            eager_device_ms=device_ms,
-            compiled_device_ms=timing.compiled_device_ms,
-            launch_bound=estimator.launch_bound(device_ms, summary.eager_ms),
+            eager_device_ms=summary.eager_device_ms,
+            compiled_device_ms=summary.compiled_device_ms,
+            eager_event_ms=summary.eager_event_ms,
+            compiled_event_ms=summary.compiled_event_ms,
+            launch_bound=summary.launch_bound,
         )
 
     def _note_compiler(self) -> None:

@@ -183,9 +183,10 @@ class Guardian:
     def _start(self, scratch: Path, earlier: list[Path]) -> None:
         task, attempt = self._request.task, self._request.attempt
         environment = worker_environment(task, attempt, scratch, Path(self._request.directory), self._request.python_path, os.environ)
-        self._environment = recorded(environment)
+        cores = self._request.cores
+        self._environment = recorded(environment) | ({"cores": ",".join(map(str, cores))} if cores else {})
         (scratch / "spec.json").write_text(json.dumps(encode(task)), encoding="utf-8")
-        self._worker.pid, self._output, connection = start_worker(scratch, environment, earlier)
+        self._worker.pid, self._output, connection = start_worker(scratch, environment, earlier, cores)
         os.set_blocking(self._output, False)
         self._channel = GuardianEnd(connection)
         self._selector.register(self._output, selectors.EVENT_READ, self._on_output)

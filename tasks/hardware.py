@@ -84,6 +84,9 @@ class HostMachine:
             return f"the main thread waited for a processor for {wait:.0%} of the time"
         return None
 
+    def event_ms(self, step: Callable[[], object]) -> float | None:  # noqa: ARG002 - the CPU has no clock of its own
+        return None
+
     def device_ms(self, step: Callable[[], object]) -> float | None:  # noqa: ARG002 - the CPU has no queue of its own
         return None
 
@@ -123,7 +126,7 @@ class CudaMachine(HostMachine):
     def border(self) -> Border:
         host = super().border()
         if self._gpu is None:
-            return host
+            return replace(host, sm_clock_mhz=self.clock_mhz())
         before, now = self._at_border, self._gpu.read()
         self._at_border = now
         self._readings.append(now)
@@ -158,6 +161,15 @@ class CudaMachine(HostMachine):
     def contaminated(self) -> str | None:
         return self._busy or super().contaminated()
 
+    def event_ms(self, step: Callable[[], object]) -> float | None:
+        start, end = event(), event()
+        self.synchronize()
+        start.record()
+        step()
+        end.record()
+        self.synchronize()
+        return float(start.elapsed_time(end))
+
     def device_ms(self, step: Callable[[], object]) -> float | None:
         """Events around a step that was queued whole behind a long spin, so that the device never waits for the host.
 
@@ -178,7 +190,8 @@ class CudaMachine(HostMachine):
         return None
 
     def summary(self) -> dict[str, Scalar]:
-        return super().summary() | _summary(self._readings, self._last.at_s - self._first.at_s)
+        seen: dict[str, Scalar] = {"gpu_others_visible": self._gpu.sees_processes() if self._gpu else False}
+        return super().summary() | seen | _summary(self._readings, self._last.at_s - self._first.at_s)
 
     def _queued_span_ms(self, step: Callable[[], object], spin_s: float) -> tuple[float | None, float]:
         start, end = event(), event()

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from tasks.channel import Channel
 from tasks.idle import BUDGET_S, LIMIT_S, Quiet
+from tasks.spec import Scalar
 
 
 class Queue(Protocol):
@@ -56,6 +57,10 @@ class Ownership:
                     self._drain()
                 raise
             self._drain()
+
+    def summary(self) -> dict[str, Scalar]:
+        """For the row, where there is a queue to wait for."""
+        return {} if self._queue is None else {"settling_s": round(self.settling_s, 6), "times_busy": self.times_busy}
 
     def _settle(self) -> str | None:
         if self._queue is None:

@@ -104,6 +104,11 @@ AA_PHASES: Mapping[Arm, str] = {Arm.EAGER: "aa_eager", Arm.COMPILED: "aa_compile
 """The phases of samples in which an arm is measured against itself; their arms are the two sides of one and the same callable."""
 
 
+def beside(phase: str, clock: str) -> str:
+    """The phase of samples on a ``clock`` of the device, "device" or "event", that are taken after those of ``phase``."""
+    return clock if phase == "timed" else f"{phase}_{clock}"
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """Which model, at which size. ``options`` go to the suite's builder (``seq_len``, ``image_size`` and the like)."""
@@ -250,6 +255,9 @@ class Measurement:
     compiled_ms: float | None = None
     eager_device_ms: float | None = None  # time the device was busy with one iteration
     compiled_device_ms: float | None = None
+    eager_event_ms: float | None = None  # from the first to the last of it on the device, which may have waited for its host between
+    compiled_event_ms: float | None = None
+    empty_step_us: float | None = None  # what clock and synchronisation around an iteration take
     launch_bound: bool | None = None
     compile_s: float | None = None  # wall seconds of the first compiled step less a steady one
     compile_cpu_s: float | None = None
@@ -292,7 +300,7 @@ class Measurement:
 class Samples:
     """Every iteration a worker timed, as columns of one length."""
 
-    phase: tuple[str, ...] = ()  # warmup, timed, device, and those of AA_PHASES
+    phase: tuple[str, ...] = ()  # warmup, timed and those of AA_PHASES, with what ``beside`` names for each
     arm: tuple[str, ...] = ()  # Arm
     process: tuple[int, ...] = ()
     pair: tuple[int, ...] = ()  # -1 outside pairs
@@ -301,7 +309,7 @@ class Samples:
     iteration: tuple[int, ...] = ()
     washout: tuple[bool, ...] = ()
     host_ns: tuple[int, ...] = ()
-    device_ms: tuple[float | None, ...] = ()
+    device_ms: tuple[float | None, ...] = ()  # on the device's clock, of samples taken by it
     started_ns: tuple[int, ...] = ()  # monotonic clock of the worker
     valid: tuple[bool, ...] = ()
     reason: tuple[str | None, ...] = ()  # why a sample is not valid

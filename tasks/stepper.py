@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tasks.spec import Arm, Blocks, Samples
+from tasks.spec import Arm, Blocks, Samples, beside
 
 _ARMS = (Arm.EAGER.value, Arm.COMPILED.value)
 
@@ -50,6 +50,9 @@ class Machine(Protocol):
     def contaminated(self) -> str | None:
         """Who else used the device or its processors over the measurement as a whole; None: nobody."""
 
+    def event_ms(self, step: Callable[[], object]) -> float | None:
+        """From the first to the last of one step on an idle device, waits for the host included; None where there is no such clock."""
+
     def device_ms(self, step: Callable[[], object]) -> float | None:
         """Time the device is busy with one step; None where that cannot be told."""
 
@@ -77,12 +80,18 @@ class Side:
     """One arm: its step, and the contexts to run it in while warming up and while timing.
 
     ``strict`` may turn an error of the step into ``RecompiledError``. ``activity`` changes whenever the compiler has done something.
+    ``settle`` is called when the side is warm: what the compiler left running would disturb what is timed.
     """
 
     step: Callable[[], object]
     warm: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
     strict: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
     activity: Callable[[], object] = lambda: None
+    settle: Callable[[], None] = lambda: None
+
+
+_NOTHING = Side(lambda: None)
+EMPTY_STEPS = 25
 
 
 @dataclass(slots=True)
@@ -116,14 +125,22 @@ class Stepper:
         self._write_border(which, pair, number, order)
         return times[washout:]
 
+    def empty_ns(self) -> float:
+        """What a step that does nothing takes on the clock: the reading of it and a synchronisation."""
+        return float(np.median([self._step(_NOTHING)[1] for _ in range(EMPTY_STEPS)]))
+
     def on_device(self, which: int) -> float | None:
-        """Time the device is busy with one more step of side ``which``, in ms."""
+        """Time the device is busy with one more step of side ``which``, in ms. The span of another one is taken as well."""
+        self._by(which, "event", self.machine.event_ms)
+        return self._by(which, "device", self.machine.device_ms)
+
+    def _by(self, which: int, clock: str, measure: Callable[[Callable[[], object]], float | None]) -> float | None:
         with self.sides[which].strict():
             started_ns = self.machine.now_ns()
-            device_ms = self.machine.device_ms(self.sides[which].step)
-        if device_ms is not None:
-            self._write(which, "device", started_ns, self.machine.now_ns() - started_ns, device_ms=device_ms)
-        return device_ms
+            found_ms = measure(self.sides[which].step)
+        if found_ms is not None:
+            self._write(which, beside(self.phase, clock), started_ns, self.machine.now_ns() - started_ns, device_ms=found_ms)
+        return found_ms
 
     def invalidate(self, pair: int, reason: str) -> None:
         """Keep the samples and blocks of ``pair`` but let them count no more, unless they count no more already."""

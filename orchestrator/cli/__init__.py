@@ -10,10 +10,11 @@ import functools
 import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+from orchestrator import __version__
 from orchestrator.cli.streams import outlive_readers
 from orchestrator.errors import ExitCode, SweepError
 
@@ -55,8 +56,12 @@ def app(only: str | None = None) -> typer.Typer:
     )
 
     @root.callback()
-    def options() -> None:
-        """Options of every command; none so far. Makes typer expect a command even where only one is registered."""
+    def options(
+        version: Annotated[
+            bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+        ] = False,
+    ) -> None:
+        """Makes typer expect a command even where only one is registered."""
 
     for name, summary in COMMANDS.items():
         if only is None or name == only:
@@ -71,6 +76,12 @@ def main() -> None:
     arguments = sys.argv[1:]
     only = next((argument for argument in arguments if not argument.startswith("-")), None)
     app(only if only in COMMANDS else None)(_spelled_out(arguments, OPTIONAL_VALUES.get(only or "", {})))
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"compile-sweep {__version__}\n")
+        raise typer.Exit
 
 
 def _spelled_out(arguments: Sequence[str], values: Mapping[str, str]) -> list[str]:

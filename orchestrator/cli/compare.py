@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.errors import ExitCode, RegressionError
+from orchestrator.errors import ExitCode, RegressionError, UsageError
 
 if TYPE_CHECKING:
     from orchestrator.compare import Comparison
@@ -41,6 +41,8 @@ def compare(
 
     policy = policies.load_policy(gate) if gate else None
     stores = [Store(results).resolve(name) for name in (base, new)]
+    if stores[0].run_id == stores[1].run_id:
+        raise UsageError(f"{base} and {new} are one run, {stores[0].run_id}: comparing it with itself would find nothing. Name two runs")
     runs = [rows.load(store, core.COLUMNS) for store in stores]
     found = core.compare(*runs, min_effect=min_effect, process_sd=process_sd, allow_mixed=allow_mixed)
     broken = policies.violations(found, policy) if policy else ()
@@ -60,13 +62,14 @@ def compare(
 
 def _write_confirmation(found: Comparison, new: RunStore, path: Path, processes: int) -> None:
     """Write the manifest of the unclear tasks to ``path``; one beside it per further mode and backend."""
-    from orchestrator.confirm import confirmation
+    from orchestrator.confirm import confirmation, sharing_of
     from orchestrator.report.present import write_file
     from orchestrator.statistics.differences import Verdict
 
     unclear = {change.task_id for change in found.of(Verdict.UNCLEAR)}
-    specs = [entry.task for entry in new.plan() if entry.task.task_id in unclear]
-    texts = confirmation(specs, f"confirm-{found.new_id}"[:100], processes)
+    planned = [entry.task for entry in new.plan()]
+    specs = [task for task in planned if task.task_id in unclear]
+    texts = confirmation(specs, f"confirm-{found.new_id}"[:100], processes, sharing_of(planned))
     if not texts:
         sys.stderr.write("no task is unclear: nothing to confirm\n")
     for (mode, backend), text in texts.items():

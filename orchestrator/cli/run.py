@@ -37,6 +37,10 @@ def run(
         typer.Option(help="Which of the manifest's environments this Python is. Nothing is installed; `sweep submit` does that."),
     ] = None,
     wait_for_lock: Annotated[float, typer.Option(min=0, help="With --resume: seconds to wait for a driver that holds the run.")] = 0.0,
+    stop_after: Annotated[
+        float | None,
+        typer.Option(min=1, help="Seconds to run: start nothing that would not end in them, then stop as Ctrl-C does; resumable."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON.")] = False,
     log_json: Annotated[bool, typer.Option("--log-json", help="Progress as JSON, one object per line, on stderr.")] = False,
 ) -> ExitCode:
@@ -56,7 +60,9 @@ def run(
     console = json_console(sys.stderr) if log_json else Console(stderr=True)
     again = frozenset(_status(name) for name in rerun or ())
     failed = runs.FAILED if retry_failed else frozenset()
-    request = runs.RunRequest(manifest, results, run_id, address, resume, again | failed, aa, log_json, environment, wait_for_lock, carry)
+    request = runs.RunRequest(
+        manifest, results, run_id, address, resume, again | failed, aa, log_json, environment, wait_for_lock, carry, stop_after
+    )
     ended = runs.run(request, console)
     try:
         _answers(results, ended.run_id, json)

@@ -40,6 +40,10 @@ class FakeCluster:
     def probe(self):
         return {}
 
+    def warm_up(self, nodes, modules):
+        self.warmed = tuple(node.name for node in nodes), tuple(modules)
+        return {}
+
     def launch(self, task, attempt, avoid, alone):
         self.launched.append((task.task_id, attempt.number))
         key = (task.task_id, attempt.number)
@@ -58,7 +62,7 @@ class FakeCluster:
         self.cancelled.append((task_id, attempt))
 
     def meters(self):
-        return Meters(*(FakeMeter() for _ in range(5)))
+        return Meters(*(FakeMeter() for _ in range(6)))
 
     def close(self):
         self.closed = True
@@ -67,12 +71,11 @@ class FakeCluster:
 class FakeMeter(dict):
     """Values by tag."""
 
-    def set(self, value, tags=None):
-        self[next(iter((tags or {"": ""}).values()))] = value
+    def set(self, value, tags):
+        self[tags["what"]] = value
 
-    def inc(self, value=1.0, tags=None):
-        tag = next(iter((tags or {"": ""}).values()))
-        self[tag] = self.get(tag, 0) + value
+    def inc(self, value, tags):
+        self[tags["what"]] = self.get(tags["what"], 0) + value
 
 
 @dataclass

@@ -16,6 +16,7 @@ from orchestrator.model_table import known, of_manifests, plain
 from orchestrator.survey import Survey
 from tasks.suites.reference import HUGGINGFACE, TIMM
 from tasks.suites.torchbench import EXTRA, MODELS
+from tasks.suites.toy import MODELS as TOYS
 from tests.tasks.suites.parameter_counts import PARAMETERS
 
 ROOT = Path(__file__).parents[2]
@@ -153,6 +154,17 @@ def test_a_manifest_is_listed_at_its_own_sizes(few):
     assert (lennard_jones["batch_size"], lennard_jones["inputs"], lennard_jones["note"]) == (5, None, "mine")
     assert lennard_jones["parameters"] == 865
     assert lennard_jones["sweep"] == "few"
+
+
+def test_the_toys_are_listed_with_their_options():
+    done = sweep("--suite", "toy", "--json")
+    assert rows(done)["toy/crash"]["options"] == {"phase": "compile"}
+    assert {key.partition("/")[2] for key in rows(done)} == set(TOYS)
+    text = sweep("--name", "toy/cr*").stdout.splitlines()
+    assert [line.split() for line in text] == [
+        ["toy", "what", "it", "does", "options", "with", "their", "defaults"],
+        ["toy/crash", "ends", "with", "a", "segmentation", "fault", "phase:", "compile"],
+    ]
 
 
 def test_other_options_make_another_model(few):

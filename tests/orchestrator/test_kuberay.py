@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import subprocess
-import sys
 from importlib.metadata import version
 
 import jsonschema
@@ -12,7 +10,7 @@ import pytest
 import yaml
 
 from orchestrator import kuberay
-from orchestrator.errors import ExitCode, InfrastructureError, UsageError
+from orchestrator.errors import InfrastructureError, UsageError
 from orchestrator.manifest import load_manifest
 
 TEXT = "schema_version: 1\nname: trial\nmatrix: {dtype: [float32]}\nsuites: {toy: [pass]}\n"
@@ -194,16 +192,3 @@ def test_two_runs_are_two_names(manifest):
 def test_a_rayjob_needs_a_store_that_outlives_its_pods(manifest):
     with pytest.raises(UsageError, match="object-store URI"):
         kuberay.rayjob(manifest(), "/shared", "r")
-
-
-@pytest.mark.slow
-def test_what_another_try_would_not_change_is_no_failure_to_kubernetes(tmp_path):
-    """The entrypoint as a shell would start it, on a local Ray: tasks that fail are a finished run, a manifest that is none is not."""
-    path = tmp_path / "trial.yaml"
-    path.write_text(TEXT.replace("[pass]", "[pass, fail_accuracy]") + "execution: {device: cpu, num_cpus: 1, isolation: inline}\n")
-    words = ["-m", "orchestrator.cli.settled", str(path), "--results", str(tmp_path / "out"), "--run-id", "r", "--resume"]
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert '"exit_code": 3' in (tmp_path / "out" / "r" / "run.json").read_text()
-    path.write_text("nonsense: 1\n")
-    assert subprocess.run([sys.executable, *words], capture_output=True).returncode == ExitCode.USAGE

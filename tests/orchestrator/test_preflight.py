@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.errors import ExitCode, PreflightError
-from orchestrator.preflight import capacity, check, resolve_device
+from orchestrator.preflight import capacity, check, devices, resolve_device
 from tasks.probe import Gpu, NodeProbe
 from tasks.spec import ModelSpec, ResourceSpec
 from tests.orchestrator.fakes import NODE, task
@@ -160,3 +160,9 @@ def test_where_gpu_models_are_mixed_versions_are_compared_within_each():
     check(wanted, nodes, probes, "v1", mix_accelerators=True)
     with pytest.raises(PreflightError, match="the GPU driver is not the same"):
         check(wanted, nodes, probes | {twin.name: replace(A100, driver="2")}, "v1", mix_accelerators=True)
+
+
+def test_devices_are_gpus_or_nodes_that_tasks_fit_on():
+    assert devices([task("m", resources=ResourceSpec("cuda", 4.0, 1.0))], [GPU_NODE, OTHER, NODE]) == 8
+    assert devices([task("m", resources=ResourceSpec("cuda", 4.0, 1.0, accelerator="A100"))], [GPU_NODE, OTHER]) == 4
+    assert devices([task("m", resources=ResourceSpec("cpu", 2.0))], [HEAD, NODE, GPU_NODE]) == 2

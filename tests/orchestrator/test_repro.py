@@ -22,6 +22,9 @@ from tests.tasks import models
 INJECTED = "cpp.inject_relu_bug_TESTING_ONLY"  # Inductor's own switch for a wrong relu
 
 
+FLOAT32 = PrecisionSpec("float32")
+
+
 def a_task(name="mlp", backend="aot_eager", **changes):
     spec = TaskSpec(
         task_id=f"factory/{name}/float32/training/{backend}",
@@ -176,7 +179,7 @@ class TestRules:
         assert [more["seed_offset"] for _, arm, more in seen if arm == "eager, again"] == [int(expected == "negligible")]
         torch._dynamo.reset()
 
-    def settings(self, precision=PrecisionSpec("float32"), tolerance=1e-3, **row):
+    def settings(self, precision=FLOAT32, tolerance=1e-3, **row):
         from tasks.reproduction import Settings
 
         row = dict.fromkeys(repro.COLUMNS) | {"accuracy_tolerance": tolerance} | row

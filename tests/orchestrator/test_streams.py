@@ -64,3 +64,9 @@ def test_a_run_whose_progress_nobody_reads_goes_on_to_its_end(tmp_path):
         done = sweep("run", str(tmp_path / "toys.yaml"), *store, code=("-c", FAKE), stdout=gone, stderr=gone)
     assert done.returncode == ExitCode.PASSED
     assert len(Store(str(tmp_path / "out")).resolve("r").terminal()) == 3
+
+
+def test_who_writes_for_ever_is_told_that_nobody_reads():
+    watch = "import sys; from orchestrator.cli.streams import *\noutlive_readers()\nwhile is_read(sys.stdout): print('x', flush=True)"
+    with closed_pipe() as gone:
+        assert sweep(code=("-c", watch), stdout=gone, stderr=subprocess.PIPE).returncode == 0

@@ -323,14 +323,50 @@ def test_a_task_that_never_starts_although_nothing_else_runs_is_unscheduled():
 
 def test_a_drain_launches_nothing_more_and_leaves_the_rest_for_a_resume():
     sweep, _ = started(("t", "u", "v"), max_in_flight=1)
+    sweep.handle(Started(0.5, "t", 1, "a"))
     assert sweep.handle(Drain(1.0)) == []
     assert [type(action) for action in sweep.handle(Ended(2.0, "t", 1, outcome("t", 1)))] == [WriteRow]
     assert sweep.handle(RowsWritten(3.0, ("t",))) == [Finish(ExitCode.INTERRUPTED, "interrupted")]
     assert sweep.state("u") is State.QUEUED
 
 
+def test_a_drain_takes_back_what_does_not_run_yet():
+    sweep, _ = started(("t", "u", "v"))
+    sweep.handle(Started(0.5, "t", 1, "a"))
+    assert sweep.handle(Drain(1.0)) == [Cancel("u", 1), Cancel("v", 1)]
+    assert [progress.task_id for progress in sweep.active()] == ["t"]
+    assert sweep.handle(Started(1.5, "u", 1, "a")) == []  # it was on its way
+    sweep.handle(Ended(2.0, "t", 1, outcome("t", 1)))
+    assert sweep.handle(RowsWritten(3.0, ("t",))) == [Finish(ExitCode.INTERRUPTED, "interrupted")]
+    assert {sweep.state("u"), sweep.state("v")} == {State.QUEUED}
+
+
+def test_a_run_whose_time_is_up_drains():
+    sweep = Sweep([SweepTask("t"), SweepTask("u")], Policy(), 8, until_s=100.0)
+    sweep.handle(NodesChanged(0.0, NODES))
+    sweep.handle(Begin(0.0))
+    sweep.handle(Started(1.0, "t", 1, "a"))
+    assert sweep.handle(Tick(99.0)) == []
+    assert sweep.handle(Tick(100.0)) == [Cancel("u", 1)]
+    sweep.handle(Ended(101.0, "t", 1, outcome("t", 1)))
+    assert sweep.handle(RowsWritten(102.0, ("t",))) == [Finish(ExitCode.INTERRUPTED, "its time is up")]
+
+
+def test_a_task_that_would_not_end_in_time_is_passed_by_shorter_ones_and_then_left():
+    tasks = [SweepTask(name, expected_s=seconds) for name, seconds in (("long", 90.0), ("short", 20.0), ("medium", 60.0))]
+    sweep = Sweep(tasks, Policy(), 1, until_s=100.0)
+    sweep.handle(NodesChanged(0.0, NODES))
+    assert sweep.handle(Begin(20.0)) == [Launch("short", 1)]
+    assert sweep.handle(Ended(40.0, "short", 1, outcome("short", 1)))[1:] == [Launch("medium", 1)]
+    sweep.handle(RowsWritten(41.0, ("short",)))
+    sweep.handle(Ended(95.0, "medium", 1, outcome("medium", 1)))
+    assert sweep.handle(RowsWritten(96.0, ("medium",))) == [Finish(ExitCode.INTERRUPTED, "its time is up")]
+    assert sweep.state("long") is State.QUEUED
+
+
 def test_a_failure_that_would_be_tried_again_gets_no_row_while_draining():
     sweep, _ = started()
+    sweep.handle(Started(0.5, "t", 1, "a"))
     sweep.handle(Drain(1.0))
     actions = sweep.handle(Lost(2.0, "t", 1, FailureClass.NODE_LOST, "gone"))
     assert actions == [Finish(ExitCode.INTERRUPTED, "interrupted")]
@@ -338,6 +374,8 @@ def test_a_failure_that_would_be_tried_again_gets_no_row_while_draining():
 
 def test_force_takes_everything_back():
     sweep, _ = started(("t", "u"))
+    for task_id in ("t", "u"):
+        sweep.handle(Started(0.5, task_id, 1, "a"))
     sweep.handle(Drain(1.0))
     assert sweep.handle(Force(2.0)) == [Cancel("t", 1), Cancel("u", 1), Finish(ExitCode.INTERRUPTED, "interrupted")]
 

@@ -91,6 +91,7 @@ def test_a_device_that_stays_busy_is_told_of_and_costs_no_more_than_the_budget()
     assert own.times_busy == 20
     assert queue.limits[:2] == [LIMIT_S, LIMIT_S]
     assert sum(queue.limits) == own.settling_s == BUDGET_S
+    assert own.summary() == {"settling_s": BUDGET_S, "times_busy": 20}
 
 
 def test_what_was_busy_once_need_not_be_busy_now():
@@ -129,4 +130,4 @@ def test_where_work_ends_with_its_process_nothing_is_waited_for():
         heard.append("timing")
 
     assert heard == ["acquired", "timing", "release"]
-    assert own.neighbours == 2
+    assert (own.neighbours, own.summary()) == (2, {})

@@ -53,7 +53,7 @@ MODELS: dict[str, Entry] = {
     "squeezenet1_1": Entry("torchvision_models:build_classifier", 32, 16),
     "Super_SloMo": Entry("slomo:build_super_slomo", 6, 6),
     "tacotron2": Entry("tacotron:build_tacotron2", 64, 64),
-    "timm_efficientdet": Entry("timm_models:build_timm_efficientdet", 1, 128),
+    "timm_efficientdet": Entry("timm_models:build_timm_efficientdet", 1, 32),
     "timm_efficientnet": Entry("timm_models:build_classifier", 32, 64),
     "timm_nfnet": Entry("timm_models:build_classifier", 128, 128),
     "timm_regnet": Entry("timm_models:build_classifier", 32, 32),
