@@ -16,20 +16,22 @@ from typing import Any, Protocol
 
 from orchestrator.connection import answers, connect
 from orchestrator.errors import ClusterLostError
-from orchestrator.events import Ended, Event, Heartbeat, Lost, PhaseStarted, Started
+from orchestrator.events import Ended, Event, Heartbeat, Lost, PhaseStarted, Refused, Started
 from orchestrator.metrics import COUNTERS, GAUGES, TAGS, Meters
 from orchestrator.nodes import NodeInfo
 from tasks import supervisor
 from tasks.prefetch import LIMIT_S as PREFETCH_S
 from tasks.prefetch import prefetch
 from tasks.probe import NodeProbe, probe
-from tasks.spec import Attempt, FailureClass, Outcome, Phase, ResourceSpec, TaskSpec, decode, encode
+from tasks.spec import Attempt, FailureClass, Outcome, Phase, ResourceSpec, TaskSpec, decode, device_name, encode
 
 PROBE_TIMEOUT_S = 120.0
 NODE_ID_LABEL = "ray.io/node-id"
 
 HEAD_LOST_S = 40.0
 """A head that does not answer for this long is gone. Ray itself waits 60 s and then ends the process without a word to its program."""
+
+WARDEN_NAP_S = 3600.0
 
 GOODBYE_S = 10.0
 """How long to wait for Ray to let go of a cluster that may not be there any more."""
@@ -89,6 +91,7 @@ class RayCluster:
         self._clock = clock
         self._nodes: tuple[NodeInfo, ...] = ()
         self._running: dict[Any, tuple[str, int]] = {}
+        self._wardens: list[Any] = []  # attempts that keep a quarantined GPU, or a share of it, out of use
         self._ray = connect(address)
         self._head = self._ray.get_runtime_context().gcs_address
         self._heard_s = clock()
@@ -195,7 +198,11 @@ class RayCluster:
             del self._running[stream]
             failure_class, text = _classify(error)
             return Lost(self._clock(), task_id, attempt, failure_class, text)
-        return _event(self._clock(), task_id, attempt, message)
+        event = _event(self._clock(), task_id, attempt, message)
+        if isinstance(event, Refused):
+            self._wardens.append(stream)
+            del self._running[stream]
+        return event
 
     def cancel(self, task_id: str, attempt: int) -> None:
         for stream, key in list(self._running.items()):
@@ -216,6 +223,8 @@ class RayCluster:
         if answers(self._head):
             for task_id, attempt in list(self._running.values()):
                 self.cancel(task_id, attempt)
+            for warden in self._wardens:
+                self._ray.cancel(warden, force=True)
         # Without its head Ray's goodbye never ends; nor does the process, unless the goodbye is a daemon's.
         goodbye = threading.Thread(target=self._ray.shutdown, daemon=True)
         goodbye.start()
@@ -242,12 +251,16 @@ def _classify(error: Exception) -> tuple[FailureClass, str]:
     import ray.exceptions as raised
 
     text = " ".join(str(error).split())[:2000]
-    if isinstance(error, raised.OutOfMemoryError):
-        return FailureClass.HOST_OOM, text
-    if isinstance(error, (raised.NodeDiedError, raised.ObjectLostError, raised.OwnerDiedError, raised.RaySystemError)):
-        return FailureClass.NODE_LOST, text
-    if isinstance(error, raised.RuntimeEnvSetupError):
-        return FailureClass.UNSCHEDULED, text
+    for kinds, failure_class in (
+        (raised.OutOfMemoryError, FailureClass.HOST_OOM),
+        ((raised.ObjectStoreFullError, raised.OutOfDiskError), FailureClass.DISK_FULL),  # both: no room for an outcome on the node
+        ((raised.NodeDiedError, raised.ObjectLostError, raised.OwnerDiedError, raised.RaySystemError), FailureClass.NODE_LOST),
+        ((raised.RuntimeEnvSetupError, raised.TaskUnschedulableError), FailureClass.UNSCHEDULED),
+        ((raised.WorkerCrashedError, raised.LocalRayletDiedError), FailureClass.WORKER_LOST),
+        (raised.RayTaskError, FailureClass.INTERNAL),  # nothing died: what runs on the node raised something, and would on another
+    ):
+        if isinstance(error, kinds):
+            return failure_class, text
     return FailureClass.WORKER_LOST, text
 
 
@@ -259,8 +272,10 @@ def _event(at_s: float, task_id: str, attempt: int, message: dict[str, Any]) -> 
             return PhaseStarted(at_s, task_id, attempt, Phase(message["phase"]))
         case "heartbeat":
             return Heartbeat(at_s, task_id, attempt, message["paused_s"])
+        case "refused":
+            return Refused(at_s, task_id, attempt)
         case _:
-            return Ended(at_s, task_id, attempt, decode(Outcome, message["outcome"]))
+            return Ended(at_s, task_id, attempt, decode(Outcome, message["outcome"]), tuple(message["gpus"]))
 
 
 # --- what runs on a node ----------------------------------------------------------------------------------------------------------
@@ -274,12 +289,18 @@ def _run_attempt(task_data: dict[str, Any], attempt_data: dict[str, Any]) -> Ite
     gpu_ids = tuple(str(gpu) for gpu in context.get_accelerator_ids().get("GPU", ()))
     task = decode(TaskSpec, task_data)
     attempt = replace(decode(Attempt, attempt_data), gpu_ids=gpu_ids)
-    yield from _messages(task, attempt, node_name(socket.gethostname(), context.get_node_id()))
+    node = node_name(socket.gethostname(), context.get_node_id())
+    if any(device_name(node, gpu) in attempt.refuse for gpu in gpu_ids):
+        # Ray cannot be told to leave out one GPU of a node, and would give it to the next attempt at once: keep it from all others.
+        yield {"event": "refused"}
+        while True:
+            time.sleep(WARDEN_NAP_S)
+    yield from _messages(task, attempt, node)
 
 
 def _messages(task: TaskSpec, attempt: Attempt, node: str) -> Iterator[dict[str, Any]]:
     if task.resources.isolation == "inline":
-        yield {"event": "ended", "outcome": encode(supervisor.run_inline(task, attempt, node))}
+        yield {"event": "ended", "outcome": encode(supervisor.run_inline(task, attempt, node)), "gpus": []}
         return
     for event in supervisor.supervise(task, attempt, node):
         match event:
@@ -290,7 +311,7 @@ def _messages(task: TaskSpec, attempt: Attempt, node: str) -> Iterator[dict[str,
             case supervisor.Heartbeat():
                 yield {"event": "heartbeat", "paused_s": event.paused_s}
             case supervisor.Finished():
-                yield {"event": "ended", "outcome": encode(event.outcome)}
+                yield {"event": "ended", "outcome": encode(event.outcome), "gpus": list(attempt.gpu_ids)}
 
 
 def _probe_node() -> dict[str, Any]:

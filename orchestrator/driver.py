@@ -192,7 +192,8 @@ class Driver:
             match action:
                 case Launch():
                     task = self._tasks[action.task_id]
-                    self._cluster.launch(task, self._attempt(action.attempt), action.avoid, action.alone)
+                    attempt = replace(self._attempt(action.attempt), refuse=tuple(sorted(action.refuse)))
+                    self._cluster.launch(task, attempt, action.avoid, action.alone)
                 case Cancel():
                     self._cluster.cancel(action.task_id, action.attempt)
                     self._untold[action.task_id] = None

@@ -31,4 +31,5 @@ class Room:
         """What the sweep is told of ``nodes``."""
         fitting = tuple(frozenset(node.name for node in nodes if fits(task.resources, node)) for task in self.askers)
         in_flight = capacity(self.askers, nodes, self.max_in_flight).max_in_flight
-        return NodesChanged(at_s, frozenset(node.name for node in nodes), fitting, in_flight)
+        gpus = {node.name: int(node.num_gpus) for node in nodes}
+        return NodesChanged(at_s, frozenset(gpus), fitting, in_flight, gpus)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -33,6 +33,7 @@ from orchestrator.events import (
     Lost,
     NodesChanged,
     PhaseStarted,
+    Refused,
     RowsWritten,
     Started,
     StoreFailed,
@@ -40,7 +41,7 @@ from orchestrator.events import (
     WriteRow,
 )
 from orchestrator.policy import QUARANTINE_AFTER_TASKS, Policy
-from tasks.spec import DeadlineSpec, FailureClass, Outcome, Phase, Status
+from tasks.spec import DeadlineSpec, FailureClass, Outcome, Phase, Status, device_name
 
 SILENCE_S = 120.0
 """A running attempt that sends no heartbeat for this long is lost, whatever Ray says of its node."""
@@ -51,6 +52,9 @@ DEADLINE_MARGIN_S = 60.0
 
 TIME_IS_UP = "its time is up"
 """Why a run ends early that was given only so long."""
+
+UNSCHEDULED_S = 900.0
+"""How long an attempt may wait to be started while nothing of this run is on: others use the cluster, or a node that fits never comes."""
 
 
 class State(StrEnum):
@@ -112,6 +116,7 @@ class _Record:
     written: bool = False
     phase: Phase | None = None
     node: str = ""
+    gpus: tuple[str, ...] = ()
     avoid: frozenset[str] = frozenset()  # its own wish
     shunned: frozenset[str] = frozenset()  # where the attempt that is on cannot be placed
     alone: bool = False
@@ -143,7 +148,7 @@ class Sweep:
         tasks: Iterable[SweepTask],
         policy: Policy,
         max_in_flight: int = 1,
-        unscheduled_s: float = 900.0,
+        unscheduled_s: float = UNSCHEDULED_S,
         until_s: float = math.inf,
     ) -> None:
         """``until_s``: when to stop; no task is launched that is expected to end later."""
@@ -161,6 +166,8 @@ class Sweep:
         self._fitting: tuple[frozenset[str], ...] = ()
         self._suspects: dict[str, set[str]] = {}
         self._quarantined: frozenset[str] = frozenset()
+        self._gpus: Mapping[str, int] = {}  # of each node, how many
+        self._bad_gpus: frozenset[str] = frozenset()
         self._last_activity_s = 0.0
         self._interrupted = ""
         self._fatal = ""
@@ -171,8 +178,8 @@ class Sweep:
 
     @property
     def quarantined(self) -> frozenset[str]:
-        """Nodes that get no more tasks in this run."""
-        return self._quarantined
+        """Nodes and GPUs that get no more tasks in this run."""
+        return self._quarantined | self._bad_gpus
 
     @property
     def finished(self) -> bool:
@@ -219,10 +226,8 @@ class Sweep:
                 self._begin(event, actions)
             case Started() | PhaseStarted() | Heartbeat():
                 self._progress(event)
-            case Ended():
-                self._ended(event, actions)
-            case Lost():
-                self._lost(event, actions)
+            case Ended() | Lost() | Refused():
+                self._over(event, actions)
             case NodesChanged():
                 self._nodes_changed(event, actions)
             case RowsWritten():
@@ -270,7 +275,7 @@ class Sweep:
             record.started_s = event.at_s
             self._note(record, event.at_s, State.RUNNING, f"attempt {record.attempt} runs")
         if isinstance(event, Started):
-            record.node = event.node
+            record.node, record.gpus = event.node, event.gpus
             self._note(record, event.at_s, State.RUNNING, f"on node {event.node}")
         elif isinstance(event, PhaseStarted):
             record.phase = event.phase
@@ -278,21 +283,23 @@ class Sweep:
         else:
             record.paused_s = event.paused_s
 
-    def _ended(self, event: Ended, actions: list[Action]) -> None:
-        record = self._current(event.task_id, event.attempt, f"ended {event.outcome.status.value}", event.at_s)
-        if record is not None:
-            self._settle(record, event.at_s, event.outcome, actions, here=False)
-
-    def _lost(self, event: Lost, actions: list[Action]) -> None:
-        record = self._current(event.task_id, event.attempt, f"lost: {event.error}", event.at_s)
-        if record is not None:
-            self._settle(
-                record, event.at_s, self._verdict(record, event.at_s, Status.INFRA_ERROR, event.failure_class, event.error), actions
-            )
+    def _over(self, event: Ended | Lost | Refused, actions: list[Action]) -> None:
+        record = self._current(event.task_id, event.attempt, _what(event), event.at_s)
+        if record is None:
+            return
+        match event:
+            case Ended():
+                record.gpus = event.gpus or record.gpus
+                self._settle(record, event.at_s, event.outcome, actions, here=False)
+            case Lost():
+                outcome = self._verdict(record, event.at_s, Status.INFRA_ERROR, event.failure_class, event.error)
+                self._settle(record, event.at_s, outcome, actions)
+            case Refused():
+                self._requeue(record, event.at_s, "it was given a quarantined GPU")
 
     def _nodes_changed(self, event: NodesChanged, actions: list[Action]) -> None:
         gone = self._nodes - event.nodes
-        self._nodes, self._fitting = event.nodes, event.fitting
+        self._nodes, self._fitting, self._gpus = event.nodes, event.fitting, event.gpus
         self._max_in_flight = event.max_in_flight or self._max_in_flight
         for record in list(self._active.values()):
             if record.node and record.node in gone:
@@ -307,9 +314,13 @@ class Sweep:
     def _place_anew(self, record: _Record, at_s: float, actions: list[Action]) -> None:
         """The nodes that an attempt waits for have left, and it may not run on those that are there: no failure, but no way on either."""
         actions.append(Cancel(record.task.task_id, record.attempt))
+        self._requeue(record, at_s, "the nodes that it waited for have left")
+
+    def _requeue(self, record: _Record, at_s: float, why: str) -> None:
+        """An attempt that never began is no failure; the next one has another number, so that the two are told apart."""
         del self._active[record.task.task_id]
         record.attempt += 1
-        self._note(record, at_s, State.QUEUED, "the nodes that it waited for have left")
+        self._note(record, at_s, State.QUEUED, why)
         self._queue.appendleft(record.task.task_id)
 
     def _rows_written(self, event: RowsWritten) -> None:
@@ -385,7 +396,7 @@ class Sweep:
         self._last_activity_s = at_s
         if outcome.failure_class is not None:
             record.failures += (outcome.failure_class,)
-        self._suspect(record.task.task_id, outcome)
+        self._suspect(record, outcome)
         # A worker that dies early has not said whether it had neighbours; that it could have had some is enough.
         shared = not record.alone and (record.task.shares or bool(outcome.measurement.neighbours))
         retry = self._policy.retry(outcome, shared, record.failures)
@@ -402,7 +413,7 @@ class Sweep:
         if outcome.failure_class is FailureClass.UNSCHEDULED:  # perhaps nothing but the node that it avoids has room
             record.avoid = frozenset()
         record.avoid |= {retry.avoid_node} if retry.avoid_node else frozenset()
-        record.phase, record.node, record.paused_s, record.started_s = None, "", 0.0, 0.0
+        record.phase, record.node, record.gpus, record.paused_s, record.started_s = None, "", (), 0.0, 0.0
         self._retrying[record.task.task_id] = record
 
     def _decide(self, record: _Record, at_s: float, outcome: Outcome, actions: list[Action], *, here: bool = True) -> None:
@@ -411,14 +422,33 @@ class Sweep:
         self._note(record, at_s, State.TERMINAL, outcome.status.value)
         actions.append(WriteRow(record.task.task_id, outcome, here))
 
-    def _suspect(self, task_id: str, outcome: Outcome) -> None:
-        if outcome.node and self._policy.suspects(outcome.failure_class):
-            failed = self._suspects.setdefault(outcome.node, set())
-            failed.add(task_id)
-            # The last node is never given up: a doubtful node with a bounded number of retries beats no run at all.
-            places = self._places(self._records[task_id])
-            if len(failed) >= QUARANTINE_AFTER_TASKS and places - self._quarantined - {outcome.node}:
+    def _suspect(self, record: _Record, outcome: Outcome) -> None:
+        """A device's failure counts against the device where it is known, any other against the node.
+
+        The last node or GPU is never given up: a doubtful one with a bounded number of retries beats no run at all.
+        """
+        if not outcome.node or not self._policy.suspects(outcome.failure_class):
+            return
+        others = self._places(record) - self._quarantined - {outcome.node}
+        if outcome.failure_class is not FailureClass.DEVICE or not record.gpus:
+            if self._fails_too_many(outcome.node, record) and others:
                 self._quarantined |= {outcome.node}
+            return
+        for gpu in record.gpus:
+            name = device_name(outcome.node, gpu)
+            if self._fails_too_many(name, record) and self._good_gpus(others | {outcome.node}) > (name not in self._bad_gpus):
+                self._bad_gpus |= {name}
+        if others and self._gpus.get(outcome.node) and not self._good_gpus({outcome.node}):
+            self._quarantined |= {outcome.node}
+
+    def _fails_too_many(self, name: str, record: _Record) -> bool:
+        failed = self._suspects.setdefault(name, set())
+        failed.add(record.task.task_id)
+        return len(failed) >= QUARANTINE_AFTER_TASKS
+
+    def _good_gpus(self, nodes: Collection[str]) -> int:
+        bad = sum(name.rpartition("/")[0] in nodes for name in self._bad_gpus)
+        return sum(self._gpus.get(node, 0) for node in nodes) - bad
 
     def _launch(self, at_s: float, actions: list[Action]) -> None:
         while not self._draining and len(self._active) < self._max_in_flight:
@@ -429,7 +459,7 @@ class Sweep:
             self._active[record.task.task_id] = record
             self._note(record, at_s, State.LAUNCHED, f"attempt {record.attempt}")
             record.shunned = self._shunned(record)
-            actions.append(Launch(record.task.task_id, record.attempt, record.shunned, record.alone))
+            actions.append(Launch(record.task.task_id, record.attempt, record.shunned, record.alone, self._bad_gpus))
 
     def _next(self, at_s: float) -> _Record | None:
         """The first task in the queue that can end in time."""
@@ -519,3 +549,13 @@ class Sweep:
             ended=at_s,
             node=record.node,
         )
+
+
+def _what(event: Ended | Lost | Refused) -> str:
+    match event:
+        case Ended():
+            return f"ended {event.outcome.status.value}"
+        case Lost():
+            return f"lost: {event.error}"
+        case Refused():
+            return "refused"

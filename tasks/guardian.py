@@ -123,7 +123,7 @@ class Guardian:
         except SupervisorGoneError:
             raise
         except Exception:  # noqa: BLE001 - a mistake in this module: an outcome of its own class, with all that helps to find it
-            result = self._infrastructure(FailureClass.WORKER_LOST, f"the guardian of the worker failed:\n{traceback.format_exc()}")
+            result = self._infrastructure(FailureClass.INTERNAL, f"the guardian of the worker failed:\n{traceback.format_exc()}")
         return self._outcome(result)
 
     def _run_in(self, scratch: Path) -> WorkerResult:

@@ -70,6 +70,7 @@ class FailureClass(StrEnum):
     WORKER_LOST = "worker_lost"  # the process that supervised the task died
     NODE_LOST = "node_lost"
     UNSCHEDULED = "unscheduled"  # never started within its start deadline
+    INTERNAL = "internal"  # a mistake in this project's own code on the node
 
 
 class Quality(StrEnum):
@@ -222,13 +223,14 @@ class TaskSpec:
 class Attempt:
     """One try at a task. ``spool`` is a directory where a finished outcome is left for a driver that has died meanwhile.
 
-    ``bundles`` is one where compile caches are kept from run to run.
+    ``bundles`` is one where compile caches are kept from run to run. ``refuse``: GPUs, by ``device_name``, that are quarantined.
     """
 
     run_id: str
     number: int
     spool: str | None = None
     bundles: str | None = None
+    refuse: tuple[str, ...] = ()
     gpu_ids: tuple[str, ...] = ()
 
 
@@ -384,6 +386,11 @@ class Outcome:
     measurement: Measurement = field(default_factory=Measurement)
     samples: Samples = field(default_factory=Samples)
     blocks: Blocks = field(default_factory=Blocks)
+
+
+def device_name(node: str, gpu: str) -> str:
+    """What a run calls one GPU of a node."""
+    return f"{node}/{gpu}"
 
 
 def slug(identifier: str) -> str:

@@ -21,6 +21,7 @@ from orchestrator.events import (
     Lost,
     NodesChanged,
     PhaseStarted,
+    Refused,
     RowsWritten,
     Started,
     StoreFailed,
@@ -200,6 +201,54 @@ def test_of_the_nodes_that_can_run_a_task_one_is_left_whatever_fails_on_them():
     assert sweep.quarantined == {"w1"}
     sweep.handle(Lost(300.0, "only_w1", 1, FailureClass.WORKER_LOST, "died"))
     assert sweep.handle(Tick(350.0)) == [Launch("only_w1", 2)]
+
+
+GPUS = {"a": 2, "b": 1}
+
+
+def with_gpus(nodes=("a", "b"), tasks="tuvw"):
+    sweep = Sweep([SweepTask(task_id) for task_id in tasks], Policy(infrastructure_retries=9), 8)
+    sweep.handle(NodesChanged(0.0, frozenset(nodes), gpus={node: GPUS[node] for node in nodes}))
+    sweep.handle(Begin(0.0))
+    return sweep
+
+
+def fail_on(sweep, at_s, task_id, attempt, node, gpu):
+    sweep.handle(Started(at_s, task_id, attempt, node, (gpu,)))
+    sweep.handle(Ended(at_s, task_id, attempt, outcome(task_id, attempt, Status.INFRA_ERROR, FailureClass.DEVICE, node)))
+    return sweep.handle(Tick(at_s + 50.0))
+
+
+def test_a_gpu_that_fails_two_tasks_is_refused_and_its_node_stays():
+    sweep = with_gpus(nodes=("a",))
+    fail_on(sweep, 1.0, "t", 1, "a", "0")
+    fail_on(sweep, 100.0, "u", 1, "a", "1")
+    assert sweep.quarantined == frozenset(), "one task each"
+    (launch,) = fail_on(sweep, 200.0, "v", 1, "a", "0")
+    assert launch == Launch("v", 2, frozenset(), False, frozenset({"a/0"}))
+    fail_on(sweep, 300.0, "w", 1, "a", "1")
+    assert sweep.quarantined == {"a/0"}, "the last GPU is never given up"
+
+
+def test_a_node_whose_gpus_are_all_bad_gets_no_more_while_there_is_another():
+    sweep = with_gpus()
+    for number, (task_id, gpu) in enumerate(zip("tuvw", "0011", strict=True)):
+        fail_on(sweep, 100.0 * number, task_id, 1, "a", gpu)
+    assert sweep.quarantined == {"a", "a/0", "a/1"}
+
+
+def test_an_attempt_that_refused_its_gpu_is_launched_again_and_it_is_no_failure():
+    sweep = with_gpus(tasks="t")
+    assert sweep.handle(Refused(1.0, "t", 1)) == [Launch("t", 2)]
+    assert sweep.handle(Refused(1.0, "t", 1)) == []
+    assert sweep.handle(Ended(2.0, "t", 2, outcome("t", 2)))[0] == WriteRow("t", outcome("t", 2))
+
+
+def test_a_failure_that_is_known_of_no_gpu_counts_against_the_node():
+    sweep = with_gpus()
+    for task_id in "tu":
+        sweep.handle(Ended(1.0, task_id, 1, outcome(task_id, 1, Status.INFRA_ERROR, FailureClass.DEVICE)))
+    assert sweep.quarantined == {"a"}
 
 
 def test_a_task_that_waited_in_vain_avoids_no_node_any_more():
