@@ -94,12 +94,12 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
         plan = earlier.plan() if earlier else _plan(loaded, device, request, sharing)
         specs = [planned.task for planned in plan if planned.skip_reason is None]
         check(specs, nodes, probes, code_version(), mix_accelerators=loaded.manifest.execution.mix_accelerators)
+        if request.address:
+            _warm_up(cluster, nodes, specs, console)
         run_store = earlier or store.create(_record(request, loaded, nodes, device, sharing), plan)
         with run_store:
             if earlier:
                 _reopen(run_store, console)
-            if request.address:
-                _warm_up(cluster, nodes, specs, console)
             ending = _drive(run_store, plan, loaded, cluster, nodes, request.rerun, console, store.bundles_path)
             return Ended(run_store.run_id, _conclude(run_store, plan, ending, rerun=bool(earlier and request.rerun)))
 
