@@ -1,41 +1,37 @@
 """Two runs, matched task by task: what changed, how sure that is, and whether the compiled step or the eager baseline moved. Pure.
 
-Only tasks of one batch size that passed in both runs are compared; every other task is listed under what kept it out. A row that the new
-run has taken over from the base is the base's own measurement and is not compared either.
+``matching`` says which tasks are compared; every other task is listed under what kept it out. How much a fresh process changes is found
+for each class of model by itself: launch-bound models vary by more than device-bound ones.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-import numpy as np
-
 from orchestrator.errors import UsageError
+from orchestrator.judging import Noise, judged
+from orchestrator.matching import Matched, match
 from orchestrator.report.environment import differences, mixed
 from orchestrator.report.rows import Row, Run
 from orchestrator.statistics.differences import (
     FALSE_DISCOVERY_RATE,
     MIN_EFFECT,
     Judgement,
-    Scale,
     Verdict,
-    judge,
-    margin,
     mean_half_width,
-    process_scale,
     sign_flip_p,
 )
-from orchestrator.statistics.intervals import standard_errors
-from orchestrator.statistics.means import FloatArray, geomean, weighted_score
+from orchestrator.statistics.means import geomean, weighted_score
+from orchestrator.statistics.processes import MOST_PROCESS_SD
 
 COLUMNS = (
     *("task_id", "suite", "model", "dtype", "mode", "backend", "status", "phase", "error", "skip_reason", "carried_from", "batch_size"),
     *("speedup", "speedup_low", "speedup_high", "quality", "eager_ms", "compiled_ms", "compile_s", "eager_peak_mib", "compiled_peak_mib"),
-    *("graph_breaks", "fell_back", "node", "device", "gpu_uuid", "machine", "other_versions"),
+    *("graph_breaks", "fell_back", "launch_bound", "node", "device", "gpu_uuid", "machine", "other_versions"),
     *("python", "torch", "triton", "transformers", "timm", "torchvision", "driver", "cuda"),
 )
 """What a comparison reads of each row."""
@@ -116,20 +112,13 @@ class Comparison:
 
     base_id: str
     new_id: str
-    environment: tuple[tuple[str, str, str], ...]  # fact, in base, in new
+    environment: tuple[tuple[str, str, str], ...]  # what, in base, in new; what defines the tasks comes first
     scores: tuple[Score, ...]
     groups: tuple[Group, ...]
     changes: tuple[Change, ...]  # by size of the change, the worst first
-    newly_failing: tuple[Row, ...]  # rows of the new run
-    newly_passing: tuple[Row, ...]
-    failing_in_both: tuple[str, ...]
-    only_in_base: tuple[str, ...]
-    only_in_new: tuple[str, ...]
-    unlike: tuple[str, ...]  # passed in both, with other batch sizes
-    carried: tuple[str, ...]  # the new run took the base's own row
-    scale: Scale
+    matched: Matched
+    noise: tuple[Noise, ...]  # of each class of model
     effect: float  # of ln(speedup)
-    margin: float  # within which two are called the same
     rate: float
     remarks: tuple[str, ...] = ()
 
@@ -163,39 +152,28 @@ def compare(
     for run in (base, new):
         run.refuse_aa("a comparison")
         _refuse_mixed(run, allow_mixed)
-    before, after = ({row.task_id: row for row in run.rows} for run in (base, new))
-    both = [task_id for task_id in before if task_id in after]
-    if not both:
+    names = {row.task_id for row in base.rows} & {row.task_id for row in new.rows}
+    if not names:
         raise UsageError(f"runs {base.run_id} and {new.run_id} have no task in common")
-    passed = [name for name in both if before[name].passed and after[name].passed]
-    carried = {name for name in passed if after[name].carried_from and after[name].carried_from in (base.run_id, before[name].carried_from)}
-    unlike = {name for name in passed if before[name].batch_size != after[name].batch_size}
-    environment = differences([before[name] for name in both], [after[name] for name in both])
-    pairs = [(before[name], after[name]) for name in passed if name not in carried | unlike]
-    own = _own_errors(pairs)
-    measured = [pair for pair, error in zip(pairs, own, strict=True) if math.isfinite(error)]
-    singles = _singles(base, new)
+    matched = match(base, new)
+    environment = differences(*([row for row in run.rows if row.task_id in names] for run in (base, new)))
     effect = math.log1p(min_effect)
-    changes, scale = _changes(measured, own[np.isfinite(own)], singles, effect, process_sd, rate, environment)
+    judgements, noise = judged(base, new, matched.pairs, effect, process_sd, rate)
+    same_device = not any(name == "device" for name, _, _ in environment)
+    made = [_change(*pair, judgement, same_device) for pair, judgement in zip(matched.pairs, judgements, strict=True)]
+    changes = tuple(sorted(made, key=lambda change: (change.judgement.change, change.task_id)))
     return Comparison(
         base_id=base.run_id,
         new_id=new.run_id,
-        environment=environment,
+        environment=matched.definitions + environment,
         scores=_scores(changes, new.weights),
         groups=_groups(changes),
         changes=changes,
-        newly_failing=tuple(after[name] for name in both if before[name].passed and not after[name].passed),
-        newly_passing=tuple(after[name] for name in both if after[name].passed and not before[name].passed),
-        failing_in_both=tuple(name for name in both if not before[name].passed and not after[name].passed),
-        only_in_base=tuple(name for name in before if name not in after),
-        only_in_new=tuple(name for name in after if name not in before),
-        unlike=tuple(sorted(unlike - carried)),
-        carried=tuple(sorted(carried)),
-        scale=scale,
+        matched=matched,
+        noise=noise,
         effect=effect,
-        margin=margin(np.array([change.judgement.error for change in changes]), effect),
         rate=rate,
-        remarks=_remarks(base, new, len(pairs) - len(measured)),
+        remarks=_remarks(base, new, matched, noise),
     )
 
 
@@ -209,39 +187,6 @@ def _refuse_mixed(run: Run, allow_mixed: bool) -> None:
             raise UsageError(
                 f"run {run.run_id} mixes what should not enter one comparison: {found}. Use --allow-mixed to compare it anyway"
             )
-
-
-def _singles(base: Run, new: Run) -> Callable[[str], int]:
-    """How many sides of a task's change come from a single process each, so that their intervals miss what varies between processes."""
-    repeated = (base.repeated, new.repeated)
-    return lambda task_id: sum(task_id not in names for names in repeated)
-
-
-def _own_errors(pairs: Sequence[tuple[Row, Row]]) -> FloatArray:
-    """Standard errors of the changes from the rows' own intervals; NaN where a row has none."""
-    sides = ([pair[side] for pair in pairs] for side in (0, 1))
-    base, new = (standard_errors([row.speedup_low for row in rows], [row.speedup_high for row in rows]) for rows in sides)
-    return np.asarray(np.hypot(base, new))
-
-
-def _changes(
-    pairs: Sequence[tuple[Row, Row]],
-    own: FloatArray,
-    singles: Callable[[str], int],
-    effect: float,
-    process_sd: float | None,
-    rate: float,
-    environment: Sequence[tuple[str, str, str]],
-) -> tuple[tuple[Change, ...], Scale]:
-    deltas = np.array([math.log((new.speedup or math.nan) / (base.speedup or math.nan)) for base, new in pairs])
-    single = np.array([singles(base.task_id) for base, _ in pairs], dtype=np.int64)
-    scale = process_scale(deltas, own, single) if process_sd is None else Scale(process_sd, "given")
-    errors = np.sqrt(own**2 + single * scale.process_sd**2)
-    errors = np.maximum(errors, np.finfo(np.float64).tiny)  # equal rows of a toy have no error at all
-    judgements = judge(deltas, errors, effect=effect, freedom=scale.freedom, rate=rate)
-    same_device = not any(name == "device" for name, _, _ in environment)
-    made = [_change(base, new, judgement, same_device) for (base, new), judgement in zip(pairs, judgements, strict=True)]
-    return tuple(sorted(made, key=lambda change: (change.judgement.change, change.task_id))), scale
 
 
 def _change(base: Row, new: Row, judgement: Judgement, same_device: bool) -> Change:
@@ -309,15 +254,23 @@ def _score(mode: str, backend: str, by_dtype: Mapping[str, Sequence[Change]], we
     return Score(mode, backend, tasks, base, new, new / base * math.exp(-half), new / base * math.exp(half))
 
 
-def _remarks(base: Run, new: Run, without_interval: int) -> tuple[str, ...]:
+def _remarks(base: Run, new: Run, matched: Matched, noise: Sequence[Noise]) -> tuple[str, ...]:
     remarks = [*base.remarks, *new.remarks]
     remarks += [
         f"run {run.run_id} is not complete: {len(run.missing)} of {len(run.planned)} planned tasks have no row"
         for run in (base, new)
         if run.missing
     ]
-    if without_interval:
-        remarks.append(f"{without_interval} tasks passed in both runs but have no interval in one of them, so no verdict")
+    if matched.unlike:
+        remarks.append(f"{len(matched.unlike)} tasks passed in both runs but are not the same task in both, so they are not compared")
+    if matched.without_interval:
+        remarks.append(f"{len(matched.without_interval)} tasks passed in both runs but have no interval in one of them, so no verdict")
+    remarks += [
+        f"more {each.kind} tasks changed than noise explains: the spread is that of processes varying by {100 * each.scale.spread:.1f} %. "
+        f"They are judged as if it were {100 * MOST_PROCESS_SD:g} %, so that only the larger changes are called"
+        for each in noise
+        if each.scale.spread is not None
+    ]
     if dict(base.weights) != dict(new.weights):
         remarks.append(f"the runs weigh dtypes differently; the weights of {new.run_id} are used for both")
     return tuple(remarks)

@@ -19,15 +19,26 @@ _LONGER = ("task_s",)
 """The deadline that all processes share; those of phases hold for each process."""
 
 
-def confirmation(specs: Sequence[TaskSpec], name: str, processes: int = CONFIRMING_PROCESSES) -> dict[tuple[str, str], str]:
-    """The text of one manifest per (mode, backend) among ``specs``: every measurement as it was, but in ``processes`` processes."""
+def confirmation(
+    specs: Sequence[TaskSpec], name: str, processes: int = CONFIRMING_PROCESSES, sharing: int = 1
+) -> dict[tuple[str, str], str]:
+    """The text of one manifest per (mode, backend) among ``specs``: every measurement as it was, but in ``processes`` processes.
+
+    ``sharing`` is how many tasks shared a device in the run that they are from.
+    """
     groups: dict[tuple[str, str], list[TaskSpec]] = {}
     for spec in specs:
         groups.setdefault((spec.mode, spec.backend), []).append(spec)
-    return {key: _manifest(members, name, processes) for key, members in groups.items()}
+    return {key: _manifest(members, name, processes, sharing) for key, members in groups.items()}
 
 
-def _manifest(specs: Sequence[TaskSpec], name: str, processes: int) -> str:
+def sharing_of(specs: Iterable[TaskSpec]) -> int:
+    """How many tasks of a whole plan shared a device: the smallest share of a GPU that one asked for tells."""
+    shares = [spec.resources.num_gpus for spec in specs if spec.resources.num_gpus > 0]
+    return max(1, int(1 / min(shares))) if shares else 1
+
+
+def _manifest(specs: Sequence[TaskSpec], name: str, processes: int, sharing: int) -> str:
     first, dtypes = specs[0], sorted({spec.precision.dtype for spec in specs})
     common = _Common(specs, processes)
     backend = {field: value for field, value in encode(first.compile).items() if value is not None}
@@ -47,7 +58,7 @@ def _manifest(specs: Sequence[TaskSpec], name: str, processes: int) -> str:
         "measurement": common.measure,
         "accuracy": {field: value for field, value in encode(first.accuracy).items() if field != "tolerance"},
         "deadlines": common.deadlines,
-        "execution": _execution(first),
+        "execution": _execution(first, sharing),
         "suites": suites,
     }
     return source.dump(data)
@@ -89,12 +100,15 @@ def _model(members: Sequence[TaskSpec], dtypes: Sequence[str], common: _Common) 
     return entry | ({"dtypes": own} if set(own) != set(dtypes) else {})
 
 
-def _execution(first: TaskSpec) -> dict[str, Any]:
+def _execution(first: TaskSpec, sharing: int) -> dict[str, Any]:
     resources = first.resources
     wanted: Mapping[str, Any] = {
         "device": resources.device,
+        "num_gpus": int(resources.num_gpus) if resources.num_gpus > 1 else None,
+        "sharing": sharing if sharing > 1 else None,
         "num_cpus": resources.num_cpus,
         "accelerator": resources.accelerator,
+        "labels": dict(resources.labels) or None,
         "memory_mib": resources.memory_mib,
         "threads": resources.threads,
         "compile_threads": resources.compile_threads,

@@ -1,6 +1,6 @@
 """The fields of a manifest: names, types, limits and their descriptions, from which the JSON Schema is made as well.
 
-One file at a time and one field at a time: whatever needs several files or the names of models is checked in ``orchestrator.manifest``.
+One file at a time and one field at a time: whatever needs several files or the names of models is checked in ``orchestrator.consistency``.
 Which fields a file really gave is kept (``model_fields_set``), because files and defaults are merged field by field.
 """
 
@@ -16,11 +16,13 @@ from orchestrator.secrecy import SECRET_NAME, holds_credentials
 from tasks.spec import AccuracySpec, DeadlineSpec, MeasureSpec
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._+-]*$"
+LABEL_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._/-]*[A-Za-z0-9])?$"
 FACTORY_PATTERN = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 
 Dtype = Literal["amp", "float32"]
 Mode = Literal["inference", "training"]
 Optimizer = Literal["none", "sgd", "adam"]
+Label = Annotated[str, Field(pattern=LABEL_PATTERN)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=100)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -164,6 +166,11 @@ class Execution(Fields):
     num_cpus: PositiveFloat | None = Field(default=None, description="Cores per task; null: 1 on CUDA, 2 on the CPU.")
     accelerator: str | None = Field(
         default=None, min_length=1, description="Ray's accelerator type that nodes must have, for example H100."
+    )
+    labels: dict[Label, Label] = Field(default={}, description="Ray's labels that nodes must have, on any device: {pool: nightly}.")
+    mix_accelerators: bool = Field(
+        default=False,
+        description="Let one run use several GPU models; its report then has separate tables for each, and no mean over them.",
     )
     memory_mib: PositiveInt | None = Field(default=None, description="Host memory per task, in MiB; null asks for none.")
     threads: PositiveInt | None = Field(default=None, description="Threads of torch in a task; null: as many as num_cpus.")

@@ -41,7 +41,7 @@ class Files(Protocol):
         """The full path or URI, for messages."""
 
     def local(self, name: str) -> Path | None:
-        """The path, where there is one."""
+        """The path, where there is one, from the root: it means the same to a process with another working directory."""
 
     def child(self, name: str) -> Files:
         """A folder inside this one."""
@@ -105,7 +105,7 @@ class LocalFiles:
         return str(self._root / name)
 
     def local(self, name: str) -> Path:
-        return self._root / name
+        return (self._root / name).absolute()
 
     def child(self, name: str) -> LocalFiles:
         return type(self)(self._root / name)

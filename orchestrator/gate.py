@@ -1,7 +1,7 @@
 """The policy of ``sweep compare --gate``: which changes a continuous integration must not let through, and which of a comparison are such.
 
 A policy is a YAML file; a rule that it does not name does not apply. Only what a comparison is sure of breaks a rule: an unclear change
-does not, unless ``max_unclear`` says how many are too many.
+does not, unless ``max_unclear`` says how many are too many. A comparison of nothing breaks every policy.
 """
 
 from __future__ import annotations
@@ -66,8 +66,27 @@ class Policy(Fields):
     compiled_peak_mib: PerTask | None = Field(default=None, description="Peak memory of the compiled step per task.")
     graph_breaks: int | None = Field(default=None, ge=0, description="How many more graph breaks a task may have.")
     max_unclear: int | None = Field(default=None, ge=0, description="How many unclear changes are allowed.")
-    same_environment: bool = Field(default=False, description="Refuse runs whose environments differ, but for nodes and serial numbers.")
+    max_not_compared: int | None = Field(
+        default=None, ge=0, description="How many tasks that passed in both may stay uncompared: other tasks, or without an interval."
+    )
+    same_environment: bool = Field(
+        default=False, description="Refuse runs whose environments or tasks differ, but for nodes and serial numbers."
+    )
     ignore: list[Ignore] = Field(default=[], description="Tasks that no rule but `score` looks at, with reasons.")
+
+
+DEFAULT = "default"
+DEFAULT_POLICY = Policy(
+    schema_version=1,
+    score=Score(max_drop=0.01),
+    slower=Slower(by=0.05),
+    newly_failing=0,
+    missing=0,
+    compile_s=PerTask(max_ratio=1.3, min_increase=10.0),
+    compiled_peak_mib=PerTask(max_ratio=1.1, min_increase=256.0),
+    graph_breaks=0,
+)
+"""What holds where no file is named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +99,14 @@ class Violation:
     allowed: str
 
 
-def load_policy(path: Path) -> Policy:
-    """Read the policy at ``path``.
+def load_policy(path: Path | str) -> Policy:
+    """Read the policy at ``path``; ``default`` is the built-in one.
 
     Raises:
         ManifestError: with every problem, by line and column.
     """
+    if path == DEFAULT:
+        return DEFAULT_POLICY
     document, problems = source.read(path)
     if document.sound and not problems:
         try:
@@ -96,13 +117,9 @@ def load_policy(path: Path) -> Policy:
 
 
 def violations(found: Comparison, policy: Policy) -> tuple[Violation, ...]:
-    """Every rule that ``found`` breaks, in the order of the policy's fields."""
+    """Every rule that ``found`` breaks, in the order of the policy's fields; that anything was compared at all comes first."""
     changes = [change for change in found.changes if not _ignored(change.task_id, policy)]
-    return tuple(
-        violation
-        for rule in (_score, _slower, _newly_failing, _missing, _costs, _graph_breaks, _unclear, _environment)
-        for violation in rule(found, policy, changes)
-    )
+    return tuple(violation for rule in RULES for violation in rule(found, policy, changes))
 
 
 def table(broken: tuple[Violation, ...]) -> str:
@@ -118,6 +135,11 @@ def table(broken: tuple[Violation, ...]) -> str:
 
 def _ignored(task_id: str, policy: Policy) -> bool:
     return any(fnmatch.fnmatchcase(task_id, entry.task) for entry in policy.ignore)
+
+
+def _compared(found: Comparison, _: Policy, __: list[Change]) -> Iterator[Violation]:
+    if not found.changes:
+        yield Violation("compared", "all tasks", "no task could be compared", "one task or more")
 
 
 def _score(found: Comparison, policy: Policy, _: list[Change]) -> Iterator[Violation]:
@@ -149,7 +171,7 @@ def _slower(_: Comparison, policy: Policy, changes: list[Change]) -> Iterator[Vi
 
 
 def _newly_failing(found: Comparison, policy: Policy, _: list[Change]) -> Iterator[Violation]:
-    rows = [row for row in found.newly_failing if not _ignored(row.task_id, policy)]
+    rows = [row for row in found.matched.newly_failing if not _ignored(row.task_id, policy)]
     if policy.newly_failing is not None and len(rows) > policy.newly_failing:
         for row in rows:
             error = f": {gist(row.error)}" if row.error else ""
@@ -157,7 +179,7 @@ def _newly_failing(found: Comparison, policy: Policy, _: list[Change]) -> Iterat
 
 
 def _missing(found: Comparison, policy: Policy, _: list[Change]) -> Iterator[Violation]:
-    names = [name for name in found.only_in_base if not _ignored(name, policy)]
+    names = [name for name in found.matched.only_in_base if not _ignored(name, policy)]
     if policy.missing is not None and len(names) > policy.missing:
         for name in names:
             yield Violation("missing", name, "no row in the new run", f"{policy.missing} tasks")
@@ -190,8 +212,20 @@ def _unclear(_: Comparison, policy: Policy, changes: list[Change]) -> Iterator[V
         yield Violation("max_unclear", "all tasks", f"{unclear} unclear; --confirm plans what settles them", f"{policy.max_unclear} tasks")
 
 
+def _not_compared(found: Comparison, policy: Policy, _: list[Change]) -> Iterator[Violation]:
+    reasons = [(name, "not the same task in both") for name in found.matched.unlike]
+    reasons += [(name, "without an interval") for name in found.matched.without_interval]
+    reasons = [(name, reason) for name, reason in reasons if not _ignored(name, policy)]
+    if policy.max_not_compared is not None and len(reasons) > policy.max_not_compared:
+        for name, reason in reasons:
+            yield Violation("max_not_compared", name, reason, f"{policy.max_not_compared} tasks")
+
+
 def _environment(found: Comparison, policy: Policy, _: list[Change]) -> Iterator[Violation]:
     if policy.same_environment:
         for name, base, new in found.environment:
             if name not in ("node", "gpu_uuid"):
                 yield Violation("same_environment", name, new, base)
+
+
+RULES = (_compared, _score, _slower, _newly_failing, _missing, _costs, _graph_breaks, _unclear, _not_compared, _environment)

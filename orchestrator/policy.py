@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from tasks.spec import FailureClass, Outcome
 
 QUARANTINE_AFTER_TASKS = 2
-"""A node that fails this many different tasks for infrastructure reasons gets no more of them in this run."""
+"""A node or GPU that fails this many different tasks for infrastructure reasons gets no more of them in this run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Rule:
     retries: int = 0  # attempts beyond the first; ``INFRASTRUCTURE`` leaves the number to the manifest
     elsewhere: bool = False  # prefer another node
     alone: bool = False  # only if the failed attempt shared its device, and then with the device to itself
-    suspect: bool = False  # counts towards the quarantine of the node
+    suspect: bool = False  # counts towards the quarantine of the node, or of the GPU where the failure names one
     backoff_s: float = 0.0  # before the first retry; doubles with each one
     why: str = ""
 
@@ -45,6 +45,7 @@ RULES: dict[FailureClass, Rule] = {
     FailureClass.WORKER_LOST: Rule(INFRASTRUCTURE, suspect=True, backoff_s=1.0, why="the process that supervised the task died"),
     FailureClass.NODE_LOST: Rule(INFRASTRUCTURE, elsewhere=True, backoff_s=1.0, why="the node left or fell silent"),
     FailureClass.UNSCHEDULED: Rule(INFRASTRUCTURE, backoff_s=5.0, why="the cluster did not start the task in time"),
+    FailureClass.INTERNAL: Rule(INFRASTRUCTURE, backoff_s=1.0, why="a mistake in this project's own code, not in the node's; report it"),
 }
 
 
@@ -90,6 +91,10 @@ class Policy:
         if rule.retries == INFRASTRUCTURE:
             return sum(self.rules[failure].retries == INFRASTRUCTURE for failure in past)
         return sum(self.rules[failure] is rule for failure in past)
+
+    def is_verdict(self, outcome: Outcome) -> bool:
+        """Whether the outcome says something that no other attempt could change."""
+        return outcome.failure_class is None or self.rules[outcome.failure_class].retries == 0
 
     def suspects(self, failure: FailureClass | None) -> bool:
         """Whether a failure of this class counts against its node."""

@@ -19,7 +19,8 @@ MAX_SHARING_BLIND = 4
 """Where nobody can say how much memory the GPUs have."""
 
 SPARE_CORES = 0.25
-"""Share of a GPU's cores that is left to Ray, to Python's and CUDA's helper threads, and to whoever times."""
+"""Share of a CPU node's cores that is left to Ray and to helper threads. None is left beside a GPU: whoever times has all of them,
+because the others stand still meanwhile."""
 
 USABLE_MEMORY = 0.95
 HOST_MIB = 3072.0
@@ -91,7 +92,7 @@ def work_out(wanted: int | Literal["auto"], device: str, machines: Sequence[Mach
 
 
 def _by_cores(device: str, cores: float, num_cpus: float | None) -> int:
-    spare = max(1, math.floor(cores * SPARE_CORES)) if device == "cuda" or cores > 2 else 0
+    spare = max(1, math.floor(cores * SPARE_CORES)) if device == "cpu" and cores > 2 else 0
     return max(1, int((cores - spare) / (num_cpus or 1.0)))
 
 

@@ -15,7 +15,9 @@ OPEN_TO_ORCHESTRATOR = {
     "tasks",
     "tasks.spec",
     "tasks.estimator",
+    "tasks.preload",
     "tasks.probe",
+    "tasks.spool",
     "tasks.suites.entry",
     "tasks.suites.reference",
     "tasks.suites.torchbench",
@@ -25,8 +27,11 @@ STDLIB_ONLY = {
     "tasks.spec",
     "tasks.channel",
     "tasks.cuda_driver",
+    "tasks.devices",
+    "tasks.idle",
     "tasks.lease",
-    "tasks.prefetch",
+    "tasks.spool",
+    "tasks.preload",
     "tasks.supervisor",
     "tasks.suites.entry",
     "tasks.suites.reference",
@@ -34,7 +39,7 @@ STDLIB_ONLY = {
     "tasks.suites.toy",
 }
 PURE = {"orchestrator.sweep", "orchestrator.events", "orchestrator.policy", "orchestrator.sharing", "orchestrator.simulate"}
-USERS_OF_RAY = {"orchestrator.cluster", "orchestrator.submit"}
+USERS_OF_RAY = {"orchestrator.cluster", "orchestrator.connection", "orchestrator.submit"}
 
 
 def modules():
@@ -85,7 +90,7 @@ def test_the_driver_side_imports_no_torch_and_only_the_open_part_of_tasks(name):
     targets = set(imports(MODULES[name]))
     assert not {target.split(".")[0] for target in targets} & {"torch", "torchvision", "transformers", "timm"}
     of_tasks = {target for target in targets if target.split(".")[0] == "tasks"}
-    allowed = OPEN_TO_ORCHESTRATOR | ({"tasks.supervisor", "tasks.prefetch"} if name == "orchestrator.cluster" else set())
+    allowed = OPEN_TO_ORCHESTRATOR | ({"tasks.supervisor"} if name == "orchestrator.cluster" else set())
     assert of_tasks & set(MODULES) <= allowed
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json as json_format
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,31 +26,38 @@ def logs(
         str | None,
         typer.Option(help="Ask the cluster whose head is at http://HEAD:8265; without a task: what the run's driver has printed."),
     ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print task_id, status, error and log as JSON; through --address the log has all that is known.")
+    ] = False,
 ) -> None:
     """What a task's worker printed, and the error that ended it. Works when the node is long gone.
 
     With --address nothing of the store needs to be visible here.
     """
     if address is not None:
-        sys.stdout.write(_through_head(address, run, task_id))
+        found = {"task_id": task_id, "status": None, "error": None, "log": _through_head(address, run, task_id)}
     elif task_id is None:
         raise UsageError("which task? `sweep status` lists what runs, `sweep report` what has ended; --address shows the driver's log")
     else:
         from orchestrator.store import Store
 
-        _from_store(Store(results).resolve(run), task_id)
+        found = _from_store(Store(results).resolve(run), task_id)
+    if json:
+        sys.stdout.write(json_format.dumps(found, indent=1) + "\n")
+        return
+    if found["status"] is not None:
+        sys.stderr.write(f"{found['task_id']}: {found['status']}" + (f": {found['error']}" if found["error"] else "") + "\n")
+        sys.stderr.flush()
+    sys.stdout.write(found["log"] or "")
 
 
-def _from_store(run_store: RunStore, wanted: str) -> None:
+def _from_store(run_store: RunStore, wanted: str) -> dict[str, Any]:
     task_id = only_task(wanted, [planned.task.task_id for planned in run_store.plan()])
     rows = {row["task_id"]: row for row in run_store.rows(("task_id", "status", "error", "log")).to_pylist()}
     if task_id not in rows:
         raise UsageError(f"{task_id} has no row yet, and a log comes with its row: {_standing(run_store, task_id)}")
     row = rows[task_id]
-    sys.stderr.write(f"{row['task_id']}: {row['status']}" + (f": {row['error']}" if row["error"] else "") + "\n")
-    sys.stderr.flush()
-    if row["log"]:
-        sys.stdout.write(run_store.read_log(row["log"]))
+    return dict(row) | {"log": run_store.read_log(row["log"]) if row["log"] else None}
 
 
 def _standing(run_store: RunStore, task_id: str) -> str:

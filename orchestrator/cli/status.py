@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator.cli.selection import only_task
+from orchestrator.cli.streams import is_read
 from orchestrator.errors import HeadError, InfrastructureError, UsageError
 
 if TYPE_CHECKING:
@@ -119,6 +120,8 @@ def _print(look: Callable[[], dict[str, Any]], json: bool, watch: bool) -> None:
             sys.stdout.write((json_format.dumps(standing) if json else _text(standing)) + "\n")
             sys.stdout.flush()
             shown = standing
+        if not is_read(sys.stdout):
+            return
 
 
 def _watch_live(look: Callable[[], dict[str, Any]]) -> None:

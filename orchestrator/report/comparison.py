@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.compare import Change, Comparison, ratio
+from orchestrator.judging import Noise
 from orchestrator.report.data import plain_data
 from orchestrator.report.plain import gist
 from orchestrator.report.rows import Row
@@ -20,21 +21,23 @@ from orchestrator.statistics.differences import Verdict
 from orchestrator.statistics.means import geomean
 
 MAX_NAMED = 20
+NOT_COMPARED = ("failing_in_both", "only_in_base", "only_in_new", "unlike", "carried", "without_interval")
 
 
 def render_comparison(found: Comparison, console: Console) -> None:
     """Print it."""
     console.print(Text(f"{found.new_id} against {found.base_id}", style="bold"))
+    console.print(_environment(found))
     for remark in found.remarks:
         console.print(Text(f"Note: {remark}", style="yellow"))
-    console.print(_environment(found))
     console.print(_means(found))
-    console.print(Text(_noise(found), style="dim"))
+    for line in _noise(found):
+        console.print(Text(line, style="dim"))
     for verdict in (Verdict.SLOWER, Verdict.FASTER, Verdict.UNCLEAR):
         if changes := found.of(verdict):
             console.print(_changes(f"{verdict.value}: {len(changes)} tasks", _first(changes, verdict)))
     console.print(Text(f"\nsame: {len(found.of(Verdict.SAME))} tasks"))
-    for title, rows in (("newly failing", found.newly_failing), ("newly passing", found.newly_passing)):
+    for title, rows in (("newly failing", found.matched.newly_failing), ("newly passing", found.matched.newly_passing)):
         if rows:
             console.print(_statuses(title, rows))
     console.print(_costs(found))
@@ -43,8 +46,8 @@ def render_comparison(found: Comparison, console: Console) -> None:
 
 def _environment(found: Comparison) -> Table | Text:
     if not found.environment:
-        return Text("environment: no difference is recorded")
-    table = simple_table("environments differ", ["what", f"base {found.base_id}", f"new {found.new_id}"], [])
+        return Text("environment and definitions of the tasks: no difference is recorded")
+    table = simple_table("what differs between the runs", ["what", f"base {found.base_id}", f"new {found.new_id}"], [])
     for name, base, new in found.environment:
         table.add_row(Text(name), Text(base), Text(new))
     return table
@@ -77,13 +80,14 @@ def _means(found: Comparison) -> Table:
     return table
 
 
-def _noise(found: Comparison) -> str:
-    scale = found.scale
-    return (
-        f"between processes ln(speedup) varies by {100 * scale.process_sd:.2f} % ({scale.source}); faster and slower are by "
-        f"{100 * math.expm1(found.effect):.1f} % at least, with at most {100 * found.rate:.0f} % false ones among them; "
-        f"same is within {100 * math.expm1(found.margin):.1f} %"
-    )
+def _noise(found: Comparison) -> list[str]:
+    lines = [
+        f"{noise.kind}, {noise.tasks} tasks: between processes ln(speedup) varies by {100 * noise.scale.process_sd:.2f} % "
+        f"({noise.scale.source}); same is within {100 * math.expm1(noise.margin):.1f} %"
+        for noise in found.noise
+    ]
+    allowed = f"with at most {100 * found.rate:.0f} % false ones among them"
+    return [*lines, f"faster and slower are by {100 * math.expm1(found.effect):.1f} % at least, {allowed}"]
 
 
 def _first(changes: Sequence[Change], verdict: Verdict) -> list[Change]:
@@ -150,12 +154,14 @@ def _costs(found: Comparison) -> Text:
 
 
 def _left_out(found: Comparison) -> str:
+    matched = found.matched
     groups = (
-        (found.failing_in_both, "passed in neither run"),
-        (found.only_in_base, "only in the base"),
-        (found.only_in_new, "only in the new run"),
-        (found.unlike, "at another batch size"),
-        (found.carried, "taken over from the base"),
+        (matched.failing_in_both, "passed in neither run"),
+        (matched.only_in_base, "only in the base"),
+        (matched.only_in_new, "only in the new run"),
+        (matched.unlike, "not the same task in both"),
+        (matched.carried, "taken over from the base"),
+        (matched.without_interval, "without an interval"),
     )
     said = [f"{len(names)} {what}" for names, what in groups if names]
     return f"not compared: {', '.join(said)}" if said else "every task that passed was compared"
@@ -163,6 +169,7 @@ def _left_out(found: Comparison) -> str:
 
 def as_data(found: Comparison) -> dict[str, Any]:
     """The contract of ``sweep compare --json``."""
+    matched = found.matched
     return {
         "base": found.base_id,
         "new": found.new_id,
@@ -171,15 +178,25 @@ def as_data(found: Comparison) -> dict[str, Any]:
         "groups": [{**plain_data(group), "ratio": group.ratio} for group in found.groups],
         "counts": {verdict.value: len(found.of(verdict)) for verdict in Verdict},
         "changes": [_change_data(change) for change in found.changes],
-        "newly_failing": [{"task_id": row.task_id, "status": row.status, "error": row.error} for row in found.newly_failing],
-        "newly_passing": [row.task_id for row in found.newly_passing],
+        "newly_failing": [{"task_id": row.task_id, "status": row.status, "error": row.error} for row in matched.newly_failing],
+        "newly_passing": [row.task_id for row in matched.newly_passing],
         "costs": costs(found),
-        **{name: list(getattr(found, name)) for name in ("failing_in_both", "only_in_base", "only_in_new", "unlike", "carried", "remarks")},
-        "process_sd": found.scale.process_sd,
-        "process_sd_source": found.scale.source,
+        **{name: list(getattr(matched, name)) for name in NOT_COMPARED},
+        "remarks": list(found.remarks),
+        "noise": [_noise_data(noise) for noise in found.noise],
         "min_effect": math.expm1(found.effect),
-        "same_within": math.expm1(found.margin),
         "false_discovery_rate": found.rate,
+    }
+
+
+def _noise_data(noise: Noise) -> dict[str, Any]:
+    return {
+        "class": noise.kind,
+        "tasks": noise.tasks,
+        "process_sd": noise.scale.process_sd,
+        "source": noise.scale.source,
+        "spread": noise.scale.spread,
+        "same_within": math.expm1(noise.margin),
     }
 
 

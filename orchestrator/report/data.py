@@ -28,13 +28,15 @@ def as_json(answers: Answers) -> dict[str, Any]:
         "quality": dict(answers.quality),
         "environment": {fact.name: dict(fact.values) for fact in answers.environment},
         "remarks": list(answers.remarks),
-        "process_sd": answers.process_sd,
+        "process_errors": plain_data(answers.process_errors),
         "processes_covered": answers.processes_covered,
         "process_spread": plain_data(answers.process_spread),
         "published": plain_data(PUBLISHED),
         "started": answers.started,
         "ended": answers.ended,
+        "took_s": answers.took_s,
         "manifest_digest": answers.manifest_digest,
+        "facts": dict(answers.facts),
         "tasks": [{**plain_data(row), "memory_ratio": row.memory_ratio} for row in answers.rows],
     }
 
@@ -54,10 +56,13 @@ def _score(configuration: Configuration) -> dict[str, Any]:
     return {
         "mode": configuration.mode,
         "backend": configuration.backend,
+        "device": configuration.device,
         "weighted": configuration.score.value,
         **_ends(configuration.score),
         "why_not": configuration.score.why_not,
         "by_dtype": {answer.dtype: answer.geomean.value for answer in configuration.dtypes},
+        "tasks": configuration.rate.timed,
+        "unjudged": configuration.rate.unjudged,
         "weights": dict(configuration.weights),
         "variants": plain_data(configuration.variants),
     }
@@ -67,6 +72,7 @@ def _configuration(configuration: Configuration) -> dict[str, Any]:
     return {
         "mode": configuration.mode,
         "backend": configuration.backend,
+        "device": configuration.device,
         "score": _score(configuration),
         "pass_rate": _rate(configuration.rate),
         "dtypes": [_dtype(answer) for answer in configuration.dtypes],
@@ -93,6 +99,7 @@ def _group(answer: DtypeAnswer | SuiteAnswer) -> dict[str, Any]:
     return {
         "geomean": answer.geomean.value,
         **_ends(answer.geomean),
+        "tasks": answer.rate.timed,
         "passed": answer.rate.passed,
         "planned": answer.rate.planned,
         "pass_rate": _rate(answer.rate),

@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from orchestrator import sessions
 from orchestrator.errors import UsageError
 from orchestrator.report.plain import plain
-from tasks.spec import Status, TaskSpec
+from tasks.spec import Accuracy, Status, TaskSpec
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -86,8 +87,18 @@ class Row:
 
     @property
     def passed(self) -> bool:
-        """Passed, and with a speedup that has a logarithm."""
+        """Passed, and with a speedup that has a logarithm: what enters a mean."""
         return self.status == Status.PASS and _usable(self.speedup)
+
+    @property
+    def verified(self) -> bool:
+        """Passed, and with a verdict that compiled and eager agree: what a pass rate counts."""
+        return self.passed and self.accuracy == Accuracy.PASS
+
+    @property
+    def ratio_of_medians(self) -> float | None:
+        """Upstream's speedup: median eager time over median compiled time."""
+        return self.speedup_of_medians or (self.eager_ms / self.compiled_ms if self.eager_ms and self.compiled_ms else None)
 
     @property
     def memory_ratio(self) -> float | None:
@@ -109,6 +120,7 @@ class Planned:
     backend: str
     processes: int = 1  # fresh processes that each measure; from two on, intervals cover what varies between them
     device: str = "cuda"  # "cuda" or "cpu"
+    spec: TaskSpec | None = field(default=None, compare=False, repr=False)  # the whole definition, where it is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +138,7 @@ class Run:
     facts: Mapping[str, str] = field(default_factory=dict)  # anything else about the run worth printing
     remarks: tuple[str, ...] = ()  # what a reader must know before believing the rows
     aa: bool = False  # each arm was measured against itself: rows have no speedups
+    by_device: bool = False  # every device has tables of its own
 
     def refuse_aa(self, wanted: str) -> None:
         """Let nobody make ``wanted`` of a run that has no speedups.
@@ -146,6 +159,11 @@ class Run:
     def repeated(self) -> frozenset[str]:
         """Tasks measured in several processes each: their intervals cover what varies between processes."""
         return frozenset(task.task_id for task in self.planned if task.processes > 1)
+
+    @property
+    def freedom(self) -> Mapping[str, float]:
+        """Degrees of freedom of each task's interval: Student's law over its processes, the normal law for what one process says."""
+        return {task.task_id: task.processes - 1 if task.processes > 1 else math.inf for task in self.planned}
 
 
 def _usable(speedup: float | None) -> bool:
@@ -184,9 +202,11 @@ def load(store: RunStore, columns: Sequence[str] = COLUMNS) -> Run:
             "command": plain(" ".join(record.argv)),
             "orchestrator": record.orchestrator_version,
             **{f"cluster {name}": plain(str(value)) for name, value in record.cluster.items()},
+            **{name: plain(text) for name, text in sessions.facts(record, max((row.ended or 0.0 for row in rows), default=None)).items()},
         },
         remarks=damaged,
         aa=record.aa,
+        by_device=record.by_device,
     )
 
 
@@ -196,6 +216,7 @@ def _planned(task: TaskSpec) -> Planned:
         *(task.task_id, model.suite, model.name, task.precision.dtype, task.mode, task.backend),
         processes=task.measure.processes,
         device=task.resources.device,
+        spec=task,
     )
 
 

@@ -12,9 +12,22 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy import special
 
 from orchestrator.report.rows import Planned, Row, Run
-from tasks.spec import FailureClass, Measurement, ModelSpec, Outcome, Phase, PrecisionSpec, ResourceSpec, Samples, Status, TaskSpec
+from tasks.spec import (
+    FailureClass,
+    Measurement,
+    MeasureSpec,
+    ModelSpec,
+    Outcome,
+    Phase,
+    PrecisionSpec,
+    ResourceSpec,
+    Samples,
+    Status,
+    TaskSpec,
+)
 
 if TYPE_CHECKING:
     from orchestrator.store import RunStore
@@ -56,21 +69,27 @@ def synthetic_run(
     *,
     run_id: str = "synthetic",
     seed: int = 1,
-    process_sd: float = 0.01,
+    process_sd: float | Mapping[tuple[str, str, str], float] = 0.01,
     pair_sd: float = 0.003,
+    processes: int = 1,
     failing: Sequence[int] = (),
     started: float = STARTED_S,
     versions: Mapping[str, str] = LIBRARIES,
 ) -> Run:
-    """A complete run of every (suite, model, dtype) in ``truth``; the rows at the places ``failing`` did not pass."""
+    """A complete run of every (suite, model, dtype) in ``truth``; the rows at the places ``failing`` did not pass.
+
+    ``process_sd`` may be given by task, too. With several ``processes`` a row's interval is Student's, on their estimates.
+    """
     rng = np.random.default_rng(seed)
     truth = true_logs() if truth is None else truth
     rows = []
     for place, ((suite, model, dtype), log) in enumerate(truth.items()):
-        row = _row(suite, model, dtype, log + rng.normal(0, process_sd) + rng.normal(0, pair_sd), pair_sd, rng)
+        sd = process_sd if isinstance(process_sd, (int, float)) else process_sd[suite, model, dtype]
+        logs = [log + rng.normal(0, sd) + rng.normal(0, pair_sd) for _ in range(processes)]
+        row = _row(suite, model, dtype, logs, pair_sd, rng)
         row = replace(row, started=started + 10.0 * place, ended=started + 10.0 * place + 60.0, versions=dict(versions))
         rows.append(failed(row, place) if place in failing else row)
-    planned = tuple(Planned(row.task_id, row.suite, row.model, row.dtype, row.mode, row.backend) for row in rows)
+    planned = tuple(Planned(row.task_id, row.suite, row.model, row.dtype, row.mode, row.backend, processes) for row in rows)
     return Run(
         run_id, planned, WEIGHTS, tuple(rows), started=started, ended=started + 10.0 * len(rows) + 60.0, manifest="schema_version: 1\n"
     )
@@ -95,12 +114,15 @@ def failed(row: Row, kind: int = 0) -> Row:
     )
 
 
-def _row(suite: str, model: str, dtype: str, log: float, pair_sd: float, rng: np.random.Generator) -> Row:
-    """What belongs to the model is drawn from its name; what belongs to the run from ``rng``."""
+def _row(suite: str, model: str, dtype: str, logs: Sequence[float], pair_sd: float, rng: np.random.Generator) -> Row:
+    """What belongs to the model is drawn from its name; what belongs to the run from ``rng``. ``logs``: what each process found."""
     own = np.random.default_rng(list(f"{suite}/{model}/{dtype}".encode()))
     eager_ms = float(np.exp(own.normal(math.log(60), 0.8) + rng.normal(0, pair_sd)))
     breaks = int(own.poisson(0.4))
-    half = NORMAL_95 * pair_sd
+    log = float(np.mean(logs))
+    half = NORMAL_95 * pair_sd / math.sqrt(len(logs))
+    if len(logs) > 1:
+        half = max(half, float(special.stdtrit(len(logs) - 1, 0.975) * np.std(logs, ddof=1)) / math.sqrt(len(logs)))
     return Row(
         task_id=f"{suite}/{model}/{dtype}/training/inductor",
         suite=suite,
@@ -116,6 +138,7 @@ def _row(suite: str, model: str, dtype: str, log: float, pair_sd: float, rng: np
         speedup_high=math.exp(log + half),
         quality="wide" if own.random() < 0.05 else "ok",
         pairs=10,
+        process_speedups=tuple(float(np.exp(each)) for each in logs) if len(logs) > 1 else (),
         eager_ms=eager_ms,
         compiled_ms=eager_ms / math.exp(log),
         compile_s=float(own.gamma(6, 8) * np.exp(rng.normal(0, 0.05))),
@@ -148,9 +171,16 @@ def store_run(root: str, run: Run, samples: Samples | None = None) -> RunStore:
 
 
 def _spec(task: Planned) -> TaskSpec:
-    model = ModelSpec(task.suite, task.model, batch_size=32)
+    if task.spec:
+        return task.spec
+    model, measure = ModelSpec(task.suite, task.model, batch_size=32), MeasureSpec(processes=task.processes)
     precision, resources = PrecisionSpec(task.dtype), ResourceSpec(task.device)
-    return TaskSpec(task.task_id, model, task.mode, task.backend, precision, resources=resources, digest=f"digest of {task.task_id}")
+    return TaskSpec(
+        *(task.task_id, model, task.mode, task.backend, precision),
+        measure=measure,
+        resources=resources,
+        digest=f"digest of {task.task_id}",
+    )
 
 
 def _outcome(row: Row, samples: Samples) -> Outcome:

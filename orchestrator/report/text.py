@@ -12,7 +12,17 @@ from rich.text import Text
 
 from orchestrator.report.answers import PUBLISHED, Answers, Configuration, Estimate, FailureGroup
 from orchestrator.report.rows import Row
-from orchestrator.report.words import UPSTREAM, interval_words, number, percent, rate_interval_words, rate_words, times, upstream_words
+from orchestrator.report.words import (
+    UPSTREAM,
+    interval_words,
+    number,
+    percent,
+    rate_interval_words,
+    rate_words,
+    tasks_words,
+    times,
+    upstream_words,
+)
 
 MAX_TASKS_NAMED = 6
 LOG_TAIL_LINES = 3
@@ -35,17 +45,21 @@ def render_text(answers: Answers, console: Console, *, every_task: bool = False)
 
 def _headline(answers: Answers, configuration: Configuration) -> RenderableType:
     score = configuration.score
-    lines = [Text(f"\nrun {answers.run_id}: {configuration.mode}, {configuration.backend}", style="bold")]
+    lines = [Text(f"\nrun {answers.run_id}: {', '.join(configuration.title)}", style="bold")]
     if score.value is None:
         lines.append(Text(f"score: not defined: {score.why_not}", style="bold yellow"))
     else:
         weights = " + ".join(f"{weight:g} {dtype}" for dtype, weight in configuration.weights.items())
         lines.append(
             Text.assemble(
-                ("score ", "bold"), (times(score.value, 3), "bold green"), f"  = {weights}, geometric means over tasks that passed"
+                ("score ", "bold"),
+                (times(score.value, 3), "bold green"),
+                f"  = {weights}, geometric means over {configuration.rate.timed} tasks",
             )
         )
         lines += [Text(f"  {line}") for line in (*_intervals(score, answers.processes_covered), *answers.process_lines)]
+    if configuration.unjudged_words:
+        lines.append(Text(f"  {configuration.unjudged_words}", style="bold yellow"))
     for answer in configuration.dtypes:
         value = "not defined" if answer.geomean.value is None else times(answer.geomean.value, 3)
         spread = (
@@ -102,11 +116,12 @@ def _suites(configuration: Configuration) -> Table:
 
 def _variants(configuration: Configuration) -> Table:
     dtypes = [answer.dtype for answer in configuration.dtypes]
-    table = simple_table("the same rows by other definitions", ["definition"], ["score", *dtypes])
+    columns = [name for dtype in dtypes for name in (dtype, "tasks")]
+    table = simple_table("the same rows by other definitions", ["definition"], ["score", *columns])
     table.add_column("meaning", overflow="fold")
     for variant in configuration.variants:
-        values = (times(variant.by_dtype.get(dtype), 3) for dtype in dtypes)
-        table.add_row(variant.name, times(variant.weighted, 3), *values, Text(variant.meaning, style="dim"))
+        cells = (cell for dtype in dtypes for cell in (times(variant.by_dtype.get(dtype), 3), tasks_words(variant, dtype)))
+        table.add_row(variant.name, times(variant.weighted, 3), *cells, Text(variant.meaning, style="dim"))
     return table
 
 
@@ -114,7 +129,11 @@ def _statuses(answers: Answers) -> Text:
     counts = ", ".join(f"{count} {status}" for status, count in answers.statuses.items()) or "no rows"
     missing = f", {len(answers.missing)} planned tasks without a row" if answers.missing else ""
     quality = ", ".join(f"{count} {state}" for state, count in answers.quality.items())
-    return Text(f"\n{answers.rate.planned} planned: {counts}{missing}" + (f"\nquality of those that passed: {quality}" if quality else ""))
+    lines = [f"\n{answers.rate.planned} planned: {counts}{missing}", *([f"quality of those that passed: {quality}"] if quality else [])]
+    lines += [
+        text if name == "held" else f"  {text}" for name, text in answers.facts.items() if name == "held" or name.startswith("session ")
+    ]
+    return Text("\n".join(lines))
 
 
 def _failures(groups: Sequence[FailureGroup]) -> RenderableType:

@@ -1,8 +1,7 @@
 """The comparison of two runs: is a task faster, slower, the same, or is that unclear?
 
 A change is the difference of ``ln(speedup)`` between the runs. Its error has two parts: what the intervals of the two rows say, and what a
-fresh process changes, which no interval from inside one process can show. The second is estimated from the spread of all the changes, on
-the ground that most tasks have not changed; where too few tasks match for that, it is assumed.
+fresh process changes (``processes``), which no interval from inside one process can show.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
-import numpy.typing as npt
 from scipy import special
 
 from orchestrator.statistics.intervals import LEVEL, SEED, Interval
@@ -22,18 +20,10 @@ from orchestrator.statistics.means import FloatArray
 FALSE_DISCOVERY_RATE = 0.05
 MIN_EFFECT = 0.02
 ERRORS_PER_MARGIN = 3.0
+MOST_MARGIN = 0.085
 """Changes below 2 % are never called faster or slower. "Same" means within 2 %, or within three usual errors where that is more: where
-the noise is larger than the effect, nothing could be shown to be the same otherwise."""
-ENOUGH_TO_ESTIMATE = 20
-ASSUMED_PROCESS_SD = 0.02
-LEAST_PROCESS_SD = 0.005
-"""Between fresh processes ln(speedup) was seen to vary by 0.5 to 2 %, by more for models that are bound by launches."""
-MAD_TO_SD = 1.482602218505602
-CUTOFF = 2.5
-KEPT_TO_SD = 1.0475619455  # standard deviation of a normal law over that of the part of it within CUTOFF standard deviations
-ROUNDS = 3
-EFFICIENCY = 0.4
-"""The robust scale of n normal values is as good as the standard deviation of at least 0.4 n; 0.6 n in simulations."""
+the noise is larger than the effect, nothing could be shown to be the same otherwise. But never within more than three errors of two
+rows that vary by 2 % between processes."""
 RESAMPLES = 1999
 
 
@@ -44,15 +34,6 @@ class Verdict(StrEnum):
     SLOWER = "slower"
     SAME = "same"  # the 90 % interval of the change lies within the margin: an equivalence test (TOST)
     UNCLEAR = "unclear"  # neither; more processes would tell
-
-
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """How much ``ln(speedup)`` varies between processes, where that is from, and with how many degrees of freedom it is known."""
-
-    process_sd: float
-    source: str  # "estimated", "assumed" or "given"
-    freedom: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,33 +48,11 @@ class Judgement:
     verdict: Verdict
 
 
-def process_scale(changes: FloatArray, errors: FloatArray, single: npt.NDArray[np.int64]) -> Scale:
-    """The process sd that explains the spread of ``changes`` beyond their ``errors``.
-
-    ``single`` says for each change how many of its two sides come from one process (0 to 2); only changes with 2 of them are used.
-    """
-    used = single == 2
-    if used.sum() < ENOUGH_TO_ESTIMATE:
-        return Scale(ASSUMED_PROCESS_SD, "assumed")
-    variance = max((robust_sd(changes[used]) ** 2 - float(np.median(errors[used] ** 2))) / 2, 0.0)
-    return Scale(max(math.sqrt(variance), LEAST_PROCESS_SD), "estimated", EFFICIENCY * float(used.sum()))
-
-
-def robust_sd(values: FloatArray) -> float:
-    """Standard deviation of the bulk of ``values``: that of those within 2.5 of it from the median, from the median absolute deviation on
-    (the reweighted scale of Rousseeuw & Leroy 1987, section 4.4). A few tasks that have really changed do not move it.
-    """
-    distances = np.abs(values - np.median(values))
-    scale = MAD_TO_SD * float(np.median(distances))
-    for _ in range(ROUNDS):
-        kept = distances[distances < CUTOFF * scale]
-        scale = KEPT_TO_SD * float(np.sqrt(np.mean(kept**2))) if kept.size else scale
-    return scale
-
-
 def margin(errors: FloatArray, effect: float) -> float:
     """Within how much two speedups are the same, for these whole standard errors of changes of ``ln(speedup)``."""
-    return max(effect, ERRORS_PER_MARGIN * float(np.median(errors))) if errors.size else effect
+    if not errors.size:
+        return effect
+    return max(effect, min(ERRORS_PER_MARGIN * float(np.median(errors)), MOST_MARGIN))
 
 
 def judge(
@@ -101,35 +60,52 @@ def judge(
     errors: FloatArray,
     *,
     effect: float = MIN_EFFECT,
-    freedom: float = math.inf,
+    freedom: FloatArray | float = math.inf,
+    tail: FloatArray | float | None = None,
+    same: FloatArray | float | None = None,
     rate: float = FALSE_DISCOVERY_RATE,
 ) -> list[Judgement]:
-    """A verdict per change. ``errors`` are whole, process part included; ``rate`` bounds the false share of faster and slower ones."""
+    """A verdict per change.
+
+    Args:
+        changes: differences of ``ln(speedup)``.
+        errors: their whole standard errors, process part included.
+        effect: below it nothing is faster or slower.
+        freedom: degrees of freedom with which the errors are known, for the intervals.
+        tail: those of the law of each change, for its p; those of ``freedom`` if not given.
+        same: within how much a change is none; ``margin`` of all errors if not given.
+        rate: bounds the false share of faster and slower ones.
+    """
     if not changes.size:
         return []
     from scipy import stats  # takes most of a second to import
 
-    ps = np.asarray(2 * special.stdtr(freedom, -np.abs(changes) / errors))
+    ps = np.asarray(2 * special.stdtr(freedom if tail is None else tail, -np.abs(changes) / errors))
     qs = stats.false_discovery_control(ps, method="bh")
-    same = margin(errors, effect)
-    wide, narrow = (float(special.stdtrit(freedom, share)) for share in (0.5 + LEVEL / 2, 0.95))
-    return [
-        Judgement(
-            change=float(change),
-            error=float(error),
-            interval=Interval(math.exp(change - wide * error), math.exp(change + wide * error)),
-            p=float(p),
-            q=float(q),
-            verdict=_verdict(float(change), narrow * float(error), effect if q <= rate else math.inf, same),
-        )
-        for change, error, p, q in zip(changes, errors, ps, qs, strict=True)
-    ]
+    wide, narrow = (special.stdtrit(freedom, share) * errors for share in (0.5 + LEVEL / 2, 0.95))
+    margins = np.broadcast_to(margin(errors, effect) if same is None else same, changes.shape)
+    columns = (changes, errors, wide, ps, qs, narrow, margins)
+    return [_judgement(*map(float, values), effect=effect, rate=rate) for values in zip(*columns, strict=True)]
+
+
+def _judgement(
+    change: float, error: float, wide: float, p: float, q: float, narrow: float, same: float, *, effect: float, rate: float
+) -> Judgement:
+    interval = Interval(math.exp(change - wide), math.exp(change + wide))
+    return Judgement(change, error, interval, p, q, _verdict(change, narrow, effect if q <= rate else math.inf, same))
 
 
 def _verdict(change: float, half: float, effect: float, same: float) -> Verdict:
     if abs(change) >= effect:
         return Verdict.FASTER if change > 0 else Verdict.SLOWER
     return Verdict.SAME if abs(change) + half < same else Verdict.UNCLEAR
+
+
+def pooled_freedom(parts: Sequence[tuple[FloatArray, FloatArray]]) -> FloatArray:
+    """Degrees of freedom of the sum of variances, each known with its own (Welch & Satterthwaite): pairs of variances and freedoms."""
+    total = np.sum([variances for variances, _ in parts], axis=0)
+    uncertain = np.sum([variances**2 / freedom for variances, freedom in parts], axis=0)
+    return np.divide(total**2, uncertain, out=np.full(total.shape, math.inf), where=uncertain > 0)
 
 
 def mean_half_width(errors: Sequence[float] | FloatArray) -> float:

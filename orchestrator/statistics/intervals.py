@@ -43,32 +43,50 @@ def wilson(passed: int, planned: int, level: float = LEVEL) -> Interval | None:
     return Interval(max(centre - half, 0.0), min(centre + half, 1.0), level)
 
 
-def standard_errors(low: Sequence[float | None], high: Sequence[float | None], level: float = LEVEL) -> FloatArray:
-    """Standard errors of ``ln(speedup)`` from the ends of its intervals; NaN where an end lacks, is not positive or is infinite."""
+def standard_errors(
+    low: Sequence[float | None],
+    high: Sequence[float | None],
+    freedom: Sequence[float] | FloatArray | float = math.inf,
+    level: float = LEVEL,
+) -> FloatArray:
+    """Standard errors of ``ln(speedup)`` from the ends of its intervals; NaN where an end lacks, is not positive or is infinite.
+
+    ``freedom`` are the degrees of freedom of Student's law that the intervals were made with; infinite: the normal one.
+    """
     lows, highs = (np.array([math.nan if end is None else end for end in ends], dtype=np.float64) for ends in (low, high))
     known = np.isfinite(lows) & np.isfinite(highs) & (lows > 0) & (highs >= lows)
+    quantiles = np.broadcast_to(special.stdtrit(freedom, 0.5 + level / 2), lows.shape)
     errors = np.full(lows.shape, math.nan)
-    errors[known] = np.log(highs[known] / lows[known]) / (2 * _z(level))
+    errors[known] = np.log(highs[known] / lows[known]) / (2 * quantiles[known])
     return errors
 
 
 def measurement_interval(
-    logs: Mapping[str, FloatArray], errors: Mapping[str, FloatArray], weights: Mapping[str, float], *, level: float = LEVEL
+    logs: Mapping[str, FloatArray],
+    errors: Mapping[str, FloatArray],
+    weights: Mapping[str, float],
+    *,
+    freedom: Mapping[str, FloatArray] | None = None,
+    level: float = LEVEL,
 ) -> Interval | None:
     """Interval of ``sum(w * exp(mean(logs)))`` with the models fixed, by the delta method on the log of the score.
 
-    ``errors`` are standard errors of ``logs``, independent of each other. None when a task that passed has none, or a dtype has no task
-    that passed.
+    ``errors`` are standard errors of ``logs``, independent of each other, known with so many degrees of ``freedom`` (infinitely many if not
+    given). None when a task that passed has none, or a dtype has no task that passed.
     """
-    score = variance = 0.0
+    score, parts, uncertain = 0.0, [], []
     for dtype, share in normalised(weights).items():
         passed = np.isfinite(logs[dtype])
         if not passed.any() or not np.isfinite(errors[dtype][passed]).all():
             return None
         mean = math.exp(logs[dtype][passed].mean())
         score += share * mean
-        variance += (share * mean / passed.sum()) ** 2 * float(np.sum(errors[dtype][passed] ** 2))
-    half = _z(level) * math.sqrt(variance) / score
+        variances = (share * mean / passed.sum() * errors[dtype][passed]) ** 2
+        parts.append(float(variances.sum()))
+        uncertain.append(float(np.sum(variances**2 / freedom[dtype][passed])) if freedom else 0.0)
+    variance = math.fsum(parts)
+    known = variance**2 / math.fsum(uncertain) if any(uncertain) else math.inf
+    half = float(special.stdtrit(known, 0.5 + level / 2)) * math.sqrt(variance) / score
     return Interval(score * math.exp(-half), score * math.exp(half), level)
 
 

@@ -13,7 +13,7 @@ import pytest
 from orchestrator.cli import main
 from orchestrator.compare import compare
 from orchestrator.errors import ExitCode, ManifestError
-from orchestrator.gate import PerTask, Policy, Score, Slower, load_policy, table, violations
+from orchestrator.gate import DEFAULT_POLICY, PerTask, Policy, Score, Slower, load_policy, table, violations
 from orchestrator.report.synthetic import failed, store_run, synthetic_run, true_logs
 
 TRUTH = true_logs({"toy": 30})
@@ -87,7 +87,30 @@ def test_the_score(tmp_path):
     assert "0.8000 of the base's" in violation.found
     assert broken(tmp_path, "score: {max_drop: 0.25}", run) == ()
     nothing = replace(BASE, rows=tuple(map(failed, BASE.rows)))
-    assert "not defined" in broken(tmp_path, "score: {max_drop: 0.05}", nothing)[0].found
+    compared, score = broken(tmp_path, "score: {max_drop: 0.05}", nothing)
+    assert (compared.rule, score.rule) == ("compared", "score")
+    assert "not defined" in score.found
+
+
+def test_a_comparison_of_nothing_breaks_every_policy(tmp_path):
+    nothing = replace(BASE, rows=tuple(replace(row, batch_size=64) for row in BASE.rows))
+    (violation,) = broken(tmp_path, "", nothing)
+    assert (violation.rule, violation.found) == ("compared", "no task could be compared")
+
+
+def test_tasks_that_were_not_compared(tmp_path):
+    run = new(lambda row: replace(row, speedup_low=None))
+    run = replace(run, rows=(*run.rows[:5], replace(run.rows[5], batch_size=64), *run.rows[6:]))
+    assert broken(tmp_path, "", run) == ()
+    assert broken(tmp_path, "max_not_compared: 2", run) == ()
+    found = broken(tmp_path, "max_not_compared: 1", run)
+    assert {violation.about: violation.found for violation in found} == {
+        FIRST: "without an interval",
+        BASE.rows[5].task_id: "not the same task in both",
+    }
+    assert (
+        broken(tmp_path, f"max_not_compared: 0\nignore: [{{task: '*/{BASE.rows[5].model}/*', reason: known}}]", new(lambda row: row)) == ()
+    )
 
 
 def test_unclear_changes_count_only_if_asked(tmp_path):
@@ -142,15 +165,22 @@ def test_the_command_exits_5_with_a_table(tmp_path, monkeypatch, capsys):
     assert FIRST in error
     assert "rule" in error
     assert [violation["about"] for violation in json.loads(out)["violations"]] == [FIRST]
-    assert sweep("compare", "base", "base", *gate)[0] == ExitCode.PASSED
+    store_run(str(tmp_path / "results"), replace(BASE, run_id="again"))
+    assert sweep("compare", "base", "again", *gate)[0] == ExitCode.PASSED
+    code, out, error = sweep("compare", "base", "new", "--gate", "--json")
+    assert (code, "breaks the built-in policy" in error) == (ExitCode.REGRESSION, True)
+    assert json.loads(out)["violations"][0]["about"] == FIRST
+    code, _, error = sweep("compare", "base", "base", *gate)
+    assert code == ExitCode.USAGE
+    assert "are one run" in error
     code, _, error = sweep("compare", "base", "nwe")
     assert code == ExitCode.USAGE
     assert "did you mean 'new'" in error
 
 
-def test_the_example_is_a_policy_and_the_page_names_every_field():
+def test_the_example_is_the_built_in_policy_and_more_and_the_page_names_every_field():
     policy = load_policy(ROOT / "examples/gate.yaml")
-    assert policy.slower is not None
+    assert policy.model_copy(update={"max_unclear": None, "max_not_compared": None, "ignore": []}) == DEFAULT_POLICY
     page = (ROOT / "docs/comparing.md").read_text()
     for name, field in Policy.model_fields.items():
         parts = [part for part in (Score, Slower, PerTask) if part in typing.get_args(field.annotation)]
