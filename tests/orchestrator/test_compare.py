@@ -223,7 +223,7 @@ def test_a_large_uneven_regression_is_not_taken_for_noise():
     new = changed(new, lambda _, row: scaled_by(row, 1 - rng.uniform(0.05, 0.3)) if rng.random() < 0.6 else row)
     found = compare(base, new)
     (noise,) = found.noise
-    assert noise.scale.process_sd == processes.MOST_PROCESS_SD
+    assert (noise.scale.process_sd, noise.scale.source) == (processes.MOST_PROCESS_SD, "capped")
     assert noise.margin <= differences.MOST_MARGIN
     assert any("more unknown on CUDA tasks changed than noise explains" in remark for remark in found.remarks)
     assert len(found.of(Verdict.SLOWER)) > 40
