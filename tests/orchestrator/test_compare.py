@@ -304,6 +304,16 @@ def test_the_power_of_both_stages_is_the_references(process_sd, effect, least):
     assert false <= 0.45
 
 
+def test_a_side_of_several_processes_brings_its_own_error():
+    """The process sd counts once, for the side of one process; the other's interval is Student's."""
+    base = synthetic_run(TRUTH, seed=1)
+    new = synthetic_run(TRUTH, seed=2, processes=4)
+    found = compare(base, new, process_sd=0.01)
+    for change in found.changes[:20]:
+        half = math.log(change.new.speedup_high / change.new.speedup_low) / 2 / stats.t.ppf(0.975, 3)
+        assert change.judgement.error == pytest.approx(math.sqrt(half**2 + 0.003**2 + 0.01**2), rel=1e-6)
+
+
 # What is compared, and what is not -----------------------------------------------------------------------------------------------------
 
 
