@@ -40,6 +40,7 @@ from orchestrator.events import (
 )
 from orchestrator.lock import STALE_AFTER_S
 from orchestrator.room import Room
+from orchestrator.sharing import roomier
 from orchestrator.sweep import State, Sweep
 from tasks.spec import Attempt, Outcome, TaskSpec
 
@@ -192,7 +193,7 @@ class Driver:
         for action in actions:
             match action:
                 case Launch():
-                    task = self._tasks[action.task_id]
+                    task = _roomier(self._tasks[action.task_id]) if action.roomy else self._tasks[action.task_id]
                     attempt = replace(self._attempt(action.attempt), refuse=tuple(sorted(action.refuse)))
                     self._cluster.launch(task, attempt, action.avoid, action.alone)
                 case Cancel():
@@ -284,3 +285,8 @@ class Driver:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+
+def _roomier(task: TaskSpec) -> TaskSpec:
+    """``task`` with several times its share of a device; what its row says of it stays as planned."""
+    return replace(task, resources=replace(task.resources, num_gpus=roomier(task.resources.num_gpus)))
