@@ -68,7 +68,8 @@ def logs(head: Head, job: Job, task_id: str) -> str:
     said = head.logs(name)
     if ended.status != SUCCEEDED:
         raise InfrastructureError(said.strip() or f"{name} {ended.describe()}: {ended.message}")
-    return said
+    before, command, after = said.partition(f"Running entrypoint for job {name}:")  # what Ray puts before it, up to the end of that line
+    return after.partition("\n")[2] if command else before
 
 
 def _name(job: Job, what: str) -> str:

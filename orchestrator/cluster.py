@@ -8,28 +8,30 @@ says, so phases and heartbeats reach the driver without an actor or a queue. Ray
 from __future__ import annotations
 
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from orchestrator.connection import answers, connect
+from orchestrator.connection import HeadState, HeadWatch, connect, within
 from orchestrator.errors import ClusterLostError
 from orchestrator.events import Ended, Event, Heartbeat, Lost, PhaseStarted, Refused, Started
 from orchestrator.metrics import COUNTERS, GAUGES, TAGS, Meters
 from orchestrator.nodes import NodeInfo
 from tasks import supervisor
-from tasks.prefetch import LIMIT_S as PREFETCH_S
-from tasks.prefetch import prefetch
+from tasks.preload import preload
 from tasks.probe import NodeProbe, probe
 from tasks.spec import Attempt, FailureClass, Outcome, Phase, ResourceSpec, TaskSpec, decode, device_name, encode
 
 PROBE_TIMEOUT_S = 120.0
+WARM_UP_LIMIT_S = 180.0
 NODE_ID_LABEL = "ray.io/node-id"
 
 HEAD_LOST_S = 40.0
-"""A head that does not answer for this long is gone. Ray itself waits 60 s and then ends the process without a word to its program."""
+"""A head that does not answer for this long is gone."""
+
+LIST_S = 10.0
+"""How long to wait for the list of nodes; of a head that goes away just then it never comes."""
 
 WARDEN_NAP_S = 3600.0
 
@@ -48,8 +50,8 @@ class Cluster(Protocol):
         """Software and devices by node name; a text where a node cannot say, with the reason."""
         ...
 
-    def prefetch(self, nodes: Sequence[NodeInfo], suites: Sequence[str]) -> dict[str, str]:
-        """Have these nodes read the libraries of these suites, all at once; by node name what went wrong, which no run depends on."""
+    def warm_up(self, nodes: Sequence[NodeInfo], modules: Sequence[str]) -> dict[str, str]:
+        """Have each node read these libraries once; what went wrong, by node name."""
         ...
 
     def launch(self, task: TaskSpec, attempt: Attempt, avoid: frozenset[str], alone: bool) -> None:
@@ -93,7 +95,7 @@ class RayCluster:
         self._running: dict[Any, tuple[str, int]] = {}
         self._wardens: list[Any] = []  # attempts that keep a quarantined GPU, or a share of it, out of use
         self._ray = connect(address)
-        self._head = self._ray.get_runtime_context().gcs_address
+        self._head = HeadWatch(self._ray.get_runtime_context().gcs_address)
         self._heard_s = clock()
         self._attempt = self._ray.remote(max_retries=0, max_calls=0, scheduling_strategy="SPREAD")(_run_attempt)
 
@@ -101,18 +103,21 @@ class RayCluster:
         """The live nodes; as last seen, while the head does not answer.
 
         Raises:
-            ClusterLostError: it has not answered for ``HEAD_LOST_S``.
+            ClusterLostError: it has not answered for ``HEAD_LOST_S``, or is another one.
         """
-        if answers(self._head):
+        state = self._head.look()
+        if state is HeadState.REPLACED:
+            raise ClusterLostError(f"the head of the Ray cluster at {self._head.address} has been started anew: what ran on it is lost")
+        if state is HeadState.THERE and (listed := within(LIST_S, self._ray.nodes)) is not None:
             self._heard_s = self._clock()
-            self._nodes = self._look()
+            self._nodes = self._alive(listed)
         elif self._clock() - self._heard_s > HEAD_LOST_S:
-            raise ClusterLostError(f"the head of the Ray cluster at {self._head} has not answered for {HEAD_LOST_S:.0f} s")
+            raise ClusterLostError(f"the head of the Ray cluster at {self._head.address} has not answered for {HEAD_LOST_S:.0f} s")
         return self._nodes
 
-    def _look(self) -> tuple[NodeInfo, ...]:
+    def _alive(self, listed: Sequence[dict[str, Any]]) -> tuple[NodeInfo, ...]:
         found = []
-        for node in self._ray.nodes():
+        for node in listed:
             if node["Alive"]:
                 resources = node["Resources"]
                 prefix = "accelerator_type:"
@@ -130,45 +135,31 @@ class RayCluster:
         return tuple(sorted(found, key=lambda node: node.name))
 
     def probe(self) -> dict[str, NodeProbe | str]:
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+        said = self._ask_each(self.nodes(), PROBE_TIMEOUT_S, _probe_node)
+        return {name: answer if isinstance(answer, str) else decode(NodeProbe, answer) for name, answer in said.items()}
 
-        asked = {}
-        for node in self.nodes():
-            there = NodeAffinitySchedulingStrategy(node_id=node.node_id, soft=False)
-            asked[node.name] = self._ray.remote(_probe_node).options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote()
-        ready, _ = self._ray.wait(list(asked.values()), num_returns=len(asked), timeout=PROBE_TIMEOUT_S)
-        return {name: self._probe_answer(answer, answer in ready) for name, answer in asked.items()}
+    def warm_up(self, nodes: Sequence[NodeInfo], modules: Sequence[str]) -> dict[str, str]:
+        said = self._ask_each(nodes, WARM_UP_LIMIT_S + PROBE_TIMEOUT_S, preload, tuple(modules), WARM_UP_LIMIT_S)
+        return {name: answer for name, answer in said.items() if answer}
 
-    def _probe_answer(self, answer: Any, ready: bool) -> NodeProbe | str:
-        if not ready:
-            return f"no answer within {PROBE_TIMEOUT_S:.0f} s"
-        try:
-            return decode(NodeProbe, self._ray.get(answer))
-        except self._ray.exceptions.RayError as error:
-            return str(error).strip().splitlines()[-1]
-
-    def prefetch(self, nodes: Sequence[NodeInfo], suites: Sequence[str]) -> dict[str, str]:
+    def _ask_each(self, nodes: Sequence[NodeInfo], limit_s: float, ask: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+        """What ``ask`` returns on each of ``nodes``, by name; where it does not, a text that says why."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         asked = {}
         for node in nodes:
             there = NodeAffinitySchedulingStrategy(node_id=node.node_id, soft=False)
-            task = self._ray.remote(prefetch).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
-            asked[node.name] = task.remote(list(suites))
-        ready, late = self._ray.wait(list(asked.values()), num_returns=len(asked), timeout=PROBE_TIMEOUT_S + PREFETCH_S)
+            asked[node.name] = self._ray.remote(ask).options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote(*arguments)
+        ready, late = self._ray.wait(list(asked.values()), num_returns=len(asked), timeout=limit_s)
         for answer in late:
             self._ray.cancel(answer, force=True)
-        told = {name: self._prefetched(answer, answer in ready) for name, answer in asked.items()}
-        return {name: problem for name, problem in told.items() if problem}
+        return {name: self._answer(answer) if answer in ready else f"no answer within {limit_s:.0f} s" for name, answer in asked.items()}
 
-    def _prefetched(self, answer: Any, ready: bool) -> str | None:
-        if not ready:
-            return "no answer"
+    def _answer(self, answer: Any) -> Any:
         try:
-            problem: str | None = self._ray.get(answer)
+            return self._ray.get(answer)
         except self._ray.exceptions.RayError as error:
             return str(error).strip().splitlines()[-1]
-        return problem
 
     def launch(self, task: TaskSpec, attempt: Attempt, avoid: frozenset[str], alone: bool) -> None:
         ids = [node.node_id for node in self._nodes if node.name in avoid]
@@ -220,15 +211,13 @@ class RayCluster:
         )
 
     def close(self) -> None:
-        if answers(self._head):
-            for task_id, attempt in list(self._running.values()):
-                self.cancel(task_id, attempt)
-            for warden in self._wardens:
-                self._ray.cancel(warden, force=True)
+        there = self._head.look() is HeadState.THERE
+        for task_id, attempt in list(self._running.values()) if there else ():
+            self.cancel(task_id, attempt)
+        for warden in self._wardens if there else ():
+            self._ray.cancel(warden, force=True)
         # Without its head Ray's goodbye never ends; nor does the process, unless the goodbye is a daemon's.
-        goodbye = threading.Thread(target=self._ray.shutdown, daemon=True)
-        goodbye.start()
-        goodbye.join(GOODBYE_S if not answers(self._head) else None)
+        within(None if there else GOODBYE_S, self._ray.shutdown)
 
 
 def _options(resources: ResourceSpec, alone: bool, avoid: Sequence[str] = ()) -> dict[str, Any]:

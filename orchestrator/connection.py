@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
+from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from orchestrator.errors import InfrastructureError, UsageError
 
@@ -14,6 +17,14 @@ OBJECT_STORE_BYTES = 256 * 2**20
 """Outcomes are small; Ray's default is a third of the machine's memory, which models need."""
 
 KNOCK_S = 2.0
+CALL_S = 5.0
+CLUSTER_ID_CALL = "/ray.rpc.NodeInfoGcsService/GetClusterId"
+"""The call that Ray's own clients begin with."""
+
+RAY_PATIENCE, RAY_PATIENCE_S = "RAY_gcs_rpc_server_reconnect_timeout_s", "600"
+"""After so long without its head Ray ends this process, in the middle of whatever it does. Its usual 60 s may be too short to end well."""
+
+T = TypeVar("T")
 
 CLIENT_SCHEME = "ray://"
 CLIENT = (
@@ -37,6 +48,8 @@ def connect(address: str | None) -> Any:
         raise UsageError(CLIENT.format(address=address))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a sweep needs no network
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if address is not None:
+        os.environ.setdefault(RAY_PATIENCE, RAY_PATIENCE_S)
     try:
         import ray
         import ray.exceptions
@@ -70,6 +83,62 @@ def answers(address: str) -> bool:
             return True
     except OSError:
         return False
+
+
+class HeadState(StrEnum):
+    """What has become of the head that a run began with."""
+
+    THERE = "there"
+    SILENT = "silent"  # it may come back: a network that is cut, a machine that is busy
+    REPLACED = "replaced"  # another cluster answers at its address, and knows nothing of this run
+
+
+class HeadWatch:
+    """Looks after the head at ``address``, past the connection that Ray has to it.
+
+    Ray's own calls are no way to find out: without their head, or with another one in its place, they wait until Ray ends the process
+    without a word to its program.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._known = _cluster_id(address)
+
+    def look(self) -> HeadState:
+        if not answers(self.address):
+            return HeadState.SILENT
+        if self._known is None:  # it never said who it is: that its port answers has to do
+            return HeadState.THERE
+        found = _cluster_id(self.address)
+        if found is None:
+            return HeadState.SILENT
+        return HeadState.THERE if found == self._known else HeadState.REPLACED
+
+
+def within(limit_s: float | None, ask: Callable[[], T]) -> T | None:
+    """What ``ask`` returns; None if that takes longer, and then it goes on in a thread that nobody waits for."""
+    answer: list[T] = []
+    thread = threading.Thread(target=lambda: answer.append(ask()), daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    return answer[0] if answer else None
+
+
+def _cluster_id(address: str) -> bytes | None:
+    """What tells one cluster from another at the same address, as the head says it; None if it says nothing in time."""
+    try:
+        import grpc
+        from ray._private.grpc_utils import init_grpc_channel  # with Ray's token, and its certificates
+    except ImportError:  # no part of Ray's public interface
+        return None
+    channel = init_grpc_channel(address)
+    try:
+        return bytes(channel.unary_unary(CLUSTER_ID_CALL)(b"", timeout=CALL_S))
+    except grpc.RpcError as error:
+        silent = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+        return None if silent else str(error.code()).encode()  # one that wants another token is another cluster
+    finally:
+        channel.close()
 
 
 def in_submitted_job() -> bool:

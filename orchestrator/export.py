@@ -69,7 +69,7 @@ UPSTREAM_STATUS = {
 }
 """Status -> upstream's word. A task that the manifest excludes has no row there, as it has none upstream."""
 HUD_METRICS: Mapping[str, Callable[[Row], float | None]] = {
-    "speedup": lambda row: row.speedup,
+    "speedup": lambda row: row.ratio_of_medians,
     "abs_latency": lambda row: row.compiled_ms,
     "compilation_latency": lambda row: row.compile_s,
     "compression_ratio": lambda row: row.memory_ratio,
@@ -81,7 +81,7 @@ HUD_METRICS: Mapping[str, Callable[[Row], float | None]] = {
 
 
 def export(store: RunStore, form: Format, folder: Path) -> list[Path]:
-    """Write the run in ``form`` into ``folder``; the paths of the files, which are replaced if they exist.
+    """Write the run in ``form`` into ``folder``; the paths of the files, which are replaced if they exist. Damaged parts are left out.
 
     Raises:
         StoreError: a file cannot be written.
@@ -90,6 +90,7 @@ def export(store: RunStore, form: Format, folder: Path) -> list[Path]:
     if form is Format.PARQUET:
         import pyarrow.parquet as pq
 
+        store.plan()  # a run whose plan is damaged is none that another format could be made of
         sink = io.BytesIO()
         pq.write_table(flat(store.rows()), sink, compression="zstd")
         files = {f"{store.run_id}.parquet": sink.getvalue()}
@@ -121,11 +122,10 @@ def _performance(row: Row, devices: Mapping[str, str]) -> dict[str, Any]:
     common = {"dev": devices.get(row.task_id, "cuda"), "name": row.model}
     if not row.passed:
         return {**common, "batch_size": 0, "speedup": 0.0, "abs_latency": 0.0}
-    ratio_of_medians = row.eager_ms / row.compiled_ms if row.eager_ms and row.compiled_ms else None
     return {
         **common,
         "batch_size": row.batch_size,
-        "speedup": row.speedup_of_medians or ratio_of_medians,
+        "speedup": row.ratio_of_medians,
         "abs_latency": row.compiled_ms,
         "compilation_latency": row.compile_s,
         "compression_ratio": row.memory_ratio,
@@ -188,16 +188,15 @@ def _records(run: Run) -> Iterator[dict[str, Any]]:
             continue
         for name, value_of in HUD_METRICS.items():
             if row.passed and (value := value_of(row)) is not None:
-                yield _record(run, row, devices, name, [value])
-        # The database's values are numbers, so words go where words can go.
-        yield _record(run, row, devices, "accuracy", [float(row.passed)], {"status": upstream_status(row)})
+                yield _record(run, row, devices, {"name": name, "benchmark_values": [value]})
+        # The database's values are numbers, so upstream puts words where words can go.
+        yield _record(run, row, devices, {"name": "accuracy", "extra_info": {"benchmark_values": [upstream_status(row)]}})
 
 
-def _record(
-    run: Run, row: Row, devices: Mapping[str, str], metric: str, values: Sequence[float], words: Mapping[str, str] | None = None
-) -> dict[str, Any]:
+def _record(run: Run, row: Row, devices: Mapping[str, str], metric: Mapping[str, Any]) -> dict[str, Any]:
     known = {"run_id": run.run_id, "task_id": row.task_id, "quality": row.quality, "batch_size": row.batch_size}
     arguments = {name: str(value) for name, value in known.items() if value is not None}
+    suite = UPSTREAM_SUITES.get(row.suite, row.suite)
     return {
         "schema_version": "v3",
         "timestamp": int(row.ended or run.started or 0),
@@ -205,10 +204,10 @@ def _record(
             "name": "TorchInductor",
             "mode": row.mode,
             "dtype": row.dtype,
-            "extra_info": {"suite": UPSTREAM_SUITES.get(row.suite, row.suite), "device": devices.get(row.task_id, "cuda"), **arguments},
+            "extra_info": {"suite": suite, "device": devices.get(row.task_id, "cuda"), **arguments},
         },
-        "model": {"name": row.model, "type": "OSS model", "backend": row.backend, "origins": [row.suite]},
-        "metric": {"name": metric, "benchmark_values": list(values), "extra_info": dict(words or {})},
+        "model": {"name": row.model, "type": "OSS model", "backend": row.backend, "origins": [suite]},
+        "metric": dict(metric),
         "runners": [{"name": row.node or "", "type": row.device or ""}],
         "dependencies": {name: {"version": version} for name, version in plain_data(row.versions).items() if version},
     }

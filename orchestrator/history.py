@@ -70,6 +70,7 @@ class History:
     runs: tuple[RunInfo, ...]
     series: tuple[Series, ...]
     mixed: tuple[str, ...]
+    remarks: tuple[str, ...] = ()  # what could not be read, and runs that mix library versions
 
     def of(self, *kinds: Kind) -> tuple[Series, ...]:
         """The series of those kinds."""
@@ -100,7 +101,9 @@ def history(seen: Observations, model: str | None = None) -> History:
         series += [_with_environments(each, seen.facts) for each in found]
     order = list(Kind)
     ordered = sorted(series, key=lambda each: (order.index(each.kind), each.name, each.device))
-    return History(seen.runs, tuple(ordered), tuple(run.run_id for run in seen.runs if run.device not in devices))
+    versions = (f"{run.run_id} mixes versions, and its values are means over them: {run.mixed}" for run in seen.runs if run.mixed)
+    mixed = tuple(run.run_id for run in seen.runs if run.device not in devices)
+    return History(seen.runs, tuple(ordered), mixed, (*seen.remarks, *versions))
 
 
 def _names(model: str, task: Task) -> bool:

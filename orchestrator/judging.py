@@ -49,7 +49,8 @@ def judged(
     parts = [(errors**2, freedom_of) for errors, freedom_of in sides]
     between = single * process**2
     variances = own**2 + between
-    freedom, tail = (pooled_freedom([*parts, (between, of_process)]) for of_process in (freedom, tail))
+    freedom = pooled_freedom([*parts, (between, freedom)])
+    tail = np.minimum(tail, freedom)  # the whole change, own error included, was seen to have that tail
     for kind in set(kinds):
         repeated = (kinds == kind) & (single == 0)
         variances[repeated], freedom[repeated] = shared(variances[repeated], freedom[repeated])

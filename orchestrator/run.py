@@ -44,6 +44,7 @@ from orchestrator.sessions import Site, gpu_name, hours, outlook, replanned, req
 from orchestrator.sharing import Sharing, roomier, work_out
 from orchestrator.store import RunStore, Store
 from orchestrator.sweep import Sweep, SweepTask
+from tasks.preload import modules_of
 from tasks.probe import NodeProbe, code_version
 from tasks.spec import Attempt, Outcome, ResourceSpec, Status, TaskSpec
 
@@ -124,8 +125,8 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
         plan = replanned(earlier.plan(), fresh) if earlier else fresh
         specs = [planned.task for planned in plan if planned.skip_reason is None]
         check(specs, nodes, probes, code_version(), mix_accelerators=loaded.manifest.execution.mix_accelerators)
-        if request.address is not None:
-            _prefetch(cluster, specs, nodes)
+        if request.address:  # before the run's lock is taken: it may last
+            _warm_up(cluster, nodes, specs, console)
         run_store = earlier or store.create(_record(request, loaded, nodes, device, sharing), plan)
         with _resumable(request, run_store), run_store, _marked_when_broken_off(run_store):
             if earlier:
@@ -208,13 +209,14 @@ def _sigterm_is_ctrl_c() -> Iterator[None]:
 # --- before ---------------------------------------------------------------------------------------------------------------------
 
 
-def _prefetch(cluster: Cluster, specs: Sequence[TaskSpec], nodes: Sequence[NodeInfo]) -> None:
-    """Let nodes that have just come up read their libraries before anything has a deadline. Before the run's lock is taken: it may last."""
-    suites = sorted({spec.model.suite for spec in specs} - {"toy"})
-    cuda = any(spec.resources.device == "cuda" for spec in specs)
-    able = [node for node in nodes if (node.num_gpus if cuda else node.num_cpus) > 0]
-    for name, problem in sorted(cluster.prefetch(able, suites).items() if suites else ()):
-        log.warning("node %s: %s; its first tasks may take longer", name, problem)
+def _warm_up(cluster: Cluster, nodes: Sequence[NodeInfo], specs: Sequence[TaskSpec], console: Console) -> None:
+    """So that the first task of a node is not measured while its libraries come from a cold disk. The run does not depend on it."""
+    modules = modules_of(task.model.suite for task in specs)
+    usable = suitable({task.resources for task in specs}, nodes)
+    if modules and usable:
+        console.print(f"{len(usable)} node(s) load the libraries that the models need", highlight=False)
+        for name, complaint in cluster.warm_up(usable, modules).items():
+            console.print(f"node {name} starts cold: {complaint}", soft_wrap=True, highlight=False)
 
 
 def _earlier_run(store: Store, request: RunRequest, loaded: LoadedManifest) -> RunStore | None:

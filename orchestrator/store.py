@@ -62,6 +62,8 @@ class Store:
     def __init__(self, root: str) -> None:
         self._files = open_files(root)
         self.root = root
+        self.damaged: dict[str, str] = {}
+        """The runs that ``runs`` has left out so far, with the reason."""
 
     @property
     def bundles_path(self) -> Path | None:
@@ -77,6 +79,7 @@ class Store:
             except FileNotFoundError:
                 continue
             except StoreError as error:
+                self.damaged[run_id] = str(error)
                 log.warning("%s; the run is left out", error)
         return sorted(found, key=lambda record: (record.started, record.run_id))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -110,8 +111,11 @@ def first_calls(
     return FirstCalls(max(0.0, sum(walls[:-1]) - (len(walls) - 1) * steady_s), compile_cpu_s, steady_s)
 
 
-def compiler_activity() -> tuple[int, ...]:
-    """Changes whenever Dynamo, AOTAutograd or Inductor did any work in this process, or CUDA's allocator had to start over."""
+def compiler_activity() -> tuple[object, ...]:
+    """Changes whenever Dynamo, AOTAutograd or Inductor did any work in this process, recording a CUDA graph included.
+
+    It also does when CUDA's allocator had to start over.
+    """
     from torch._dynamo.utils import counters
 
     inductor = counters["inductor"]
@@ -122,7 +126,23 @@ def compiler_activity() -> tuple[int, ...]:
         counters["aot_autograd"]["total"],
         sum(count for name, count in inductor.items() if name.startswith(("benchmarking.", "fxgraph_cache_"))),
         int(retries),
+        *_graph_trees(),
     )
+
+
+def _graph_trees() -> tuple[object, ...]:
+    """What Inductor's CUDA graphs have come to; nothing where there are none, or where this torch keeps them elsewhere."""
+    trees: Any = sys.modules.get("torch._inductor.cudagraph_trees")  # there once Inductor uses them
+    if not hasattr(trees, "get_manager") or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return ()
+    return graphs_recorded(trees.get_manager(torch.cuda.current_device(), create_if_none_exists=False))
+
+
+def graphs_recorded(manager: Any) -> tuple[object, ...]:
+    """How many functions a manager of CUDA graphs has warmed up, and what number its next recording will have. A replay changes neither."""
+    if manager is None:
+        return ()
+    return len(getattr(manager, "warmed_up_functions", ())), repr(getattr(manager, "graph_counter", None))
 
 
 def compiled_code() -> tuple[int, int]:

@@ -75,7 +75,6 @@ class Summary:
     compiled_event_ms: float | None = None
     launch_bound: bool | None = None
     half_width: float | None = None  # of ln(speedup)
-    autocorrelation: float | None = None  # lag 1, of the log-ratios within processes
     process_speedups: tuple[float, ...] = ()  # each process's own estimate
     aa_eager: float | None = None  # of an A/A measurement, which has no speedup: the ratio of each arm to itself
     aa_eager_low: float | None = None
@@ -189,7 +188,6 @@ def summarise(samples: Samples, phase: str = "timed") -> Summary:
         **on_device[Arm.EAGER],
         **on_device[Arm.COMPILED],
         half_width=found.half_width,
-        autocorrelation=_autocorrelation(_by_process(pairs)),
         process_speedups=tuple(estimate(part).speedup for part in _by_process(pairs)),
     )
 
@@ -289,15 +287,6 @@ def _across_processes(parts: list[FloatArray]) -> Estimate:
 
 def _by_process(pairs: Pairs) -> list[FloatArray]:
     return [pairs.log_ratios[pairs.processes == process] for process in sorted(set(pairs.processes.tolist()))]
-
-
-def _autocorrelation(parts: list[FloatArray]) -> float | None:
-    """Lag-1 autocorrelation, pooled over processes; None for too few or constant values."""
-    centred = [part - np.mean(part) for part in parts]
-    power = sum(float(np.dot(part, part)) for part in centred)
-    if power <= 0.0 or sum(part.size for part in centred) < MIN_PAIRS_FOR_INTERVAL:
-        return None
-    return _stable(sum(float(np.dot(part[:-1], part[1:])) for part in centred) / power)
 
 
 def _arm_ns(samples: Samples, arm: Arm | None, phase: str) -> float:

@@ -222,7 +222,7 @@ class _Execution:
             verdict = accuracy.check(workload, compiled, state, **arguments)
         self._note(
             accuracy=verdict.accuracy.value,
-            accuracy_reason="; ".join([*([verdict.reason] if verdict.reason else []), *self.remarks]) or None,
+            accuracy_reason="; ".join(dict.fromkeys([*([verdict.reason] if verdict.reason else []), *self.remarks])) or None,
             accuracy_tensor=verdict.tensor,
             accuracy_margin=verdict.margin,
             eager_rmse=_finite(verdict.eager_rmse),

@@ -109,14 +109,14 @@ def movement(one: Results, other: Results) -> tuple[float, float]:
 
 
 def _overall_distance(one: Results, other: Results) -> float:
-    pairs = [(value, other.get(name)) for name, value in one.items()]
-    found = [(value.numel(), errors_of(its, value)) for value, its in pairs if _holds_numbers(value) and _holds_numbers(its)]
-    error, size = (math.sqrt(sum(count * part**2 for count, part in parts)) for parts in _parts_of(found))
+    found = [
+        (value.numel(), errors_of(its, value))
+        for name, value in one.items()
+        if isinstance(value, torch.Tensor) and isinstance(its := other.get(name), torch.Tensor)
+    ]
+    error = math.sqrt(sum(count * errors.error**2 for count, errors in found))
+    size = math.sqrt(sum(count * errors.size**2 for count, errors in found))
     return error / size if size > 0 else error
-
-
-def _parts_of(found: list[tuple[int, Errors]]) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
-    return [(count, errors.error) for count, errors in found], [(count, errors.size) for count, errors in found]
 
 
 def randomness_of(other_seed: tuple[float, float], same_seed: tuple[float, float], tolerance: float) -> Randomness:

@@ -142,6 +142,7 @@ class _Arms:
         self.running = "compiled"
         arguments = dict(self.settings.compile)
         dynamo.config.suppress_errors = bool(arguments.pop("suppress_errors"))
+        dynamo.config.fail_on_recompile_limit_hit = not dynamo.config.suppress_errors
         if arguments["backend"] == "inductor":
             config.fallback_random = self.random is Randomness.DECISIVE
         compiled: Callable[[], Any] = torch.compile(self.step, **arguments)

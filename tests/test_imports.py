@@ -15,6 +15,7 @@ OPEN_TO_ORCHESTRATOR = {
     "tasks",
     "tasks.spec",
     "tasks.estimator",
+    "tasks.preload",
     "tasks.probe",
     "tasks.spool",
     "tasks.suites.entry",
@@ -30,7 +31,7 @@ STDLIB_ONLY = {
     "tasks.idle",
     "tasks.lease",
     "tasks.spool",
-    "tasks.prefetch",
+    "tasks.preload",
     "tasks.supervisor",
     "tasks.suites.entry",
     "tasks.suites.reference",
@@ -89,7 +90,7 @@ def test_the_driver_side_imports_no_torch_and_only_the_open_part_of_tasks(name):
     targets = set(imports(MODULES[name]))
     assert not {target.split(".")[0] for target in targets} & {"torch", "torchvision", "transformers", "timm"}
     of_tasks = {target for target in targets if target.split(".")[0] == "tasks"}
-    allowed = OPEN_TO_ORCHESTRATOR | ({"tasks.supervisor", "tasks.prefetch"} if name == "orchestrator.cluster" else set())
+    allowed = OPEN_TO_ORCHESTRATOR | ({"tasks.supervisor"} if name == "orchestrator.cluster" else set())
     assert of_tasks & set(MODULES) <= allowed
 
 

@@ -22,10 +22,19 @@ def export(
     output: Annotated[Path, typer.Option(help="The folder to write into.")] = Path("export"),
     json: Annotated[bool, typer.Option("--json", help="Print the paths as JSON.")] = False,
 ) -> ExitCode:
-    """Write a run for tools that read something else; the paths written go to stdout."""
+    """Write a run for tools that read something else; the paths written go to stdout.
+
+    The exit status is 4 if planned tasks have no row, for whatever reason: what was written is then not the whole run.
+    """
     from orchestrator import export as core
     from orchestrator.store import Store
 
-    paths = [str(path) for path in core.export(Store(results).resolve(run), form, output)]
+    store = Store(results).resolve(run)
+    paths = [str(path) for path in core.export(store, form, output)]
     sys.stdout.write(jsonlib.dumps(paths) + "\n" if json else "".join(f"{path}\n" for path in paths))
-    return ExitCode.PASSED
+    missing = {entry.task.task_id for entry in store.plan()} - store.terminal().keys()
+    for path, reason in store.damaged().items():
+        sys.stderr.write(f"{path} is damaged and left out: {reason}\n")
+    if missing:
+        sys.stderr.write(f"run {store.run_id} is not complete: {len(missing)} planned tasks have no row\n")
+    return ExitCode.INFRASTRUCTURE if missing else ExitCode.PASSED

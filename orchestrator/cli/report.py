@@ -24,8 +24,9 @@ def report(
     tasks: Annotated[bool, typer.Option("--tasks", help="Add the table of every task to the text.")] = False,
     allow_mixed: Annotated[bool, typer.Option("--allow-mixed", help="Average over different GPU models or library versions.")] = False,
     process_sd: Annotated[
-        float, typer.Option(min=0, help="Standard deviation of ln(speedup) between fresh processes, added to every task's own error.")
-    ] = 0.0,
+        float | None,
+        typer.Option(min=0, help="Standard deviation of ln(speedup) between fresh processes; from the run's calibration set, or 0.02."),
+    ] = None,
 ) -> ExitCode:
     """The score with its intervals, suites, failures and tasks of a run; of an A/A run the share of intervals that hold 1.0.
 

@@ -29,8 +29,9 @@ class Estimate:
 class Rate:
     """How many of the planned tasks passed, and where the others are. The interval is Wilson's, of passed against planned.
 
-    ``unjudged`` of those that passed have no verdict on accuracy. By upstream's definition a model passes whose results agree, or were not
-    looked at, whatever became of its timing, and a model that does not get through eager mode is not counted at all.
+    A task passed that ran, was timed and computed what eager computes. ``unjudged`` ones were timed without a verdict on accuracy: they
+    enter the means and did not pass. By upstream's definition a model passes whose results agree, or were not looked at, whatever became of
+    its timing, and a model that does not get through eager mode is not counted at all.
     """
 
     passed: int
@@ -49,10 +50,15 @@ class Rate:
         """Share of the planned tasks that passed."""
         return self.passed / self.planned if self.planned else None
 
+    @property
+    def timed(self) -> int:
+        """How many tasks have a speedup that enters the means."""
+        return self.passed + self.unjudged
+
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Quantiles of the speedups that passed."""
+    """Quantiles of the speedups."""
 
     p10: float
     median: float
@@ -61,12 +67,14 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """The score by another definition; ``weighted`` is None where a dtype lacks."""
+    """The score by another definition; ``weighted`` is None where a dtype lacks. ``tasks`` of ``planned`` ones enter each dtype's mean."""
 
     name: str
     meaning: str
     weighted: float | None
     by_dtype: Mapping[str, float | None]
+    tasks: Mapping[str, int]
+    planned: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +120,18 @@ class Configuration:
     def title(self) -> tuple[str, ...]:
         """What sets it apart."""
         return (self.mode, self.backend, *([self.device] if self.device else []))
+
+    @property
+    def unjudged_words(self) -> str:
+        """What a reader of the means must know when accuracy was not looked at everywhere; empty when it was."""
+        unjudged, timed = self.rate.unjudged, self.rate.timed
+        if not unjudged:
+            return ""
+        if unjudged == timed:
+            return f"nothing was judged: accuracy was checked in none of the {timed} tasks that were timed, so none counts as passed"
+        return (
+            f"accuracy was not checked in {unjudged} of the {timed} tasks that were timed: they are in the means and do not count as passed"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +185,22 @@ class ProcessSpread:
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessError:
+    """What was added to the error of ``tasks`` of one class that ran in one process each: the sd of ``ln(speedup)`` between processes."""
+
+    kind: str
+    sd: float
+    source: str  # where it is from, in words
+    tasks: int
+
+    @property
+    def words(self) -> str:
+        """One line for a report."""
+        tasks = "1 task" if self.tasks == 1 else f"{self.tasks} tasks"
+        return f"intervals include {100 * self.sd:.2f} % between processes for {tasks} ({self.kind}; {self.source})"
+
+
+@dataclass(frozen=True, slots=True)
 class Answers:
     """A whole report."""
 
@@ -183,23 +219,27 @@ class Answers:
     ended: float | None = None
     manifest: str = ""
     manifest_digest: str = ""
-    process_sd: float = 0.0
-    processes_covered: bool = False  # whether the measurement intervals say what fresh processes would change
+    took_s: float | None = None  # from the start of the first task of this run to the end of its last
+    process_errors: tuple[ProcessError, ...] = ()
     process_spread: tuple[ProcessSpread, ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def process_lines(self) -> tuple[str, ...]:
-        """What the tasks that were measured in several processes say of the others."""
-        beyond = "" if self.processes_covered else "; intervals of the other rows do not cover this"
-        return tuple(spread.words + beyond for spread in self.process_spread)
+        """What is known of fresh processes, and what the intervals take it to be."""
+        return tuple(each.words for each in (*self.process_spread, *(error for error in self.process_errors if error.sd)))
+
+    @property
+    def processes_covered(self) -> bool:
+        """Whether the measurement intervals say what fresh processes would change."""
+        return all(error.sd for error in self.process_errors)
 
     @property
     def exit_code(self) -> ExitCode:
         """Incomplete or infrastructure failures: 4; anything else that neither passed nor was skipped, or nothing passed: 3."""
         if self.rate.missing or self.rate.infra or not self.rate.planned:
             return ExitCode.INFRASTRUCTURE
-        if not self.rate.passed or self.rate.failed:
+        if not self.rate.timed or self.rate.failed:
             return ExitCode.SOME_FAILED
         return ExitCode.PASSED
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
@@ -16,6 +17,7 @@ from orchestrator.report.environment import environment_of, mixed
 from orchestrator.report.failures import failure_groups
 from orchestrator.report.partition import Part, parts_of
 from orchestrator.report.plain import one_line
+from orchestrator.report.process_errors import process_errors
 from orchestrator.report.rows import Planned, Row, Run
 from orchestrator.statistics.intervals import generalisation_interval, measurement_interval, standard_errors, wilson
 from orchestrator.statistics.means import (
@@ -30,15 +32,23 @@ from orchestrator.statistics.means import (
 )
 from tasks.spec import Accuracy, Phase, Quality, Status
 
-ProcessError = Callable[[str], float]
-"""task_id -> the standard deviation between processes that the task's own interval does not cover."""
+UNUSABLE = "pass without a usable speedup"
 Combine = Callable[[Mapping[str, float], Mapping[str, float]], float]
 
 
-def build(run: Run, *, allow_mixed: bool = False, process_sd: float = 0.0) -> Answers:
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """How sure each task's speedup is, beyond its own interval."""
+
+    beyond: Callable[[str], float]  # task_id -> the standard deviation between processes that its interval does not cover
+    freedom: Mapping[str, float]  # task_id -> degrees of freedom of its interval
+
+
+def build(run: Run, *, allow_mixed: bool = False, process_sd: float | None = None) -> Answers:
     """Answer every question of the report.
 
-    ``process_sd`` is the standard deviation of ``ln(speedup)`` between fresh processes, added to every task's own error.
+    ``process_sd`` is the standard deviation of ``ln(speedup)`` between fresh processes, added to the error of every task that was measured
+    in one. If it is not given, it is what the run's own calibration set says, or assumed.
 
     Raises:
         UsageError: rows of one mean come from different GPU models or library versions, and ``allow_mixed`` is off; or an A/A run.
@@ -51,13 +61,12 @@ def build(run: Run, *, allow_mixed: bool = False, process_sd: float = 0.0) -> An
             raise UsageError(f"run {run.run_id} mixes what should not enter one mean: {found}. Use --allow-mixed to report it anyway")
         if found:
             remarks.append(f"Mixed environments in one mean, as allowed: {found}.")
-    repeated = run.repeated
+    spread = process_spread(run)
+    errors, beyond = process_errors(run, spread, process_sd)
     return Answers(
         run_id=run.run_id,
         rate=_rate(run.planned, run.rows),
-        configurations=tuple(
-            _configuration(run, part, lambda task_id: 0.0 if task_id in repeated else process_sd) for part in parts_of(run)
-        ),
+        configurations=tuple(_configuration(run, part, Errors(beyond, run.freedom)) for part in parts_of(run)),
         rows=tuple(sorted(run.rows, key=lambda row: row.task_id)),
         missing=tuple(task.task_id for task in run.missing),
         failures=failure_groups(run.rows),
@@ -65,19 +74,19 @@ def build(run: Run, *, allow_mixed: bool = False, process_sd: float = 0.0) -> An
         quality=_quality(run.rows),
         environment=environment_of(run.rows),
         remarks=tuple(dict.fromkeys(remarks)),
-        statuses=dict(sorted(Counter(row.status for row in run.rows).items())),
+        statuses=dict(sorted(Counter(map(_status, run.rows)).items())),
         started=run.started,
         ended=run.ended,
         manifest=run.manifest,
         manifest_digest=run.manifest_digest,
-        process_sd=process_sd,
-        processes_covered=bool(process_sd) or all(row.task_id in repeated for row in run.rows if row.passed),
-        process_spread=process_spread(run),
+        took_s=_took_s(run.rows),
+        process_errors=errors,
+        process_spread=spread,
         facts=run.facts,
     )
 
 
-def _configuration(run: Run, part: Part, beyond: ProcessError) -> Configuration:
+def _configuration(run: Run, part: Part, errors: Errors) -> Configuration:
     planned, rows = part.planned, part.rows
     tasks: list[Planned | Row] = [*planned, *rows]
     groups = {(task.suite, task.dtype) for task in tasks}
@@ -89,20 +98,20 @@ def _configuration(run: Run, part: Part, beyond: ProcessError) -> Configuration:
         backend=part.backend,
         device=part.device,
         weights=dict(run.weights),
-        score=_score(rows, run.weights, beyond),
+        score=_score(planned, rows, run.weights, errors),
         rate=_rate(planned, rows),
-        dtypes=tuple(_dtype(dtype, run.weights.get(dtype, 0.0), planned, rows, beyond) for dtype in dtypes),
-        suites=tuple(_suite(suite, dtype, planned, rows, beyond) for dtype in dtypes for suite in suites if (suite, dtype) in groups),
+        dtypes=tuple(_dtype(dtype, run.weights.get(dtype, 0.0), planned, rows, errors) for dtype in dtypes),
+        suites=tuple(_suite(suite, dtype, planned, rows, errors) for dtype in dtypes for suite in suites if (suite, dtype) in groups),
         variants=_variants(planned, rows, dtypes, run.weights),
     )
 
 
-def _dtype(dtype: str, weight: float, planned: Sequence[Planned], rows: Sequence[Row], beyond: ProcessError) -> DtypeAnswer:
+def _dtype(dtype: str, weight: float, planned: Sequence[Planned], rows: Sequence[Row], errors: Errors) -> DtypeAnswer:
     planned, rows = [task for task in planned if task.dtype == dtype], [row for row in rows if row.dtype == dtype]
-    return DtypeAnswer(dtype, weight, _score(rows, {dtype: 1.0}, beyond), _rate(planned, rows), _spread(rows))
+    return DtypeAnswer(dtype, weight, _score(planned, rows, {dtype: 1.0}, errors), _rate(planned, rows), _spread(rows))
 
 
-def _suite(suite: str, dtype: str, planned: Sequence[Planned], rows: Sequence[Row], beyond: ProcessError) -> SuiteAnswer:
+def _suite(suite: str, dtype: str, planned: Sequence[Planned], rows: Sequence[Row], errors: Errors) -> SuiteAnswer:
     planned = [task for task in planned if (task.suite, task.dtype) == (suite, dtype)]
     rows = [row for row in rows if (row.suite, row.dtype) == (suite, dtype)]
     passed = [row for row in rows if row.passed]
@@ -112,7 +121,7 @@ def _suite(suite: str, dtype: str, planned: Sequence[Planned], rows: Sequence[Ro
     return SuiteAnswer(
         suite=suite,
         dtype=dtype,
-        geomean=_score(rows, {dtype: 1.0}, beyond),
+        geomean=_score(planned, rows, {dtype: 1.0}, errors),
         rate=_rate(planned, rows),
         spread=_spread(rows),
         median_compile_s=median(compile_s) if compile_s else None,
@@ -121,32 +130,43 @@ def _suite(suite: str, dtype: str, planned: Sequence[Planned], rows: Sequence[Ro
     )
 
 
-def _score(rows: Sequence[Row], weights: Mapping[str, float], beyond: ProcessError) -> Estimate:
+def _score(planned: Sequence[Planned], rows: Sequence[Row], weights: Mapping[str, float], errors: Errors) -> Estimate:
     """The weighted score of the rows that passed, or why there is none."""
     speedups = _speedups([row for row in rows if row.passed])
     lacking = [dtype for dtype, weight in weights.items() if weight and not speedups.get(dtype)]
     if lacking or not weights:
-        return Estimate(why_not=f"no task passed in {' or '.join(lacking)}" if lacking else "the run has no weights")
+        return Estimate(why_not=_lacking(lacking, {task.dtype for task in planned}) if lacking else "the run has no weights")
     value = weighted_score({dtype: geomean(speedups[dtype]) for dtype in weights if weights[dtype]}, weights)
-    logs, errors = _aligned(rows, weights, beyond)
-    measurement = measurement_interval(logs, errors, weights)
-    without = sum(not math.isfinite(error) for dtype in logs for error in errors[dtype][np.isfinite(logs[dtype])])
+    logs, own, freedom = _aligned(rows, weights, errors)
+    measurement = measurement_interval(logs, own, weights, freedom=freedom)
+    without = sum(not math.isfinite(error) for dtype in logs for error in own[dtype][np.isfinite(logs[dtype])])
     why_not = f"{without} of the tasks that passed have no interval, so the mean has no measurement interval" if without else None
     return Estimate(value, measurement, generalisation_interval(logs, weights), why_not)
 
 
+def _lacking(dtypes: Sequence[str], planned: Collection[str]) -> str:
+    """Why there is nothing in ``dtypes``."""
+    unplanned = [dtype for dtype in dtypes if dtype not in planned]
+    failed = [dtype for dtype in dtypes if dtype in planned]
+    reasons = [f"no task was planned in {' or '.join(unplanned)}"] if unplanned else []
+    return "; ".join([*reasons, f"no task passed in {' or '.join(failed)}"] if failed else reasons)
+
+
 def _aligned(
-    rows: Sequence[Row], weights: Mapping[str, float], beyond: ProcessError
-) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
-    """Log speedups and their standard errors per weighted dtype, aligned over the models; NaN where a task did not pass."""
+    rows: Sequence[Row], weights: Mapping[str, float], errors: Errors
+) -> tuple[dict[str, FloatArray], dict[str, FloatArray], dict[str, FloatArray]]:
+    """Log speedups, their standard errors and degrees of freedom per weighted dtype, aligned over the models; NaN where nothing passed."""
     models = {name: place for place, name in enumerate(dict.fromkeys((row.suite, row.model) for row in rows if row.passed))}
-    logs, errors = ({dtype: np.full(len(models), math.nan) for dtype in weights} for _ in range(2))
+    logs, own, freedom = ({dtype: np.full(len(models), math.nan) for dtype in weights} for _ in range(3))
     passed = [row for row in rows if row.passed and row.dtype in weights]
-    row_errors = standard_errors([row.speedup_low for row in passed], [row.speedup_high for row in passed])
-    for row, error in zip(passed, row_errors, strict=True):
-        logs[row.dtype][models[row.suite, row.model]] = math.log(row.speedup or math.nan)
-        errors[row.dtype][models[row.suite, row.model]] = math.hypot(error, beyond(row.task_id))
-    return logs, errors
+    known = np.array([errors.freedom.get(row.task_id, math.inf) for row in passed], dtype=np.float64)
+    row_errors = standard_errors([row.speedup_low for row in passed], [row.speedup_high for row in passed], known)
+    for row, error, degrees in zip(passed, row_errors, known, strict=True):
+        place = models[row.suite, row.model]
+        logs[row.dtype][place] = math.log(row.speedup or math.nan)
+        own[row.dtype][place] = math.hypot(error, errors.beyond(row.task_id))
+        freedom[row.dtype][place] = degrees
+    return logs, own, freedom
 
 
 def _variants(planned: Sequence[Planned], rows: Sequence[Row], dtypes: Sequence[str], weights: Mapping[str, float]) -> tuple[Variant, ...]:
@@ -163,7 +183,12 @@ def _variants(planned: Sequence[Planned], rows: Sequence[Row], dtypes: Sequence[
 
     def of(name: str, meaning: str, means: Mapping[str, float], combine: Combine = weighted_score) -> Variant:
         complete = bool(weights) and all(dtype in means for dtype, weight in weights.items() if weight)
-        return Variant(name, meaning, combine(means, weights) if complete else None, {dtype: means.get(dtype) for dtype in dtypes})
+        tasks = padded if means is failing_as_one else speedups
+        return Variant(
+            *(name, meaning, combine(means, weights) if complete else None, {dtype: means.get(dtype) for dtype in dtypes}),
+            tasks={dtype: len(tasks.get(dtype, [])) for dtype in dtypes},
+            planned={dtype: len(padded[dtype]) for dtype in dtypes},
+        )
 
     return (
         of("passing only", "tasks that passed, slowdowns as they are; the score of this report", passing),
@@ -196,15 +221,25 @@ def _rate(planned: Sequence[Planned], rows: Sequence[Row]) -> Rate:
     ended = {row.task_id for row in rows}
     missing = sum(task.task_id not in ended for task in planned)
     total = len(rows) + missing
-    passed = sum(row.passed for row in rows)
+    passed, timed = sum(row.verified for row in rows), sum(row.passed for row in rows)
     skipped = sum(row.status == Status.SKIPPED for row in rows)
     infra = sum(row.status == Status.INFRA_ERROR for row in rows)
     return Rate(
-        *(passed, total, len(rows) - passed - skipped - infra, skipped, infra, missing, wilson(passed, total)),
-        unjudged=sum(row.passed and row.accuracy != Accuracy.PASS for row in rows),
+        *(passed, total, len(rows) - timed - skipped - infra, skipped, infra, missing, wilson(passed, total)),
+        unjudged=timed - passed,
         upstream_passed=sum(row.accuracy in (Accuracy.PASS, Accuracy.SKIPPED) for row in rows),
         upstream_counted=sum(_got_through_eager(row) for row in rows),
     )
+
+
+def _status(row: Row) -> str:
+    return UNUSABLE if row.status == Status.PASS and not row.passed else row.status
+
+
+def _took_s(rows: Sequence[Row]) -> float | None:
+    """How long the tasks of this run took, those of an earlier one left out. The record's own end may be that of somebody tidying up."""
+    own = [(row.started, row.ended) for row in rows if not row.carried_from and row.started and row.ended]
+    return max(ended for _, ended in own) - min(started for started, _ in own) if own else None
 
 
 def _got_through_eager(row: Row) -> bool:

@@ -18,9 +18,15 @@ def failure_groups(rows: Sequence[Row]) -> tuple[FailureGroup, ...]:
     groups: dict[tuple[str, str, str, str], list[Row]] = defaultdict(list)
     for row in rows:
         if not row.passed:
-            groups[row.status, row.phase or "", row.failure_class or "", signature(row.error or "")].append(row)
+            groups[row.status, row.phase or "", row.failure_class or "", _signature(row)].append(row)
     made = [_group(key, members) for key, members in groups.items()]
     return tuple(sorted(made, key=lambda group: (group.status in SEVEREST_LAST, -len(group.tasks), group.tasks)))
+
+
+def _signature(row: Row) -> str:
+    if row.status == Status.PASS:
+        return f"no usable speedup ({row.speedup})"
+    return signature(row.error or "") or "no error text"
 
 
 def _group(key: tuple[str, str, str, str], members: list[Row]) -> FailureGroup:
@@ -28,7 +34,7 @@ def _group(key: tuple[str, str, str, str], members: list[Row]) -> FailureGroup:
     members = sorted(members, key=lambda row: row.task_id)
     example = next((row for row in members if row.log_tail), members[0])
     return FailureGroup(
-        signature=text or (f"no usable speedup ({example.speedup})" if status == Status.PASS else "no error text"),
+        signature=text,
         status=status,
         phase=phase,
         failure_class=failure_class,

@@ -65,6 +65,7 @@ def page(template: str, *, figures: dict[str, Any], **content: Any) -> str:
             "percent",
             "interval_words",
             "rate_words",
+            "tasks_words",
             "rate_interval_words",
             "upstream_words",
             "moment",

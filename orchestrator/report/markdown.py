@@ -15,6 +15,7 @@ from orchestrator.report.words import (
     percent,
     rate_interval_words,
     rate_words,
+    tasks_words,
     times,
     upstream_words,
 )
@@ -56,6 +57,7 @@ def _configuration(answers: Answers, configuration: Configuration) -> list[str]:
         f"- {interval_words(score.measurement)} 95 % for these models, measured again" + ("" if answers.processes_covered else _WITHIN)
     ]
     lines = lines if score.measurement else []
+    lines = [f"- {configuration.unjudged_words}", *lines] if configuration.unjudged_words else lines
     lines += [f"- {interval_words(score.generalisation)} 95 % for other models of this kind"] if score.generalisation else []
     lines += [f"- {literal(line)}" for line in answers.process_lines]
     lines += [f"- {literal(score.why_not)}"] if score.why_not else []
@@ -70,7 +72,10 @@ def _configuration(answers: Answers, configuration: Configuration) -> list[str]:
     )
     dtypes = [answer.dtype for answer in configuration.dtypes]
     variants = (
-        [variant.name, times(variant.weighted, 3), *(times(variant.by_dtype.get(dtype), 3) for dtype in dtypes)]
+        [
+            *(variant.name, times(variant.weighted, 3)),
+            *(cell for dtype in dtypes for cell in (times(variant.by_dtype.get(dtype), 3), tasks_words(variant, dtype))),
+        ]
         for variant in configuration.variants
     )
     return [
@@ -79,7 +84,7 @@ def _configuration(answers: Answers, configuration: Configuration) -> list[str]:
         "\n".join(lines),
         table(["suite", "dtype", "geomean", "95 %", "passed", "rate, 95 %", "upstream", "compile s", "memory"], suites, 2),
         UPSTREAM,
-        table(["definition", "score", *map(literal, dtypes)], variants, 1),
+        table(["definition", "score", *(name for dtype in dtypes for name in (literal(dtype), "tasks"))], variants, 1),
     ]
 
 

@@ -1,11 +1,10 @@
 """Many stored runs as one matrix: which task had which speedup in which run.
 
-Of every run five columns are read. What a task is called is read from one run that has it, and what a run ran on only when somebody asks.
+Of every run few columns are read. What a task is called is read from one run that has it, and what a run ran on only when somebody asks.
 """
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,20 +21,18 @@ from orchestrator.errors import StoreError
 from orchestrator.report.plain import plain
 from orchestrator.report.rows import VERSIONS
 from orchestrator.statistics.means import FloatArray
-from tasks.spec import Status
+from tasks.spec import Accuracy, Status
 
 if TYPE_CHECKING:
     from orchestrator.record import RunRecord
     from orchestrator.store import Store
 
 IDENTITY = ("task_id", "suite", "model", "dtype", "mode", "backend")
-OBSERVED = ("task_id", "batch_size", "status", "speedup", "device")
+OBSERVED = ("task_id", "batch_size", "status", "speedup", "accuracy", "device", *VERSIONS)
 FACTS = ("status", "device", *VERSIONS)
 UNKNOWN_DEVICE = "unknown device"
 READERS_OF_OBJECTS = 16
 IntArray = npt.NDArray[np.int64]
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +50,17 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """One run: when it was, on which device (several joined with " + " if it was mixed), how many of its planned tasks passed."""
+    """One run: when it was, on which device (several joined with " + " if it was mixed), how many of its planned tasks passed.
+
+    ``mixed`` names the library versions that differ between its tasks, in words; empty if none do.
+    """
 
     run_id: str
     started: float
     planned: int
     passed: int
     device: str
+    mixed: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +72,13 @@ class Observations:
     logs: FloatArray
     weights: Mapping[str, float]  # those of the newest run
     facts: Callable[[str], Mapping[str, str]]  # run_id -> device and versions of the rows that passed
+    remarks: tuple[str, ...] = ()  # what could not be read
 
 
 def observe(store: Store, *, newest: int | None = None) -> Observations:
-    """Every run of ``store``, or the ``newest`` ones, but no A/A runs. A run that cannot be read is left out and named in the log."""
+    """Every run of ``store``, or the ``newest`` ones, but no A/A runs. What cannot be read is left out, with a remark."""
     records = [record for record in store.runs() if not record.aa]
-    records, tables = _readable(store, records[-newest:] if newest else records)
+    records, tables, remarks = _readable(store, records[-newest:] if newest else records)
 
     @cache
     def facts(run_id: str) -> Mapping[str, str]:
@@ -84,7 +86,7 @@ def observe(store: Store, *, newest: int | None = None) -> Observations:
 
     weights = dict(records[-1].weights) if records else {}
     if not tables:
-        return Observations((), (), np.empty((0, 0)), weights, facts)
+        return Observations((), (), np.empty((0, 0)), weights, facts, remarks)
     whole = pa.concat_tables(tables).combine_chunks()
     run_of = np.repeat(np.arange(len(tables)), [table.num_rows for table in tables])
     speedups = np.nan_to_num(pc.fill_null(whole["speedup"], 0.0).to_numpy(), posinf=0.0)
@@ -92,29 +94,33 @@ def observe(store: Store, *, newest: int | None = None) -> Observations:
     names, (task_ids, sizes), series_of = _series(whole, usable)
     logs = np.full((len(task_ids), len(records)), np.nan)
     logs[series_of, run_of[usable]] = np.log(speedups[usable])
-    passed, devices = np.bincount(run_of[usable], minlength=len(records)), _devices(whole, run_of, usable, len(records))
+    verified = usable & pc.fill_null(pc.equal(whole["accuracy"], Accuracy.PASS), False).to_numpy()
+    passed, devices = np.bincount(run_of[verified], minlength=len(records)), _devices(whole, run_of, usable, len(records))
+    mixed = _mixed(whole, run_of, usable)
     infos = (
-        RunInfo(plain(record.run_id), record.started, record.planned, int(count), plain(device))
-        for record, count, device in zip(records, passed, devices, strict=True)
+        RunInfo(plain(record.run_id), record.started, record.planned, int(count), plain(device), "; ".join(mixed.get(place, ())))
+        for place, (record, count, device) in enumerate(zip(records, passed, devices, strict=True))
     )
     first_run = np.isfinite(logs).argmax(axis=1)
     tasks = _described(store, records, first_run, [names[place] for place in task_ids], sizes)
-    return Observations(tuple(infos), tasks, logs, weights, facts)
+    return Observations(tuple(infos), tasks, logs, weights, facts, remarks)
 
 
-def _readable(store: Store, records: Sequence[RunRecord]) -> tuple[list[RunRecord], list[pa.Table]]:
-    def read(record: RunRecord) -> pa.Table | None:
+def _readable(store: Store, records: Sequence[RunRecord]) -> tuple[list[RunRecord], list[pa.Table], tuple[str, ...]]:
+    def read(record: RunRecord) -> tuple[pa.Table | None, list[str]]:
         try:
-            return store.resolve(record.run_id).rows(OBSERVED)
+            run = store.resolve(record.run_id)
+            return run.rows(OBSERVED), [f"{record.run_id}: {path} is damaged and left out: {why}" for path, why in run.damaged().items()]
         except StoreError as error:
-            log.warning("%s; the run is left out", error)
-            return None
+            return None, [f"{error}; the run is left out"]
 
     # Waiting for an object store is done side by side. A disk keeps nobody waiting, and threads would fight over the interpreter.
     with ThreadPoolExecutor(READERS_OF_OBJECTS if "://" in store.root else 1) as readers:
-        tables = list(readers.map(read, records))
-    found = [(record, table) for record, table in zip(records, tables, strict=True) if table is not None]
-    return [record for record, _ in found], [table for _, table in found]
+        found = list(readers.map(read, records))
+    left_out = [f"{reason}; the run is left out" for reason in store.damaged.values()]
+    remarks = tuple(plain(remark) for remark in [*left_out, *(remark for _, remarks in found for remark in remarks)])
+    kept = [(record, table) for record, (table, _) in zip(records, found, strict=True) if table is not None]
+    return [record for record, _ in kept], [table for _, table in kept], remarks
 
 
 def _series(whole: pa.Table, usable: npt.NDArray[np.bool_]) -> tuple[list[str], tuple[IntArray, IntArray], IntArray]:
@@ -135,6 +141,22 @@ def _devices(whole: pa.Table, run_of: IntArray, usable: npt.NDArray[np.bool_], r
     for pair in np.unique(run_of[usable] * len(names) + encoded.indices.to_numpy()[usable]):
         found[int(pair) // len(names)].append(names[int(pair) % len(names)])
     return [" + ".join(sorted(found[run])) or UNKNOWN_DEVICE for run in range(runs)]
+
+
+def _mixed(whole: pa.Table, run_of: IntArray, usable: npt.NDArray[np.bool_]) -> dict[int, list[str]]:
+    """The runs whose tasks have several versions of a library: which, in words."""
+    found: dict[int, list[str]] = defaultdict(list)
+    for name in VERSIONS:
+        encoded = pc.dictionary_encode(whole[name]).combine_chunks()
+        codes = pc.fill_null(encoded.indices, -1).to_numpy().astype(np.int64)
+        known = usable & (codes >= 0)
+        runs, codes = run_of[known], codes[known]
+        first = np.zeros(run_of[-1] + 1, dtype=np.int64) if run_of.size else codes
+        first[runs] = codes  # any one of them
+        for run in np.unique(runs[codes != first[runs]]):
+            values = sorted(encoded.dictionary[int(code)].as_py() for code in np.unique(codes[runs == run]))
+            found[int(run)].append(plain(f"{name} {' + '.join(values)}"))
+    return found
 
 
 def _described(

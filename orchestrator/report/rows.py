@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator import sessions
 from orchestrator.errors import UsageError
 from orchestrator.report.plain import plain
-from tasks.spec import Status, TaskSpec
+from tasks.spec import Accuracy, Status, TaskSpec
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -87,8 +87,18 @@ class Row:
 
     @property
     def passed(self) -> bool:
-        """Passed, and with a speedup that has a logarithm."""
+        """Passed, and with a speedup that has a logarithm: what enters a mean."""
         return self.status == Status.PASS and _usable(self.speedup)
+
+    @property
+    def verified(self) -> bool:
+        """Passed, and with a verdict that compiled and eager agree: what a pass rate counts."""
+        return self.passed and self.accuracy == Accuracy.PASS
+
+    @property
+    def ratio_of_medians(self) -> float | None:
+        """Upstream's speedup: median eager time over median compiled time."""
+        return self.speedup_of_medians or (self.eager_ms / self.compiled_ms if self.eager_ms and self.compiled_ms else None)
 
     @property
     def memory_ratio(self) -> float | None:

@@ -12,7 +12,17 @@ from rich.text import Text
 
 from orchestrator.report.answers import PUBLISHED, Answers, Configuration, Estimate, FailureGroup
 from orchestrator.report.rows import Row
-from orchestrator.report.words import UPSTREAM, interval_words, number, percent, rate_interval_words, rate_words, times, upstream_words
+from orchestrator.report.words import (
+    UPSTREAM,
+    interval_words,
+    number,
+    percent,
+    rate_interval_words,
+    rate_words,
+    tasks_words,
+    times,
+    upstream_words,
+)
 
 MAX_TASKS_NAMED = 6
 LOG_TAIL_LINES = 3
@@ -42,10 +52,14 @@ def _headline(answers: Answers, configuration: Configuration) -> RenderableType:
         weights = " + ".join(f"{weight:g} {dtype}" for dtype, weight in configuration.weights.items())
         lines.append(
             Text.assemble(
-                ("score ", "bold"), (times(score.value, 3), "bold green"), f"  = {weights}, geometric means over tasks that passed"
+                ("score ", "bold"),
+                (times(score.value, 3), "bold green"),
+                f"  = {weights}, geometric means over {configuration.rate.timed} tasks",
             )
         )
         lines += [Text(f"  {line}") for line in (*_intervals(score, answers.processes_covered), *answers.process_lines)]
+    if configuration.unjudged_words:
+        lines.append(Text(f"  {configuration.unjudged_words}", style="bold yellow"))
     for answer in configuration.dtypes:
         value = "not defined" if answer.geomean.value is None else times(answer.geomean.value, 3)
         spread = (
@@ -102,11 +116,12 @@ def _suites(configuration: Configuration) -> Table:
 
 def _variants(configuration: Configuration) -> Table:
     dtypes = [answer.dtype for answer in configuration.dtypes]
-    table = simple_table("the same rows by other definitions", ["definition"], ["score", *dtypes])
+    columns = [name for dtype in dtypes for name in (dtype, "tasks")]
+    table = simple_table("the same rows by other definitions", ["definition"], ["score", *columns])
     table.add_column("meaning", overflow="fold")
     for variant in configuration.variants:
-        values = (times(variant.by_dtype.get(dtype), 3) for dtype in dtypes)
-        table.add_row(variant.name, times(variant.weighted, 3), *values, Text(variant.meaning, style="dim"))
+        cells = (cell for dtype in dtypes for cell in (times(variant.by_dtype.get(dtype), 3), tasks_words(variant, dtype)))
+        table.add_row(variant.name, times(variant.weighted, 3), *cells, Text(variant.meaning, style="dim"))
     return table
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.history import Change, History, Kind, Series
+from orchestrator.report.data import plain_data
 from orchestrator.report.figures import COLOURS, SYMBOLS, finished, label
 from orchestrator.report.html import page
 from orchestrator.report.text import simple_table
@@ -23,6 +24,7 @@ BARS = "▁▂▃▄▅▆▇█"
 SPARKLINE = 40
 MAX_CHANGES = 30
 MAX_TASKS = 40
+MAX_REMARKS = 20
 
 
 def render_history(found: History, console: Console) -> None:
@@ -30,6 +32,10 @@ def render_history(found: History, console: Console) -> None:
     console.print(Text(f"{len(found.runs)} runs, {moment(found.runs[0].started)} to {moment(found.runs[-1].started)}", style="bold"))
     if found.mixed:
         console.print(Text(f"Note: left out because they mix devices: {', '.join(found.mixed)}", style="yellow"))
+    for remark in found.remarks[:MAX_REMARKS]:
+        console.print(Text(f"Note: {remark}", style="yellow"))
+    if len(found.remarks) > MAX_REMARKS:
+        console.print(Text(f"Note: and {len(found.remarks) - MAX_REMARKS} more of this kind; --json has all", style="yellow"))
     groups, tasks = found.of(Kind.SCORE, Kind.DTYPE, Kind.SUITE), found.of(Kind.TASK)
     if groups:
         console.print(_table("\nscore, dtypes and suites", groups))
@@ -87,8 +93,9 @@ def environment_words(change: Change) -> str:
 def as_data(found: History) -> dict[str, Any]:
     """The contract of ``sweep history --json``."""
     return {
-        "runs": [{"run_id": run.run_id, "started": run.started, "planned": run.planned, "passed": run.passed} for run in found.runs],
+        "runs": [plain_data(run) for run in found.runs],
         "mixed": list(found.mixed),
+        "remarks": list(found.remarks),
         "series": [
             {
                 "kind": series.kind.value,
@@ -136,7 +143,7 @@ def _figure(series: Sequence[Series]) -> go.Figure:
             mode="lines+markers",
             marker=marker,
             line={"width": 1, "color": marker["color"]},
-            text=[label(run.run_id) for run in each.runs],
+            text=[label(f"{run.run_id}: {run.passed} of {run.planned} passed") for run in each.runs],
             hovertemplate="%{text}<br>%{y:.3f}x<extra>" + label(each.name).replace("%", "&#37;") + "</extra>",
         )
         changed = [change.index for change in each.changes]

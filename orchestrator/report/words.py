@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime
 
-from orchestrator.report.answers import Rate
+from orchestrator.report.answers import Rate, Variant
 from orchestrator.statistics.intervals import Interval
 
 NOTHING = "\N{EN DASH}"
@@ -35,10 +35,20 @@ def interval_words(interval: Interval | None, digits: int = 3) -> str:
 def rate_words(rate: Rate) -> str:
     """Passed of planned, the rate with its interval, and what the others are."""
     ends = f", {rate_interval_words(rate)}" if rate.interval else ""
-    unjudged = f"; {rate.unjudged} of those that passed without a verdict on accuracy" if rate.unjudged else ""
-    others = ((rate.failed, "failed"), (rate.skipped, "skipped"), (rate.infra, "lost to infrastructure"), (rate.missing, "without a row"))
+    others = (
+        (rate.unjudged, "timed without a verdict on accuracy"),
+        (rate.failed, "failed"),
+        (rate.skipped, "excluded by the manifest"),
+        (rate.infra, "lost to infrastructure"),
+        (rate.missing, "without a row"),
+    )
     rest = ", ".join(f"{count} {name}" for count, name in others if count)
-    return f"{rate.passed} of {rate.planned}{ends}" + (f"; {rest}" if rest else "") + unjudged
+    return f"{rate.passed} of {rate.planned}{ends}" + (f"; {rest}" if rest else "")
+
+
+def tasks_words(variant: Variant, dtype: str) -> str:
+    """How many tasks enter a dtype's mean, of how many planned ones: ``151 of 163``."""
+    return f"{variant.tasks.get(dtype, 0)} of {variant.planned.get(dtype, 0)}"
 
 
 def rate_interval_words(rate: Rate) -> str:

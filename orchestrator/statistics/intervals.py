@@ -62,22 +62,31 @@ def standard_errors(
 
 
 def measurement_interval(
-    logs: Mapping[str, FloatArray], errors: Mapping[str, FloatArray], weights: Mapping[str, float], *, level: float = LEVEL
+    logs: Mapping[str, FloatArray],
+    errors: Mapping[str, FloatArray],
+    weights: Mapping[str, float],
+    *,
+    freedom: Mapping[str, FloatArray] | None = None,
+    level: float = LEVEL,
 ) -> Interval | None:
     """Interval of ``sum(w * exp(mean(logs)))`` with the models fixed, by the delta method on the log of the score.
 
-    ``errors`` are standard errors of ``logs``, independent of each other. None when a task that passed has none, or a dtype has no task
-    that passed.
+    ``errors`` are standard errors of ``logs``, independent of each other, known with so many degrees of ``freedom`` (infinitely many if not
+    given). None when a task that passed has none, or a dtype has no task that passed.
     """
-    score = variance = 0.0
+    score, parts, uncertain = 0.0, [], []
     for dtype, share in normalised(weights).items():
         passed = np.isfinite(logs[dtype])
         if not passed.any() or not np.isfinite(errors[dtype][passed]).all():
             return None
         mean = math.exp(logs[dtype][passed].mean())
         score += share * mean
-        variance += (share * mean / passed.sum()) ** 2 * float(np.sum(errors[dtype][passed] ** 2))
-    half = _z(level) * math.sqrt(variance) / score
+        variances = (share * mean / passed.sum() * errors[dtype][passed]) ** 2
+        parts.append(float(variances.sum()))
+        uncertain.append(float(np.sum(variances**2 / freedom[dtype][passed])) if freedom else 0.0)
+    variance = math.fsum(parts)
+    known = variance**2 / math.fsum(uncertain) if any(uncertain) else math.inf
+    half = float(special.stdtrit(known, 0.5 + level / 2)) * math.sqrt(variance) / score
     return Interval(score * math.exp(-half), score * math.exp(half), level)
 
 

@@ -29,7 +29,7 @@ KEPT_TO_SD = 1.0475619455  # standard deviation of a normal law over that of the
 ROUNDS = 3
 EFFICIENCY = 0.4
 """The robust scale of n normal values is as good as the standard deviation of at least 0.4 n; 0.6 n in simulations."""
-TAILS = np.array([2.5, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 30])
+TAILS = np.array([3.5, 4, 5, 6, 7, 8, 10, 12, 15, 20, 30])
 TAIL_SUPPORT = 3.0
 """A tail is possible when its log likelihood is within this of the best one's: a 99 % bound to either side."""
 ENOUGH_TO_SHARE = 8

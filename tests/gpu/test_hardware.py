@@ -15,7 +15,7 @@ from tasks.cuda_queue import CudaQueue
 from tasks.environment import gpu_uuid
 from tasks.idle import LIMIT_S
 from tasks.nvml import Nvml
-from tests.gpu.planted import ASSUMED_CYCLES_PER_MS, before, cycles_per_ms, host_ms, keep_busy, spin
+from tests.gpu.planted import ASSUMED_CYCLES_PER_MS, before, busy_wait, cycles_per_ms, host_ms, keep_busy, spin
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
 
@@ -103,6 +103,13 @@ class TestDeviceTime:
     def test_launches_are_not_in_it(self, machine, device):
         step = few_kernels(300, device)
         assert 0 < machine.device_ms(step) < 0.9 * host_ms(machine, step)
+
+    def test_a_span_has_what_the_host_does_before_the_kernel_and_in_between(self, machine, device):
+        step = spin(2 * cycles_per_ms(machine))
+        alone_ms, delayed_ms = (machine.event_ms(one) for one in (step, before(step, busy_wait(0.003))))
+        assert alone_ms == pytest.approx(2.0, rel=0.05, abs=0.05)
+        assert delayed_ms - alone_ms == pytest.approx(3.0, rel=0.05, abs=0.1)
+        assert machine.event_ms(few_kernels(300, device)) > machine.device_ms(few_kernels(300, device))
 
     def test_a_step_too_long_for_the_queue_has_none_or_the_right_one(self, machine, device):
         short, long = (machine.device_ms(few_kernels(count, device)) for count in (300, 3000))

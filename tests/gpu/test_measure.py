@@ -27,7 +27,7 @@ def test_a_planted_ratio_is_found(ratio, machine, device):
     assert timing.summary.speedup == pytest.approx((5 * ratio + fixed) / (5 + fixed), rel=0.003)
     assert timing.summary.eager_device_ms / timing.summary.compiled_device_ms == pytest.approx(ratio, rel=0.003)
     assert timing.quality is Quality.OK, timing.flags
-    assert {"warmup", "timed", "device"} == set(timing.samples.phase)
+    assert {"warmup", "timed", "event", "device"} == set(timing.samples.phase)
 
 
 def test_what_the_host_does_counts_on_its_clock_and_not_on_the_devices(machine, device):

@@ -32,7 +32,6 @@ class FakeCluster:
     launched: list = field(default_factory=list)
     cancelled: list = field(default_factory=list)
     ready: deque = field(default_factory=deque)
-    prefetched: list = field(default_factory=list)
     closed: bool = False
 
     def nodes(self):
@@ -41,9 +40,9 @@ class FakeCluster:
     def probe(self):
         return {}
 
-    def prefetch(self, nodes, suites):
-        self.prefetched.append(([node.name for node in nodes], list(suites)))
-        return {node.name: "slow disk" for node in nodes}
+    def warm_up(self, nodes, modules):
+        self.warmed = tuple(node.name for node in nodes), tuple(modules)
+        return {}
 
     def launch(self, task, attempt, avoid, alone):
         self.launched.append((task.task_id, attempt.number))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from orchestrator import beside
+from orchestrator.errors import InfrastructureError
 from orchestrator.jobs import Head, Job
 from tests.orchestrator.fake_head import FakeHead, serving
 
@@ -84,3 +87,26 @@ def test_a_driver_that_has_not_begun_is_stopped_by_ray():
     with serving(head) as address:
         assert "told to stop by Ray" in beside.stop(Head(address), driver(status="PENDING"), force=False)
     assert all(not body for _, _, body in head.seen)
+
+
+@pytest.mark.parametrize("preamble", ["", "INFO Runtime env is setting up.\nRunning entrypoint for job {name}: exec python\n"])
+def test_a_log_comes_without_what_ray_puts_before_it(monkeypatch, preamble):
+    sent = {}
+    monkeypatch.setattr(beside, "hand_over", lambda head, **job: sent.update(job))
+    monkeypatch.setattr(beside, "_name", lambda job, what: f"sweep-r-stop-{what}")
+    head = Control("SUCCEEDED", preamble.format(name="sweep-r-stop-logs") + "toy/a: pass\nbuilt\n")
+    env = {"working_dir": "gcs://p.zip", "pip": ["x"], "env_vars": {"A": "b"}}
+    with serving(head) as address:
+        assert beside.logs(Head(address), driver(runtime_env=env), "toy/a") == "toy/a: pass\nbuilt\n"
+    assert sent["entrypoint"] == "exec python -m orchestrator logs toy/a --run r --results s3://b/x"
+    assert {key: value for key, value in sent["runtime_env"].items() if key != "working_dir"} == {"pip": ["x"], "env_vars": {"A": "b"}}
+
+
+def test_a_log_that_is_not_there_is_an_error_in_the_words_of_the_cluster(monkeypatch):
+    monkeypatch.setattr(beside, "hand_over", lambda head, **job: None)
+    monkeypatch.setattr(beside, "_name", lambda job, what: f"sweep-r-stop-{what}")
+    with (
+        serving(Control("FAILED", "no task is called 'x'\n")) as address,
+        pytest.raises(InfrastructureError, match="no task is called 'x'"),
+    ):
+        beside.logs(Head(address), driver(), "x")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 
 import pytest
 
-from orchestrator.connection import answers, connect
+from orchestrator import connection
+from orchestrator.connection import HeadState, HeadWatch, answers, connect, within
 from orchestrator.errors import ExitCode, InfrastructureError, UsageError
 from tests.orchestrator.test_cli import sweep
 
@@ -43,3 +45,28 @@ def test_a_silent_head_may_be_one_that_wants_a_token(monkeypatch):
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "auto", "local", "127.0.0.1"])
 def test_what_is_no_port_or_a_closed_one_does_not_answer(address):
     assert not answers(address)
+
+
+@pytest.mark.parametrize(
+    ("listens", "first", "now", "state"),
+    [
+        (True, b"one", b"one", HeadState.THERE),
+        (True, b"one", b"two", HeadState.REPLACED),
+        (True, b"one", None, HeadState.SILENT),
+        (False, b"one", b"one", HeadState.SILENT),
+        (True, None, None, HeadState.THERE),  # it never said who it is
+        (False, None, None, HeadState.SILENT),
+    ],
+)
+def test_a_head_is_told_from_another_at_the_same_address(monkeypatch, listens, first, now, state):
+    said = iter([first, now])
+    monkeypatch.setattr(connection, "_cluster_id", lambda _: next(said))
+    monkeypatch.setattr(connection, "answers", lambda _: listens)
+    assert HeadWatch("head:6379").look() is state
+
+
+def test_nobody_waits_longer_than_they_said():
+    never = threading.Event()
+    assert within(0.05, never.wait) is None
+    never.set()
+    assert within(5.0, lambda: "answer") == "answer"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 from dataclasses import replace
 
 import duckdb
@@ -13,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from orchestrator.errors import StoreError
+from orchestrator.cli import main
+from orchestrator.errors import ExitCode, StoreError
 from orchestrator.export import ACCURACY, PERFORMANCE, Format, export, flat, hud_json, upstream_files, upstream_status
 from orchestrator.report.synthetic import failed, store_run, synthetic_run, true_logs
 from tasks.spec import Status
@@ -98,9 +100,12 @@ def test_hud_records():
     assert {record["schema_version"] for record in records} == {"v3"}
     mine = [record for record in records if record["benchmark"]["extra_info"]["task_id"] == RUN.rows[1].task_id]
     metrics = {record["metric"]["name"]: record["metric"] for record in mine}
-    assert metrics["speedup"]["benchmark_values"] == [RUN.rows[1].speedup]
-    assert metrics["accuracy"] == {"name": "accuracy", "benchmark_values": [1.0], "extra_info": {"status": "pass"}}
-    assert all(isinstance(value, (int, float)) for record in records for value in record["metric"]["benchmark_values"])
+    row = RUN.rows[1]
+    assert metrics["speedup"] == {"name": "speedup", "benchmark_values": [pytest.approx(row.eager_ms / row.compiled_ms)]}
+    assert metrics["accuracy"] == {"name": "accuracy", "extra_info": {"benchmark_values": ["pass"]}}
+    assert {tuple(record["model"]["origins"]) for record in records} == {("timm_models",), ("huggingface",)}
+    values = [value for record in records for value in record["metric"].get("benchmark_values", ())]
+    assert all(isinstance(value, (int, float)) for value in values)
     assert mine[0]["dependencies"]["torch"] == {"version": "2.11.0+cu129"}
     failure = [record for record in records if record["benchmark"]["extra_info"]["task_id"] == RUN.rows[0].task_id]
     assert [record["metric"]["name"] for record in failure] == ["accuracy"]
@@ -136,3 +141,25 @@ def test_an_unwritable_folder_is_a_clear_message(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot write"):
         export(store_run(str(tmp_path / "results"), RUN), Format.HUD_JSON, tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize("form", list(Format))
+def test_what_is_not_whole_is_told_and_sets_the_status(tmp_path, monkeypatch, capsys, form):
+    def sweep(run):
+        monkeypatch.setattr(sys, "argv", ["sweep", "export", run, "--format", form, "--output", str(tmp_path), "--results", str(tmp_path)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return end.value.code, capsys.readouterr().err
+
+    for name in ("damaged", "planless"):
+        store_run(str(tmp_path), replace(RUN, run_id=name))
+    (part,) = (tmp_path / "damaged" / "tasks").glob("*.parquet")
+    part.write_bytes(part.read_bytes()[:-20])
+    (tmp_path / "planless" / "plan.jsonl.gz").write_bytes(b"\x1f\x8b")
+    code, errors = sweep("damaged")
+    assert code == ExitCode.INFRASTRUCTURE
+    assert part.name in errors
+    assert "6 planned tasks have no row" in errors
+    code, errors = sweep("planless")
+    assert code == ExitCode.INFRASTRUCTURE
+    assert "plan.jsonl.gz" in errors

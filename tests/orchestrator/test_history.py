@@ -159,25 +159,37 @@ def test_gpus_and_batch_sizes_are_never_one_series(tmp_path):
     assert all(len(series.runs) == 7 for series in tasks)
 
 
-def test_mixed_failed_and_damaged_runs(tmp_path, caplog):
+def test_mixed_failed_and_damaged_runs(tmp_path):
     def spoil(night, run):
         if night == 2:
             return replace(run, rows=tuple(replace(row, device=f"GPU {place}") for place, row in enumerate(run.rows)))
+        if night == 3:
+            rows = (replace(row, versions={**row.versions, "timm": "1.0.30"}) if place % 2 else row for place, row in enumerate(run.rows))
+            return replace(run, rows=tuple(rows))
         return replace(run, rows=tuple(map(failed, run.rows))) if night == 4 else run
 
     store = nightly(tmp_path, 10, spoil)
     (tmp_path / "night-05" / "run.json").write_text("{")
+    (part,) = (tmp_path / "night-06" / "tasks").glob("*.parquet")
+    part.write_bytes(part.read_bytes()[:-20])
     found = history(observe(store))
     assert found.mixed == ("night-02",)
-    assert "night-05" in caplog.text
+    assert [run.run_id for run in found.runs if run.mixed] == ["night-03"]
+    record, rows, versions = found.remarks
+    assert "night-05" in record
+    assert part.name in rows
+    assert "night-03 mixes versions" in versions
+    assert "timm 1.0.29 + 1.0.30" in versions
     (score,) = found.of(Kind.SCORE)
-    assert len(score.runs) == 7
+    assert len(score.runs) == 6
     (text, html, data) = (
         printed(lambda console: render_history(found, console)),
         render_page(found),
         json.dumps(as_data(found), allow_nan=False),
     )
-    assert all("night-02" in form for form in (text, html, data))
+    for said in ("night-02", "night-05", part.name, "timm 1.0.29 + 1.0.30"):
+        assert all(said in form for form in (text, html, data))
+    assert "10 of 10 passed" in html
 
 
 def test_only_the_newest_runs(store):

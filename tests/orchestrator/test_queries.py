@@ -10,8 +10,11 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from orchestrator.report.build import build
+from orchestrator.report.rows import load
 from orchestrator.statistics.means import geomean
 from orchestrator.store import Store
+from tasks.spec import FailureClass, Status
 from tests.orchestrator.stored import STARTED, a_run, a_task, failed, passed
 
 TEXT = (Path(__file__).parents[2] / "docs" / "queries.md").read_text(encoding="utf-8")
@@ -26,7 +29,8 @@ def an_outcome(task, number, run_number):
     if number % 5 == 4:
         return failed(task)
     outcome = passed(task, seed=number, ratio=0.8 + number / 10 + run_number)
-    return dataclasses.replace(outcome, measurement=dataclasses.replace(outcome.measurement, graph_break_reasons=("print()",)))
+    known = {"accuracy": "skipped" if number % 5 == 3 else "pass", "graph_break_reasons": ("print()",)}
+    return dataclasses.replace(outcome, measurement=dataclasses.replace(outcome.measurement, **known))
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +86,25 @@ def test_the_one_liner_of_the_readme_is_in_the_document_and_right():
         found = duckdb.sql(ONE_LINER.replace("*/tasks", f"{name}/tasks")).fetchall()
         assert len(found) == 4
         assert all(equal_to_the_last_digit(mean, expected(name, suite, dtype)) for suite, dtype, mean in found)
+
+
+def test_the_pass_rate_is_that_of_the_report(tmp_path, monkeypatch):
+    """A run of which one task is excluded, one failed and one was not judged, in every suite and dtype."""
+    (code,) = [code for code in SQL if "pass_rate" in code]
+
+    def outcome(task, number):
+        skipped = failed(task, status=Status.SKIPPED, failure_class=FailureClass.EXCLUDED, error="known")
+        return skipped if number % 5 == 0 else an_outcome(task, number, 0)
+
+    with a_run(Store(str(tmp_path / "results")), TASKS, "run") as run:
+        run.append([(task, outcome(task, number)) for number, task in enumerate(TASKS)])
+    monkeypatch.chdir(tmp_path)
+    found = {(suite, dtype): numbers for _, suite, dtype, *numbers in duckdb.sql(code).fetchall()}
+    suites = build(load(Store("results").resolve("run"))).configurations[0].suites
+    assert len(found) == len(suites) == 4
+    for suite in suites:
+        rate = suite.rate
+        assert found[suite.suite, suite.dtype] == [rate.value, rate.planned, rate.skipped, rate.unjudged] == [0.4, 5, 1, 1]
 
 
 def test_the_weighted_score_is_ours():

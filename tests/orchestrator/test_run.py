@@ -18,13 +18,15 @@ from orchestrator.errors import ExitCode, PreflightError, RunLockedError, StoreE
 from orchestrator.events import Lost
 from orchestrator.files import LocalFiles
 from orchestrator.lock import RunLock
+from orchestrator.manifest import load_manifest
 from orchestrator.policy import RULES, Policy
 from orchestrator.record import RunState
 from orchestrator.store import Store
+from tasks.preload import modules_of
 from tasks.probe import probe
-from tasks.spec import Attempt, FailureClass, Status
+from tasks.spec import Attempt, FailureClass, ModelSpec, Status
 from tasks.spool import leave
-from tests.orchestrator.fakes import NODE, FakeCluster, passed
+from tests.orchestrator.fakes import NODE, FakeCluster, passed, task
 
 TOYS = """\
 schema_version: 1
@@ -340,17 +342,31 @@ def test_a_run_that_is_given_too_little_time_starts_nothing_and_says_how_to_go_o
     assert drive(request(tmp_path, resume=True, stop_after_s=600.0), Toys()).ending.exit_code is ExitCode.PASSED
 
 
-def test_the_nodes_of_a_cluster_that_can_work_read_their_libraries_first(tmp_path, caplog):
+def test_on_a_cluster_the_nodes_that_get_tasks_load_what_the_models_need(tmp_path):
     head = dataclasses.replace(NODE, name="head", num_cpus=0.0)
-    answers = [{NODE.name: probe(), "head": probe()}]
-    for suites, address, expected in (
-        ("toy: [pass]", "auto", []),
-        ("ours: [{name: m, factory: 'a.b:c', batch_size: 1}], timm: [lcnet_050], toy: [pass]", "auto", [([NODE.name], ["ours", "timm"])]),
-        ("timm: [lcnet_050]", None, []),
-    ):
-        cluster = Changing(list(answers), (NODE, head))
-        (tmp_path / "toys.yaml").write_text(TOYS.replace("  toy: [pass.1, pass.2]", f"  {{{suites}}}"))
-        request = runs.RunRequest(tmp_path / "toys.yaml", str(tmp_path / "out"), f"r{len(expected)}{address}", address)
-        runs.run(request, Console(file=io.StringIO()), connect=lambda _, cluster=cluster: cluster)
-        assert cluster.prefetched == expected
-    assert "slow disk; its first tasks may take longer" in caplog.text
+    cluster = FakeCluster()
+    specs = [dataclasses.replace(task("m"), model=ModelSpec("timm", "m"))]
+    runs._warm_up(cluster, [head, NODE], specs, Console(file=io.StringIO()))
+    assert cluster.warmed == ((NODE.name,), modules_of(["timm"]))
+    cluster.warmed = None
+    runs._warm_up(cluster, [NODE], [task("toy")], Console(file=io.StringIO()))
+    assert cluster.warmed is None
+
+
+def test_a_node_that_cannot_warm_up_starts_cold(tmp_path):
+    class Cold(FakeCluster):
+        def warm_up(self, nodes, modules):
+            return {NODE.name: "the disk"}
+
+    console = Console(file=io.StringIO(), width=200)
+    runs._warm_up(Cold(), [NODE], [dataclasses.replace(task("m"), model=ModelSpec("timm", "m"))], console)
+    assert f"node {NODE.name} starts cold: the disk" in console.file.getvalue()
+
+
+def test_a_head_that_takes_no_tasks_does_not_count_for_sharing(tmp_path):
+    (tmp_path / "toys.yaml").write_text(TOYS.replace("num_cpus: 1", "sharing: auto, labels: {pool: nightly}"))
+    loaded = load_manifest(tmp_path / "toys.yaml")
+    head = dataclasses.replace(NODE, name="head", num_cpus=0.0, labels={"pool": "nightly"})
+    small = dataclasses.replace(NODE, name="small", num_cpus=1.0)
+    large = dataclasses.replace(NODE, name="large", num_cpus=8.0, labels={"pool": "nightly"})
+    assert runs._sharing(loaded, "cpu", [head, small, large], {}).cores == 8.0

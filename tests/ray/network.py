@@ -1,4 +1,4 @@
-"""Machines of their own on one machine: network namespaces with addresses of their own on a switch, and Ray's processes in them.
+"""Machines on one machine: namespaces with addresses, names and processes of their own, on a switch, and Ray in them.
 
 The switch is a namespace too, so nothing of this machine's own network is touched, and traffic passes only between what was made here.
 """
@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import time
-from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).parent.parent.parent
 PORT = 6379
 DELAY = ("netem", "delay", "150ms", "20ms")
-NARROW = ("tbf", "rate", "256kbit", "burst", "16kb", "latency", "2s")
+NARROW = ("tbf", "rate", "1mbit", "burst", "16kb", "latency", "2s")
 """In place of a delay, where the kernel knows none: what queues for a thin line is late, too."""
 
 
@@ -28,13 +27,15 @@ def ip(*arguments):
 
 def why_not():
     """Why no network can be made here; None if it can."""
-    if not shutil.which("ip") or not shutil.which("tc"):
-        return "needs ip and tc (apt-get install iproute2)"
+    lacking = [tool for tool in ("ip", "tc", "unshare", "nsenter") if not shutil.which(tool)]
+    if lacking:
+        return f"{lacking[0]} is not installed (apt-get install iproute2 util-linux)"
+    name = f"sw-try-{os.getpid()}"
     try:
-        ip("netns", "add", f"sw-try-{os.getpid()}")
+        ip("netns", "add", name)
+        ip("netns", "del", name)
     except subprocess.CalledProcessError as error:
-        return f"may not make network namespaces: {error.stderr.strip()}"
-    ip("netns", "del", f"sw-try-{os.getpid()}")
+        return f"this user may not make network namespaces: {error.stderr.strip()}"
     return None
 
 
@@ -52,7 +53,7 @@ class Network:
         ip("-n", self.switch, "link", "set", "lan", "up")
 
     def add(self, name):
-        site = Site(self, f"{self._mark}-{name}", f"port{len(self._sites)}", f"10.77.0.{len(self._sites) + 1}")
+        site = Site(self, name, f"{self._mark}-{name}", f"port{len(self._sites)}", f"10.77.0.{len(self._sites) + 1}")
         self._sites.append(site)
         return site
 
@@ -65,10 +66,10 @@ class Network:
 
 
 class Site:
-    """One machine: a namespace, a cable to the switch, and a folder that it has as /tmp/ray."""
+    """One machine: an address, a cable to the switch, a name, processes of its own, and a folder that it has as /tmp/ray."""
 
-    def __init__(self, network, namespace, cable, address):
-        self._network, self.namespace, self._cable, self.address = network, namespace, cable, address
+    def __init__(self, network, name, namespace, cable, address):
+        self._network, self.name, self.namespace, self._cable, self.address = network, name, namespace, cable, address
         self.folder = network.folder / cable
         self.folder.mkdir()
         switch = network.switch
@@ -78,6 +79,26 @@ class Site:
         ip("-n", namespace, "addr", "add", f"{address}/24", "dev", "eth0")
         ip("-n", namespace, "link", "set", "eth0", "up")
         ip("-n", namespace, "link", "set", "lo", "up")
+        # It leads nowhere. Ray learns a machine's own address from the way that leads out.
+        ip("-n", namespace, "route", "add", "default", "via", "10.77.0.254")
+        self.boot()
+
+    def boot(self):
+        """Start the first process. Ray looks for its own among all that it sees, and shall see no other machine's."""
+        first = f'hostname {self.name} && mount --bind "$0" /tmp/ray && echo up && exec sleep infinity'
+        command = ["ip", "netns", "exec", self.namespace, "unshare", "--pid", "--uts", "--fork", "--kill-child", "--mount-proc"]
+        self._machine = subprocess.Popen([*command, "sh", "-c", first, str(self.folder)], stdout=subprocess.PIPE, text=True)
+        assert self._machine.stdout.readline() == "up\n"
+        self._first = psutil.Process(self._machine.pid).children()[0].pid
+
+    def kill(self):
+        """Switch it off: with the first process all others end."""
+        self._machine.kill()
+        self._machine.communicate()
+
+    def reboot(self):
+        self.kill()
+        self.boot()
 
     def cut(self):
         """Pull the cable."""
@@ -98,8 +119,8 @@ class Site:
         """Run ``command`` here."""
         env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         env |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
-        inside = ["sh", "-c", 'mount --bind "$0" /tmp/ray && exec "$@"', str(self.folder), *command]
-        return subprocess.Popen(["ip", "netns", "exec", self.namespace, *inside], env=env, **streams)
+        enter = ["nsenter", "--target", str(self._first), "--mount", "--uts", "--net", "--pid"]
+        return subprocess.Popen([*enter, *command], env=env, **streams)
 
     def ray(self, *arguments):
         """A head, or a node that joins one."""
@@ -113,14 +134,7 @@ class Site:
         piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return self.start(sys.executable, "-m", "orchestrator", *arguments, **piped)
 
-    def pids(self):
-        return [int(pid) for pid in ip("netns", "pids", self.namespace).split()]
-
-    def kill(self):
-        """Switch it off."""
-        give_up = time.monotonic() + 30
-        while (pids := self.pids()) and time.monotonic() < give_up:
-            for pid in pids:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.2)
+    def started(self):
+        """How often Ray has come up here."""
+        log = self.folder / "start.log"
+        return log.read_text().count("Ray runtime started") if log.exists() else 0

@@ -6,7 +6,6 @@ import dataclasses
 import os
 import signal
 import time
-from dataclasses import replace
 
 import psutil
 import pytest
@@ -140,13 +139,6 @@ def test_every_node_says_what_it_has(cluster):
     assert isinstance(answer, NodeProbe)
     assert answer.code_version == code_version()
     assert answer.versions["torch"] is None or answer.versions["torch"][0].isdigit()
-
-
-@pytest.mark.slow
-def test_nodes_read_libraries_ahead(cluster):
-    assert cluster.prefetch(cluster.nodes(), ["no-such-suite"]) == {}
-    gone = replace(cluster.nodes()[0], name="gone", node_id="f" * 56)
-    assert set(cluster.prefetch([gone], [])) == {"gone"}
 
 
 def test_no_cluster_at_the_address_is_a_clear_error(cluster):

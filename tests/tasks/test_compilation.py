@@ -145,6 +145,59 @@ class TestActivity:
         assert [one != other for one, other in itertools.pairwise(seen)] == [True, False, True]
 
 
+class FakeManager:
+    """What is read of Inductor's manager of CUDA graphs: each function is run once to warm up, then recorded, then replayed."""
+
+    def __init__(self):
+        self.warmed_up_functions, self.graph_counter, self.recorded = set(), itertools.count(0), set()
+
+    def run(self, function):
+        if function not in self.warmed_up_functions:
+            self.warmed_up_functions.add(function)
+        elif function not in self.recorded:
+            next(self.graph_counter)
+            self.recorded.add(function)
+
+
+class TestCudaGraphs:
+    def seen(self, manager, *functions):
+        states = [compilation.graphs_recorded(manager)]
+        for function in functions:
+            manager.run(function)
+            states.append(compilation.graphs_recorded(manager))
+        return [one != other for one, other in itertools.pairwise(states)]
+
+    def test_warming_up_and_recording_are_activity_and_replaying_is_not(self):
+        assert self.seen(FakeManager(), 1, 1, 1, 1, 2, 2, 2) == [True, True, False, False, True, True, False]
+
+    def test_a_manager_of_another_kind_tells_nothing(self):
+        assert compilation.graphs_recorded(object()) == compilation.graphs_recorded(object())
+        assert compilation.graphs_recorded(None) == ()
+
+    def test_inductors_own_manager_has_what_is_read(self):
+        """Were it renamed, recording would look like replaying."""
+        import inspect
+
+        from torch._inductor import cudagraph_trees
+
+        source = inspect.getsource(cudagraph_trees.CUDAGraphTreeManager.__init__)
+        assert "self.warmed_up_functions" in source
+        assert "self.graph_counter = itertools.count(" in source
+        assert list(inspect.signature(cudagraph_trees.get_manager).parameters) == ["device_index", "create_if_none_exists"]
+
+    @pytest.mark.parametrize("initialized", [True, False])
+    def test_they_are_part_of_the_compilers_activity(self, monkeypatch, initialized):
+        from torch._inductor import cudagraph_trees
+
+        manager = FakeManager()
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: initialized)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        monkeypatch.setattr(cudagraph_trees, "get_manager", lambda index, create_if_none_exists: manager)
+        before = compiler_activity()
+        manager.run(1)
+        assert (compiler_activity() != before) is initialized
+
+
 class TestStances:
     def test_a_recompile_is_an_error_with_its_reason(self):
         state = {"value": torch.ones(3)}

@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 
 import duckdb
+import numpy as np
 import pytest
 
 from orchestrator.errors import ExitCode, UsageError
@@ -15,7 +16,7 @@ from orchestrator.report.data import as_json
 from orchestrator.report.html import render_html
 from orchestrator.report.present import as_text
 from orchestrator.report.rows import COLUMNS, Run, load, rows_of
-from orchestrator.report.synthetic import failed, store_run, synthetic_run
+from orchestrator.report.synthetic import WEIGHTS, failed, store_run, synthetic_run, true_logs
 from orchestrator.store import Store
 
 FORMS = ("text", "json", "markdown")
@@ -126,7 +127,70 @@ def test_a_process_sd_is_not_added_to_tasks_that_ran_in_several_processes():
     plain, asked = (build(repeated, process_sd=sd) for sd in (0.0, 0.02))
     assert plain.configurations == asked.configurations
     assert plain.processes_covered
-    assert not build(run).processes_covered
+    assert build(run).processes_covered
+    assert not build(run, process_sd=0.0).processes_covered
+
+
+SMALL_TRUTH = true_logs({"toy": 16})
+SMALL_SCORE = sum(
+    weight * math.exp(np.mean([log for key, log in SMALL_TRUTH.items() if key[2] == dtype])) for dtype, weight in WEIGHTS.items()
+)
+
+
+def calibrated(seed):
+    """A run of which every fourth task is measured in five processes."""
+    once, often = (synthetic_run(SMALL_TRUTH, seed=2 * seed + part, processes=count) for part, count in enumerate((1, 5)))
+    rows, planned = (
+        tuple(
+            two if place % 4 == 0 else one for place, (one, two) in enumerate(zip(getattr(once, name), getattr(often, name), strict=True))
+        )
+        for name in ("rows", "planned")
+    )
+    return replace(once, rows=rows, planned=planned)
+
+
+@pytest.mark.parametrize(
+    ("made", "process_sd", "least", "most"),
+    [
+        (lambda seed: synthetic_run(SMALL_TRUTH, seed=seed), 0.0, 0, 65),  # the interval of one process alone misses
+        (lambda seed: synthetic_run(SMALL_TRUTH, seed=seed), 0.01, 90, 100),
+        (lambda seed: synthetic_run(SMALL_TRUTH, seed=seed), None, 98, 100),  # twice the truth is assumed
+        (lambda seed: synthetic_run(SMALL_TRUTH, seed=seed, processes=4), None, 90, 100),
+        (calibrated, None, 90, 100),
+    ],
+)
+def test_the_interval_of_the_score_covers_what_fresh_processes_change(monkeypatch, made, process_sd, least, most):
+    monkeypatch.setattr("orchestrator.report.build.generalisation_interval", lambda *_: None)
+    scores = (build(made(seed), process_sd=process_sd).configurations[0].score for seed in range(100))
+    assert least <= sum(score.measurement.low <= SMALL_SCORE <= score.measurement.high for score in scores) <= most
+
+
+def test_a_calibration_set_is_used_for_its_class_and_named():
+    (error,) = build(calibrated(1)).process_errors
+    assert (error.kind, error.tasks) == ("unknown on CUDA", 24)
+    assert "as measured by the tasks with several processes" in error.words
+    assert error.sd == pytest.approx(0.01, rel=0.5)
+    few = replace(calibrated(1), rows=calibrated(1).rows[:2])
+    (error,) = build(few).process_errors
+    assert (error.sd, error.tasks) == (0.02, 1)
+    assert "assumed" in error.words
+
+
+def test_how_long_a_run_took_is_what_its_own_tasks_took():
+    run = replace(synthetic_run(SMALL_TRUTH), ended=9e9)
+    assert build(run).took_s == 31 * 10 + 60
+    old = with_rows(run, lambda place, row: replace(row, carried_from="x", started=1.0) if place == 0 else row)
+    assert build(old).took_s == 30 * 10 + 60
+    assert build(replace(run, rows=())).took_s is None
+
+
+def test_every_mean_says_how_many_tasks_it_is_over():
+    run = with_rows(small(amp=[2.0, 4.0, 8.0], float32=[1.0, 1.0, 1.0]), lambda place, row: failed(row) if place == 2 else row)
+    variants = {variant.name: (variant.tasks["amp"], variant.planned["amp"]) for variant in build(run).configurations[0].variants}
+    assert variants == {name: (3 if name == "failures as 1.0" else 2, 3) for name in variants}
+    for form in FORMS:
+        text = as_text(build(run), form)
+        assert '"tasks": {' in text if form == "json" else "2 of 3" in text
 
 
 # Bad input --------------------------------------------------------------------------------------------------------------------------
@@ -265,7 +329,7 @@ class TestPassRate:
             ({"status": "timeout", "phase": "time", "speedup": None}, 3, (4, 4)),  # upstream looks at accuracy in a run of its own
             ({"status": "fail_eager", "phase": "eager", "accuracy": None, "speedup": None}, 3, (3, 3)),
             ({"status": "skipped", "phase": "start", "accuracy": None, "speedup": None}, 3, (3, 3)),
-            ({"accuracy": "skipped"}, 4, (4, 4)),
+            ({"accuracy": "skipped"}, 3, (4, 4)),
         ],
     )
     def test_beside_upstreams_definition(self, fields, ours, upstream):
@@ -273,12 +337,44 @@ class TestPassRate:
         assert (rate.passed, rate.planned) == (ours, 4)
         assert (rate.upstream_passed, rate.upstream_counted) == upstream
 
-    def test_a_pass_without_a_verdict_is_told_apart(self):
-        rate = self.rate(lambda place, row: replace(row, accuracy="skipped") if place < 2 else row)
-        assert rate.unjudged == 2
-        answers = build(with_rows(small(amp=[1.5] * 4), lambda place, row: replace(row, accuracy="skipped") if place < 2 else row))
-        assert "2 of those that passed without a verdict on accuracy" in as_text(answers, "text")
-        assert as_json(answers)["pass_rate"]["unjudged"] == 2
+    def test_a_task_that_was_not_judged_enters_the_means_and_did_not_pass(self):
+        run = with_rows(small(amp=[1.5] * 4, float32=[1.5] * 4), lambda place, row: replace(row, accuracy="skipped") if place < 2 else row)
+        answers = build(run)
+        assert (answers.rate.passed, answers.rate.unjudged, answers.rate.failed, answers.rate.value) == (6, 2, 0, 0.75)
+        assert answers.configurations[0].score.value == pytest.approx(1.5)
+        assert answers.exit_code is ExitCode.PASSED
+        for form in ("text", "markdown"):
+            assert "accuracy was not checked in 2 of the 8 tasks" in as_text(answers, form)
+        assert "2 timed without a verdict on accuracy" in as_text(answers, "text")
+        data = as_json(answers)
+        assert (data["passed"], data["pass_rate"]["unjudged"], data["score"]["tasks"]) == (6, 2, 8)
+
+    def test_a_run_that_judged_nothing_says_so(self):
+        run = with_rows(small(amp=[1.5] * 4, float32=[1.5] * 4), lambda place, row: replace(row, accuracy="skipped"))
+        answers = build(run)
+        assert (answers.rate.passed, answers.rate.value) == (0, 0.0)
+        assert "nothing was judged" in as_text(answers, "text")
+        assert "nothing was judged" in render_html(answers)
+
+    def test_exclusions_did_not_pass_and_are_counted(self):
+        rate = self.rate(lambda place, row: replace(failed(row), status="skipped") if place < 2 else row)
+        assert (rate.passed, rate.planned, rate.skipped) == (2, 4, 2)
+        run = with_rows(small(amp=[1.5] * 4), lambda place, row: replace(failed(row), status="skipped") if place < 2 else row)
+        assert "2 of 4, 50.0 % [15.0, 85.0]; 2 excluded by the manifest" in as_text(build(run), "text")
+
+
+def test_rows_without_a_usable_speedup_are_told_apart():
+    values = {0: 0.0, 1: math.inf, 2: math.nan}
+    run = with_rows(small(amp=[2.0] * 4, float32=[1.5] * 4), lambda place, row: replace(row, speedup=values.get(place, row.speedup)))
+    answers = build(run)
+    assert {group.signature for group in answers.failures} == {f"no usable speedup ({value})" for value in values.values()}
+    assert answers.statuses == {"pass": 5, "pass without a usable speedup": 3}
+
+
+def test_a_dtype_that_nobody_planned_did_not_fail():
+    assert build(small(amp=[2.0])).configurations[0].score.why_not == "no task was planned in float32"
+    run = with_rows(small(amp=[2.0], float32=[2.0]), lambda place, row: failed(row) if row.dtype == "float32" else row)
+    assert build(run).configurations[0].score.why_not == "no task passed in float32"
 
 
 def test_devices_that_are_mixed_on_purpose_have_tables_of_their_own():
