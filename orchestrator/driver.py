@@ -151,7 +151,8 @@ class Driver:
             events = self._cluster.poll(POLL_S)
             now_s = self._clock()
             if (asked := self._signals + self._requests) > seen:
-                events.append(Drain(now_s) if seen == 0 and asked == 1 else Force(now_s))
+                # What has just ended makes room that a drain is not to fill; what is taken back may just have ended.
+                events = [Drain(now_s), *events] if seen == 0 and asked == 1 else [*events, Force(now_s)]
                 seen = asked
             if now_s >= next_tick_s:
                 events.append(Tick(now_s))

@@ -201,7 +201,14 @@ class _Run:
     def on_device(self, which: int) -> None:
         """Take the device's own time of a few more iterations, as long as it can be told and there is time for it."""
         for _ in range(DEVICE_ITERATIONS):
-            if self.left_s() < DEVICE_STEPS * self.times_ns[which] / 1e9 or self.stepper.on_device(which) is None:
+            if self.left_s() < DEVICE_STEPS * self.times_ns[which] / 1e9:
+                return
+            try:
+                found = self.stepper.on_device(which)
+            except RecompiledError as error:
+                self.recompiled = str(error)
+                return
+            if found is None:
                 return
 
     def judge(self, summary: estimator.Summary, excess: float | None) -> tuple[Quality, tuple[str, ...]]:

@@ -83,6 +83,24 @@ def test_the_first_signal_drains(number):
     assert [row.status for row in sink.rows] == [Status.PASS, Status.PASS]
 
 
+def test_what_ends_as_the_signal_comes_makes_no_room():
+    polls, started = itertools.count(), []
+
+    def behave(task_id, attempt):
+        started.append((task_id, attempt))
+        return [Started(0.0, task_id, attempt, NODE.name)]
+
+    def polled():
+        if next(polls) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            cluster.ready.extend(Ended(0.0, *key, passed(*key)) for key in started)
+
+    cluster = FakeCluster(behave, polled)
+    ending, sink, _ = drive([task(f"m{i}") for i in range(5)], cluster, max_in_flight=2)
+    assert ending.exit_code is ExitCode.INTERRUPTED
+    assert len(cluster.launched) == len(sink.rows) == 2
+
+
 def test_the_second_signal_takes_back_what_runs():
     polls = itertools.count()
 

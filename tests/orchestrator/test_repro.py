@@ -151,9 +151,9 @@ class TestRules:
         assert self.settings(random_numbers=recorded).random_numbers == recorded
 
     @pytest.mark.parametrize(
-        ("name", "expected"), [("mlp", "none"), ("shaken", "negligible"), ("noisy", "decisive"), ("wavering", "decisive")]
+        ("name", "expected", "recorded"),
+        [("mlp", "none", False), ("shaken", "negligible", False), ("wavering", "decisive", False), ("noisy", "decisive", True)],
     )
-    @pytest.mark.parametrize("recorded", [True, False])
     def test_and_finds_out_what_is_not_recorded(self, monkeypatch, name, expected, recorded):
         import torch
 

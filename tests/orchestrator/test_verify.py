@@ -25,7 +25,7 @@ def run(tmp_path):
     """A finished run: two passes, a crash, a skip."""
     plan = [*map(PlannedTask, TASKS[:3]), PlannedTask(TASKS[3], "excluded: too big")]
     run = Store(str(tmp_path)).create(a_record(), plan)
-    run.append([(TASKS[0], passed(TASKS[0], seed=1)), (TASKS[1], passed(TASKS[1], seed=2))])
+    run.append([(task, passed(task, seed=seed, on_device=True)) for seed, task in enumerate(TASKS[:2], start=1)])
     skipped = failed(TASKS[3], status=Status.SKIPPED, failure_class=FailureClass.EXCLUDED, error="excluded: too big")
     run.append([(TASKS[2], failed(TASKS[2])), (TASKS[3], skipped)])
     return run

@@ -496,6 +496,13 @@ class TestWarmup:
         arms = {(block, arm) for block, arm in zip(samples.block, samples.arm, strict=True) if block >= 0}
         assert len(arms) == len({block for block, _ in arms})
 
+    def test_a_recompile_after_the_pairs_costs_the_devices_time_and_not_the_pairs(self):
+        clockwork, sides = self.compiling(set(), recompiles=set(range(60, 70)))
+        clockwork.device_ms = lambda step: step() or 1.0
+        timing = run(clockwork, sides)
+        assert (timing.quality, timing.summary.pairs, timing.summary.speedup) == (Quality.RECOMPILED, 8, 2.0)
+        assert (timing.summary.eager_device_ms, timing.summary.compiled_device_ms) == (1.0, None)
+
     def test_a_side_that_recompiles_again_and_again_is_an_error(self):
         with pytest.raises(RecompiledError, match="a guard failed"):
             run(*self.compiling(set(), recompiles=set(range(20, 1000))))
