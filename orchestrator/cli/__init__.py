@@ -15,6 +15,7 @@ from typing import Any
 
 import typer
 
+from orchestrator.connection import end_process
 from orchestrator.errors import ExitCode, SweepError
 
 COMMANDS = {
@@ -84,6 +85,7 @@ def _with_status(command: Callable[..., ExitCode | None]) -> Callable[..., None]
             code = ExitCode.PASSED
         except KeyboardInterrupt:
             code = ExitCode.INTERRUPTED
+        end_process(int(code or ExitCode.PASSED))
         raise typer.Exit(int(code or ExitCode.PASSED))
 
     return run
