@@ -73,7 +73,8 @@ schema: $(READY) ## write the generated files anew: the manifests' JSON Schema, 
 models: $(READY) ## survey every model of the shipped manifests: the catalogue and docs/models.md
 	$(SWEEP) models manifests/pt2.yaml manifests/extra.yaml manifests/pyhpc.yaml --parameters --json > orchestrator/models.json.new
 	mv orchestrator/models.json.new orchestrator/models.json
-	$(BIN)/python -m orchestrator.model_page > docs/models.md
+	$(BIN)/python -m orchestrator.model_page > docs/models.md.new
+	mv docs/models.md.new docs/models.md
 
 clean: ## remove what the other targets made, but not the results
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
