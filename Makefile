@@ -5,13 +5,14 @@ VENV ?= .venv
 MANIFEST ?= manifests/smoke.yaml
 RESULTS ?= results
 ADDRESS ?=
+RUN ?= reference
 STORM ?= --runs 20 --faults 200
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SWEEP := $(BIN)/python -m orchestrator
 
 .DEFAULT_GOAL := help
-.PHONY: help sweep test test-slow test-models test-gpu check chaos storm bench bench-gpu report schema models plan install clean
+.PHONY: help sweep reference test test-slow test-models test-gpu check chaos storm bench bench-gpu report schema models plan install clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -26,6 +27,9 @@ install: $(READY) ## create the virtual environment
 
 sweep: $(READY) ## run MANIFEST (default: the smoke sweep) into RESULTS, on a local Ray or on the cluster at ADDRESS
 	$(SWEEP) run $(MANIFEST) --results $(RESULTS) $(if $(ADDRESS),--address $(ADDRESS)) $(ARGS)
+
+reference: $(READY) ## the reference sweep on this machine's GPU, or at ADDRESS, into RESULTS as the run RUN; again, it goes on
+	$(SWEEP) run manifests/pt2.yaml --results $(RESULTS) --run-id $(RUN) --resume $(if $(ADDRESS),--address $(ADDRESS)) $(ARGS)
 
 plan: $(READY) ## show what MANIFEST would run
 	$(SWEEP) plan $(MANIFEST) $(ARGS)
@@ -68,12 +72,14 @@ check: $(READY) ## format, lint, types, import directions, freshness of generate
 
 schema: $(READY) ## write the generated files anew: the manifests' JSON Schema, the table of failures
 	$(SWEEP) schema --write manifests/manifest.schema.json
-	$(BIN)/python -m orchestrator.failure_table > docs/failures.md
+	$(BIN)/python -m orchestrator.failure_table > docs/failures.md.new
+	mv docs/failures.md.new docs/failures.md
 
 models: $(READY) ## survey every model of the shipped manifests: the catalogue and docs/models.md
 	$(SWEEP) models manifests/pt2.yaml manifests/extra.yaml manifests/pyhpc.yaml --parameters --json > orchestrator/models.json.new
 	mv orchestrator/models.json.new orchestrator/models.json
-	$(BIN)/python -m orchestrator.model_page > docs/models.md
+	$(BIN)/python -m orchestrator.model_page > docs/models.md.new
+	mv docs/models.md.new docs/models.md
 
 clean: ## remove what the other targets made, but not the results
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

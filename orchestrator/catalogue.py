@@ -18,9 +18,19 @@ from pathlib import Path
 from typing import Any
 
 ENTRY_POINT_GROUP = "compile_sweep.suites"
+BACKEND_GROUP = "torch_dynamo_backends"
+BACKENDS = frozenset(
+    {
+        "aot_eager", "aot_eager_decomp_partition", "aot_eager_default_partitioner", "aot_ts", "cudagraphs", "eager", "eager_debug",
+        "eager_noexcept", "inductor", "invoke_subgraph", "openxla", "openxla_eval", "pre_dispatch_eager", "ts", "tvm",
+    }
+)  # fmt: skip
+"""What torch itself registers for ``torch.compile``. Packages bring others, through entry points of the group above."""
+
 BUILT_IN = ("huggingface", "timm", "torchbench", "toy")
 OPEN = ("huggingface", "timm")
 
+_TOO_NEAR = 0.8
 _CLASS = re.compile(r"^class (\w+)\(", re.MULTILINE)
 _ENTRY_POINT = re.compile(r"^@register_model\s*\ndef (\w+)\(", re.MULTILINE)
 _RENAMED = re.compile(r"^register_model_deprecations\(__name__, \{(.*?)^\}", re.MULTILINE | re.DOTALL)
@@ -29,17 +39,31 @@ _RENAMED_NAME = re.compile(r"^\s*['\"]([^'\"]+)['\"]\s*:", re.MULTILINE)
 
 def suggest(word: str, known: Iterable[str]) -> str:
     """`` (did you mean 'x'?)`` for the closest of ``known``, or nothing."""
+    close = closest(word, known)
+    return f" (did you mean '{close}'?)" if close else ""
+
+
+def closest(word: str, known: Iterable[str], alike: float = 0.5) -> str | None:
+    """The one of ``known`` that is most like ``word``, if it is at least so much ``alike``; 1 is the same but for capitals."""
     folded = {name.casefold(): name for name in sorted(known, reverse=True)}
-    close = difflib.get_close_matches(word.casefold(), list(folded), n=1, cutoff=0.5)
-    return f" (did you mean '{folded[close[0]]}'?)" if close else ""
+    close = difflib.get_close_matches(word.casefold(), list(folded), n=1, cutoff=alike)
+    return folded[close[0]] if close else None
 
 
 def suite_problem(suite: str) -> str | None:
     """What is wrong with the name of a suite, or None."""
-    if suite in BUILT_IN or suite in _installed_suites():
+    if suite in BUILT_IN or suite in _installed(ENTRY_POINT_GROUP):
         return None
-    names = (*BUILT_IN, *sorted(_installed_suites()))
+    names = (*BUILT_IN, *sorted(_installed(ENTRY_POINT_GROUP)))
     return f"unknown suite; there are {', '.join(names)}{suggest(suite, names)}"
+
+
+def backend_problem(backend: str) -> str | None:
+    """What is wrong with the ``backend`` of ``torch.compile``: too much like one of torch's to be another's that is not installed here."""
+    near = closest(backend, BACKENDS, _TOO_NEAR)
+    if near is None or backend in BACKENDS or backend in _installed(BACKEND_GROUP):
+        return None
+    return f"torch has no backend '{backend}' (did you mean '{near}'?)"
 
 
 def model_problem(suite: str, name: str) -> str | None:
@@ -94,10 +118,11 @@ def table(suite: str) -> Mapping[str, Any]:
 
 
 @cache
-def _installed_suites() -> frozenset[str]:
+def _installed(group: str) -> frozenset[str]:
+    """The names of the entry points of a group."""
     from importlib.metadata import entry_points
 
-    return frozenset(point.name for point in entry_points(group=ENTRY_POINT_GROUP))
+    return frozenset(point.name for point in entry_points(group=group))
 
 
 @cache

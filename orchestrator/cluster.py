@@ -7,30 +7,33 @@ says, so phases and heartbeats reach the driver without an actor or a queue. Ray
 
 from __future__ import annotations
 
-import os
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol
 
-from orchestrator.errors import ClusterLostError, InfrastructureError
-from orchestrator.events import Ended, Event, Heartbeat, Lost, PhaseStarted, Started
-from orchestrator.metrics import COUNTERS, GAUGES, TAG, Meters
+from orchestrator.connection import HeadState, HeadWatch, connect, within
+from orchestrator.errors import ClusterLostError
+from orchestrator.events import Ended, Event, Heartbeat, Lost, PhaseStarted, Refused, Started
+from orchestrator.metrics import COUNTERS, GAUGES, TAGS, Meters
 from orchestrator.nodes import NodeInfo
 from tasks import supervisor
+from tasks.preload import preload
 from tasks.probe import NodeProbe, probe
-from tasks.spec import Attempt, FailureClass, Outcome, Phase, ResourceSpec, TaskSpec, decode, encode
-
-OBJECT_STORE_BYTES = 256 * 2**20
-"""Outcomes are small; Ray's default is a third of the machine's memory, which models need."""
+from tasks.spec import Attempt, FailureClass, Outcome, Phase, ResourceSpec, TaskSpec, decode, device_name, encode
 
 PROBE_TIMEOUT_S = 120.0
+WARM_UP_LIMIT_S = 180.0
+NODE_ID_LABEL = "ray.io/node-id"
 
 HEAD_LOST_S = 40.0
-"""A head that does not answer for this long is gone. Ray itself waits 60 s and then ends the process without a word to its program."""
+"""A head that does not answer for this long is gone."""
+
+LIST_S = 10.0
+"""How long to wait for the list of nodes; of a head that goes away just then it never comes."""
+
+WARDEN_NAP_S = 3600.0
 
 GOODBYE_S = 10.0
 """How long to wait for Ray to let go of a cluster that may not be there any more."""
@@ -45,6 +48,10 @@ class Cluster(Protocol):
 
     def probe(self) -> dict[str, NodeProbe | str]:
         """Software and devices by node name; a text where a node cannot say, with the reason."""
+        ...
+
+    def warm_up(self, nodes: Sequence[NodeInfo], modules: Sequence[str]) -> dict[str, str]:
+        """Have each node read these libraries once; what went wrong, by node name."""
         ...
 
     def launch(self, task: TaskSpec, attempt: Attempt, avoid: frozenset[str], alone: bool) -> None:
@@ -80,13 +87,15 @@ class RayCluster:
         """Connect, or start.
 
         Raises:
+            UsageError: the address is one of Ray Client.
             InfrastructureError: there is no cluster at ``address``, or Ray cannot start here.
         """
         self._clock = clock
         self._nodes: tuple[NodeInfo, ...] = ()
         self._running: dict[Any, tuple[str, int]] = {}
-        self._ray = _connect(address)
-        self._head = self._ray.get_runtime_context().gcs_address
+        self._wardens: list[Any] = []  # attempts that keep a quarantined GPU, or a share of it, out of use
+        self._ray = connect(address)
+        self._head = HeadWatch(self._ray.get_runtime_context().gcs_address)
         self._heard_s = clock()
         self._attempt = self._ray.remote(max_retries=0, max_calls=0, scheduling_strategy="SPREAD")(_run_attempt)
 
@@ -94,18 +103,21 @@ class RayCluster:
         """The live nodes; as last seen, while the head does not answer.
 
         Raises:
-            ClusterLostError: it has not answered for ``HEAD_LOST_S``.
+            ClusterLostError: it has not answered for ``HEAD_LOST_S``, or is another one.
         """
-        if _answers(self._head):
+        state = self._head.look()
+        if state is HeadState.REPLACED:
+            raise ClusterLostError(f"the head of the Ray cluster at {self._head.address} has been started anew: what ran on it is lost")
+        if state is HeadState.THERE and (listed := within(LIST_S, self._ray.nodes)) is not None:
             self._heard_s = self._clock()
-            self._nodes = self._look()
+            self._nodes = self._alive(listed)
         elif self._clock() - self._heard_s > HEAD_LOST_S:
-            raise ClusterLostError(f"the head of the Ray cluster at {self._head} has not answered for {HEAD_LOST_S:.0f} s")
+            raise ClusterLostError(f"the head of the Ray cluster at {self._head.address} has not answered for {HEAD_LOST_S:.0f} s")
         return self._nodes
 
-    def _look(self) -> tuple[NodeInfo, ...]:
+    def _alive(self, listed: Sequence[dict[str, Any]]) -> tuple[NodeInfo, ...]:
         found = []
-        for node in self._ray.nodes():
+        for node in listed:
             if node["Alive"]:
                 resources = node["Resources"]
                 prefix = "accelerator_type:"
@@ -117,33 +129,41 @@ class RayCluster:
                         num_gpus=resources.get("GPU", 0.0),
                         memory_mib=resources.get("memory", 0.0) / 2**20,
                         accelerators=tuple(sorted(key.removeprefix(prefix) for key in resources if key.startswith(prefix))),
+                        labels=dict(node["Labels"]),
                     )
                 )
         return tuple(sorted(found, key=lambda node: node.name))
 
     def probe(self) -> dict[str, NodeProbe | str]:
+        said = self._ask_each(self.nodes(), PROBE_TIMEOUT_S, _probe_node)
+        return {name: answer if isinstance(answer, str) else decode(NodeProbe, answer) for name, answer in said.items()}
+
+    def warm_up(self, nodes: Sequence[NodeInfo], modules: Sequence[str]) -> dict[str, str]:
+        said = self._ask_each(nodes, WARM_UP_LIMIT_S + PROBE_TIMEOUT_S, preload, tuple(modules), WARM_UP_LIMIT_S)
+        return {name: answer for name, answer in said.items() if answer}
+
+    def _ask_each(self, nodes: Sequence[NodeInfo], limit_s: float, ask: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+        """What ``ask`` returns on each of ``nodes``, by name; where it does not, a text that says why."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         asked = {}
-        for node in self.nodes():
+        for node in nodes:
             there = NodeAffinitySchedulingStrategy(node_id=node.node_id, soft=False)
-            asked[node.name] = self._ray.remote(_probe_node).options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote()
-        ready, _ = self._ray.wait(list(asked.values()), num_returns=len(asked), timeout=PROBE_TIMEOUT_S)
-        return {name: self._probe_answer(answer, answer in ready) for name, answer in asked.items()}
+            asked[node.name] = self._ray.remote(ask).options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote(*arguments)
+        ready, late = self._ray.wait(list(asked.values()), num_returns=len(asked), timeout=limit_s)
+        for answer in late:
+            self._ray.cancel(answer, force=True)
+        return {name: self._answer(answer) if answer in ready else f"no answer within {limit_s:.0f} s" for name, answer in asked.items()}
 
-    def _probe_answer(self, answer: Any, ready: bool) -> NodeProbe | str:
-        if not ready:
-            return f"no answer within {PROBE_TIMEOUT_S:.0f} s"
+    def _answer(self, answer: Any) -> Any:
         try:
-            return decode(NodeProbe, self._ray.get(answer))
+            return self._ray.get(answer)
         except self._ray.exceptions.RayError as error:
             return str(error).strip().splitlines()[-1]
 
     def launch(self, task: TaskSpec, attempt: Attempt, avoid: frozenset[str], alone: bool) -> None:
-        options = _options(task.resources, alone)
-        if avoid:
-            ids = [node.node_id for node in self.nodes() if node.name in avoid]
-            options |= {"label_selector": {"ray.io/node-id": f"!in({','.join(ids)})"}} if ids else {}
+        ids = [node.node_id for node in self._nodes if node.name in avoid]
+        options = _options(task.resources, alone, ids)
         stream = self._attempt.options(**options).remote(encode(task), encode(attempt))
         self._running[stream] = (task.task_id, attempt.number)
 
@@ -169,7 +189,11 @@ class RayCluster:
             del self._running[stream]
             failure_class, text = _classify(error)
             return Lost(self._clock(), task_id, attempt, failure_class, text)
-        return _event(self._clock(), task_id, attempt, message)
+        event = _event(self._clock(), task_id, attempt, message)
+        if isinstance(event, Refused):
+            self._wardens.append(stream)
+            del self._running[stream]
+        return event
 
     def cancel(self, task_id: str, attempt: int) -> None:
         for stream, key in list(self._running.items()):
@@ -182,63 +206,22 @@ class RayCluster:
         from ray.util import metrics
 
         return Meters(
-            *(metrics.Gauge(name, description=text, tag_keys=(TAG,)) for name, text in GAUGES.items()),
-            *(metrics.Counter(name, description=text, tag_keys=(TAG,)) for name, text in COUNTERS.items()),
+            *(metrics.Gauge(name, description=text, tag_keys=TAGS) for name, text in GAUGES.items()),
+            *(metrics.Counter(name, description=text, tag_keys=TAGS) for name, text in COUNTERS.items()),
         )
 
     def close(self) -> None:
-        if _answers(self._head):
-            for task_id, attempt in list(self._running.values()):
-                self.cancel(task_id, attempt)
+        there = self._head.look() is HeadState.THERE
+        for task_id, attempt in list(self._running.values()) if there else ():
+            self.cancel(task_id, attempt)
+        for warden in self._wardens if there else ():
+            self._ray.cancel(warden, force=True)
         # Without its head Ray's goodbye never ends; nor does the process, unless the goodbye is a daemon's.
-        goodbye = threading.Thread(target=self._ray.shutdown, daemon=True)
-        goodbye.start()
-        goodbye.join(GOODBYE_S if not _answers(self._head) else None)
+        within(None if there else GOODBYE_S, self._ray.shutdown)
 
 
-def _answers(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=2.0):
-            return True
-    except OSError:
-        return False
-
-
-def _connect(address: str | None) -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a sweep needs no network
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        raise InfrastructureError("Ray is not installed here: pip install 'compile-sweep[cluster]'") from error
-    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": False}
-    if address is None:
-        settings |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES, "address": "local"}
-    else:
-        settings |= {"address": address, "runtime_env": _code_for_nodes()}
-    try:
-        ray.init(**settings)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        where = f"no Ray cluster answers at {address}" if address else "Ray does not start on this machine"
-        raise InfrastructureError(f"{where}: {error}") from error
-    return ray
-
-
-def in_submitted_job() -> bool:
-    """Whether this process is the driver of a job that was submitted through Ray Jobs."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-
-
-def _code_for_nodes() -> dict[str, Any]:
-    """Send this project's own two packages along, so that every node runs the code that the driver has."""
-    if in_submitted_job():  # which has brought the project with it
-        return {}
-    packages = Path(__file__).parent.parent
-    return {"py_modules": [str(packages / "orchestrator"), str(packages / "tasks")], "excludes": ["**/__pycache__/**"]}
-
-
-def _options(resources: ResourceSpec, alone: bool) -> dict[str, Any]:
+def _options(resources: ResourceSpec, alone: bool, avoid: Sequence[str] = ()) -> dict[str, Any]:
+    """What Ray is asked for. ``avoid``: ids of nodes that are out of question."""
     options: dict[str, Any] = {"num_cpus": resources.num_cpus, "num_gpus": 0.0}
     if resources.device == "cuda":
         options["num_gpus"] = max(1.0, resources.num_gpus) if alone else resources.num_gpus
@@ -246,6 +229,9 @@ def _options(resources: ResourceSpec, alone: bool) -> dict[str, Any]:
             options["accelerator_type"] = resources.accelerator
     if resources.memory_mib:
         options["memory"] = resources.memory_mib * 2**20
+    labels = dict(resources.labels) | ({NODE_ID_LABEL: f"!in({','.join(avoid)})"} if avoid else {})
+    if labels:
+        options["label_selector"] = labels
     return options
 
 
@@ -254,25 +240,31 @@ def _classify(error: Exception) -> tuple[FailureClass, str]:
     import ray.exceptions as raised
 
     text = " ".join(str(error).split())[:2000]
-    if isinstance(error, raised.OutOfMemoryError):
-        return FailureClass.HOST_OOM, text
-    if isinstance(error, (raised.NodeDiedError, raised.ObjectLostError, raised.OwnerDiedError, raised.RaySystemError)):
-        return FailureClass.NODE_LOST, text
-    if isinstance(error, raised.RuntimeEnvSetupError):
-        return FailureClass.UNSCHEDULED, text
+    for kinds, failure_class in (
+        (raised.OutOfMemoryError, FailureClass.HOST_OOM),
+        ((raised.ObjectStoreFullError, raised.OutOfDiskError), FailureClass.DISK_FULL),  # both: no room for an outcome on the node
+        ((raised.NodeDiedError, raised.ObjectLostError, raised.OwnerDiedError, raised.RaySystemError), FailureClass.NODE_LOST),
+        ((raised.RuntimeEnvSetupError, raised.TaskUnschedulableError), FailureClass.UNSCHEDULED),
+        ((raised.WorkerCrashedError, raised.LocalRayletDiedError), FailureClass.WORKER_LOST),
+        (raised.RayTaskError, FailureClass.INTERNAL),  # nothing died: what runs on the node raised something, and would on another
+    ):
+        if isinstance(error, kinds):
+            return failure_class, text
     return FailureClass.WORKER_LOST, text
 
 
 def _event(at_s: float, task_id: str, attempt: int, message: dict[str, Any]) -> Event:
     match message["event"]:
         case "started":
-            return Started(at_s, task_id, attempt, message["node"])
+            return Started(at_s, task_id, attempt, message["node"], tuple(message["gpus"]))
         case "phase":
             return PhaseStarted(at_s, task_id, attempt, Phase(message["phase"]))
         case "heartbeat":
             return Heartbeat(at_s, task_id, attempt, message["paused_s"])
+        case "refused":
+            return Refused(at_s, task_id, attempt)
         case _:
-            return Ended(at_s, task_id, attempt, decode(Outcome, message["outcome"]))
+            return Ended(at_s, task_id, attempt, decode(Outcome, message["outcome"]), tuple(message["gpus"]))
 
 
 # --- what runs on a node ----------------------------------------------------------------------------------------------------------
@@ -286,23 +278,29 @@ def _run_attempt(task_data: dict[str, Any], attempt_data: dict[str, Any]) -> Ite
     gpu_ids = tuple(str(gpu) for gpu in context.get_accelerator_ids().get("GPU", ()))
     task = decode(TaskSpec, task_data)
     attempt = replace(decode(Attempt, attempt_data), gpu_ids=gpu_ids)
-    yield from _messages(task, attempt, node_name(socket.gethostname(), context.get_node_id()))
+    node = node_name(socket.gethostname(), context.get_node_id())
+    if any(device_name(node, gpu) in attempt.refuse for gpu in gpu_ids):
+        # Ray cannot be told to leave out one GPU of a node, and would give it to the next attempt at once: keep it from all others.
+        yield {"event": "refused"}
+        while True:
+            time.sleep(WARDEN_NAP_S)
+    yield from _messages(task, attempt, node)
 
 
 def _messages(task: TaskSpec, attempt: Attempt, node: str) -> Iterator[dict[str, Any]]:
     if task.resources.isolation == "inline":
-        yield {"event": "ended", "outcome": encode(supervisor.run_inline(task, attempt, node))}
+        yield {"event": "ended", "outcome": encode(supervisor.run_inline(task, attempt, node)), "gpus": []}
         return
     for event in supervisor.supervise(task, attempt, node):
         match event:
             case supervisor.Started():
-                yield {"event": "started", "node": node}
+                yield {"event": "started", "node": node, "gpus": list(attempt.gpu_ids)}
             case supervisor.PhaseStarted():
                 yield {"event": "phase", "phase": event.phase.value}
             case supervisor.Heartbeat():
                 yield {"event": "heartbeat", "paused_s": event.paused_s}
             case supervisor.Finished():
-                yield {"event": "ended", "outcome": encode(event.outcome)}
+                yield {"event": "ended", "outcome": encode(event.outcome), "gpus": list(attempt.gpu_ids)}
 
 
 def _probe_node() -> dict[str, Any]:

@@ -10,11 +10,12 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from orchestrator.catalogue import suggest
+from orchestrator.catalogue import closest, suggest
 from orchestrator.errors import Problem
 from orchestrator.fields import FACTORY_PATTERN, NAME_PATTERN
 from orchestrator.source import Document, Key, Trail
 
+_SURELY = 0.75
 _WANTED = {
     "int_type": "an integer",
     "float_type": "a number",
@@ -38,18 +39,34 @@ _PATTERNS = {
 
 
 def complaints(error: ValidationError, model: type[BaseModel], document: Document) -> Iterator[tuple[Trail, Problem]]:
-    """Each thing wrong, with the trail that pydantic gives it. ``model`` is what the whole ``document`` was validated as."""
-    for detail in error.errors(include_url=False):
-        trail = tuple(key for key in detail["loc"] if key != "[key]")
+    """Each thing wrong, with the trail that pydantic gives it. ``model`` is what the whole ``document`` was validated as.
+
+    A misspelled field comes a second time at the trail of the field that it was meant to be, which is therefore not called missing.
+    """
+    details = [(tuple(key for key in detail["loc"] if key != "[key]"), detail) for detail in error.errors(include_url=False)]
+    meant = {trail: _meant(model, trail, document) for trail, detail in details if detail["type"] == "extra_forbidden"}
+    for trail, detail in details:
+        if detail["type"] == "missing" and trail in meant.values():
+            continue
         is_key = trail != detail["loc"] or detail["type"] == "extra_forbidden"
         about = document.key_problem if is_key else document.problem
-        yield trail, about(trail, _message(detail, model, trail))
+        problem = about(trail, _message(detail, model, trail))
+        yield trail, problem
+        if other := meant.get(trail):
+            yield other, problem
+
+
+def _meant(model: type[BaseModel], trail: Trail, document: Document) -> Trail | None:
+    """The field of which the unknown one at ``trail`` is surely a misspelling."""
+    name = closest(str(trail[-1]), fields_at(model, trail[:-1]), _SURELY)
+    meant = (*trail[:-1], name) if name else None
+    return None if meant in document.values else meant
 
 
 def _message(detail: ErrorDetails, model: type[BaseModel], trail: Trail) -> str:
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
     if kind == "extra_forbidden":
-        return f"unknown field{suggest(str(trail[-1]), _fields_at(model, trail[:-1]))}"
+        return f"unknown field{suggest(str(trail[-1]), fields_at(model, trail[:-1]))}"
     if kind == "missing":
         return f"the field '{trail[-1]}' is missing"
     if kind == "literal_error" and trail == ("schema_version",):
@@ -84,7 +101,7 @@ def show(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:56]}...'"
 
 
-def _fields_at(model: type[BaseModel], trail: Iterable[Key]) -> list[str]:
+def fields_at(model: type[BaseModel], trail: Iterable[Key]) -> list[str]:
     """The names of the fields that the mapping at ``trail`` may have."""
     kinds: list[Any] = [model]
     for key in trail:

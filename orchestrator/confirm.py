@@ -108,6 +108,7 @@ def _execution(first: TaskSpec, sharing: int) -> dict[str, Any]:
         "sharing": sharing if sharing > 1 else None,
         "num_cpus": resources.num_cpus,
         "accelerator": resources.accelerator,
+        "labels": dict(resources.labels) or None,
         "memory_mib": resources.memory_mib,
         "threads": resources.threads,
         "compile_threads": resources.compile_threads,

@@ -5,13 +5,13 @@ What an earlier run recorded beats any estimate. Paused and waiting seconds are 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from tasks.spec import Status, TaskSpec
+from orchestrator.memory import estimated_mib, recorded_mib
+from tasks.spec import Phase, TaskSpec
 
 if TYPE_CHECKING:
     from orchestrator.model_table import ModelRow
@@ -39,30 +39,18 @@ SLOW_COMPILE_S = {
 """Cold compile seconds of a training step that were published for an A100 in 2022 and 2023: old, but the order is what counts."""
 INFERENCE_SHARE = 0.4
 USUAL_TIMING_S = {"cuda": 4.0, "cpu": 10.0}
+BESIDE_TIMING_S = {"cuda": 2.0, "cpu": 0.5}
+"""Also alone on the device: warm-up of both arms, peak memory, device times; on CUDA the autotuner's benchmarks."""
 
 USUAL_PARAMETERS = 50e6
 SIZE_POWER = 0.25
 SIZE_BOUNDS = (0.5, 2.0)
 """A larger model tends to have more layers, and layers are what compiling takes time for; sixteen times the parameters count twice."""
 
-BASE_MIB = 2048.0
-"""CUDA and its libraries, work spaces, fragments."""
-BYTES_PER_PARAMETER = {"training": 24.0, "inference": 12.0}
-"""Weights and gradients in float32, and the copies that the accuracy check keeps of them."""
-OTHER_ACTIVATIONS_MIB = 4096.0
-BYTES_PER_PIXEL, IMAGE_PARAMETERS, IMAGE_POWER = 2000.0, 25e6, 0.4
-BYTES_PER_TOKEN, TEXT_PARAMETERS, TEXT_POWER = 1.2e6, 110e6, 0.5
-AMP_ACTIVATIONS, INFERENCE_ACTIVATIONS = 0.6, 0.15
-"""Activations that a training step in float32 keeps for its backward pass: a ResNet-50's and a BERT's, and how larger models differ."""
-
-RECORDED_MARGIN = 1.15
-CONTEXT_MIB = 1024.0
-"""Beyond a recorded peak of torch's allocator: fragments, and what CUDA and its libraries take for a process."""
-
-_SHAPE = re.compile(r"(\w+)\[([\d, ]+)\]")
-_SHARED_COLUMNS = ("start_s", "build_s", "compile_phase_s", "write_s")
-_EXCLUSIVE_COLUMNS = ("eager_s", "verify_s", "time_s")
-_COLUMNS = ("task_id", "status", "started", "ended", "eager_peak_mib", "compiled_peak_mib", *_SHARED_COLUMNS, *_EXCLUSIVE_COLUMNS)
+_PHASES = ("start_s", "build_s", "eager_s", "compile_phase_s", "verify_s", "time_s", "write_s")
+_PEAKS = ("eager_peak_mib", "compiled_peak_mib", "peak_mib")
+_COLUMNS = ("task_id", "phase", "started", "ended", "device", "gpu_uuid", "process_speedups", "owned_s", *_PEAKS, *_PHASES)
+_MEASURED = {Phase.TIME, Phase.WRITE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,40 +65,55 @@ class Cost:
     def total_s(self) -> float:
         return self.shared_s + self.exclusive_s
 
+    def times(self, processes: int) -> Cost:
+        """That of so many processes, one after the other."""
+        return replace(self, shared_s=processes * self.shared_s, exclusive_s=processes * self.exclusive_s)
 
-def recorded(root: str) -> dict[str, Cost]:
-    """Costs by ``task_id``, each from the newest attempt that ran, over the newest ``RUNS_LOOKED_AT`` runs of the store at ``root``."""
+
+def recorded(root: str, kind: str | None = None, device: str | None = None) -> dict[str, Cost]:
+    """Costs of one process by ``task_id``, over the newest ``RUNS_LOOKED_AT`` runs of the store at ``root``.
+
+    Each is from the newest attempt that got as far as timing: one that failed early says little of what a whole one takes. ``kind``
+    ("cuda" or "cpu") leaves out rows of the other. Where there are rows of ``device``, a GPU's or a CPU's name, those count before others.
+    """
     from orchestrator.store import Store
 
     store = Store(root)
-    costs: dict[str, Cost] = {}
+    same: dict[str, Cost] = {}
+    other: dict[str, Cost] = {}
     for record in [record for record in store.runs() if not record.aa][: -RUNS_LOOKED_AT - 1 : -1]:
         for row in store.resolve(record.run_id).rows(_COLUMNS).to_pylist():
-            ran = row["status"] not in {Status.SKIPPED, Status.INFRA_ERROR}
-            if ran and row["task_id"] not in costs and row["started"] and row["ended"]:
-                costs[row["task_id"]] = _of_row(row)
-    return costs
+            if row["phase"] in _MEASURED and row["started"] and row["ended"] and kind in (None, _kind(row)):
+                costs = same if device is not None and row["device"] == device else other
+                costs.setdefault(row["task_id"], _of_row(row))
+    return other | same
 
 
 def estimated(spec: TaskSpec) -> Cost:
-    """Rough: only the order of tasks, and how many of them share a device, rest on it."""
+    """Of one process. Rough: only the order of tasks, and how many of them share a device, rest on it."""
     if spec.model.suite == "toy":
-        return Cost(spec.measure.processes * COMPILE_S["toy"] * _mode_share(spec))
+        return Cost(COMPILE_S["toy"] * _mode_share(spec))
     row = _rows().get((spec.model.suite, spec.model.name))
-    parameters = row.parameters if row else None
-    usual_s = COMPILE_S.get(spec.model.suite, OTHER_COMPILE_S) * _size_factor(parameters)
+    usual_s = COMPILE_S.get(spec.model.suite, OTHER_COMPILE_S) * _size_factor(row.parameters if row else None)
     compile_s = SLOW_COMPILE_S.get(f"{spec.model.suite}/{spec.model.name}", usual_s)
-    timing_s = min(spec.measure.max_time_s, USUAL_TIMING_S[spec.resources.device])
-    peak_mib = BASE_MIB + BYTES_PER_PARAMETER[spec.mode] * (parameters or 0) / 2**20 + _activations_mib(spec, row)
-    return Cost(spec.measure.processes * (START_S + _mode_share(spec) * compile_s), spec.measure.processes * timing_s, peak_mib)
+    device = spec.resources.device
+    timing_s = min(spec.measure.max_time_s, USUAL_TIMING_S[device]) + min(spec.measure.warmup_max_s, BESIDE_TIMING_S[device])
+    return Cost(START_S + _mode_share(spec) * compile_s, timing_s, estimated_mib(spec))
 
 
 def _of_row(row: Mapping[str, Any]) -> Cost:
-    shared_s, exclusive_s = (sum(row[name] or 0.0 for name in names) for names in (_SHARED_COLUMNS, _EXCLUSIVE_COLUMNS))
-    if not shared_s + exclusive_s:  # run without a process of its own
-        shared_s = (row["ended"] - row["started"]).total_seconds()
-    peaks = [row[name] for name in ("eager_peak_mib", "compiled_peak_mib") if row[name]]
-    return Cost(shared_s, exclusive_s, RECORDED_MARGIN * max(peaks) + CONTEXT_MIB if peaks else None)
+    """Where nobody counted owned seconds, those of the phase that times stand for them."""
+    exclusive_s = row["owned_s"] or row["time_s"] or 0.0
+    all_s = sum(row[name] or 0.0 for name in _PHASES)
+    if not all_s:  # run without a process of its own
+        all_s = (row["ended"] - row["started"]).total_seconds()
+    processes = max(1, len(row["process_speedups"] or ()))
+    peak_mib = recorded_mib(*(row[name] for name in _PEAKS))
+    return Cost(max(0.0, all_s - exclusive_s) / processes, exclusive_s / processes, peak_mib)
+
+
+def _kind(row: Mapping[str, Any]) -> str:
+    return "cuda" if row["gpu_uuid"] else "cpu"
 
 
 def _mode_share(spec: TaskSpec) -> float:
@@ -120,28 +123,6 @@ def _mode_share(spec: TaskSpec) -> float:
 def _size_factor(parameters: int | None) -> float:
     low, high = SIZE_BOUNDS
     return min(high, max(low, (parameters / USUAL_PARAMETERS) ** SIZE_POWER)) if parameters else 1.0
-
-
-def _activations_mib(spec: TaskSpec, row: ModelRow | None) -> float:
-    """By the first input, where that is a batch of images or of tokens, at the task's own batch size."""
-    scale = (AMP_ACTIVATIONS if spec.precision.dtype == "amp" else 1.0) * (INFERENCE_ACTIVATIONS if spec.mode == "inference" else 1.0)
-    shape = _first_shape(row.inputs if row else None)
-    parameters = float((row.parameters if row else None) or 0)
-    one_mib: float
-    match shape:
-        case ("float32", (batch, _, height, width)):
-            one_mib = height * width * BYTES_PER_PIXEL * (parameters / IMAGE_PARAMETERS) ** IMAGE_POWER / 2**20
-        case ("int64", (batch, length)):
-            one_mib = length * BYTES_PER_TOKEN * (parameters / TEXT_PARAMETERS) ** TEXT_POWER / 2**20
-        case _:
-            return scale * OTHER_ACTIVATIONS_MIB
-    return scale * (spec.model.batch_size or batch) * one_mib
-
-
-def _first_shape(inputs: str | None) -> tuple[str, tuple[int, ...]] | None:
-    """``float32[2, 3]`` of ``float32[2, 3], int64[2]``."""
-    found = _SHAPE.match(inputs or "")
-    return (found[1], tuple(int(size) for size in found[2].split(","))) if found else None
 
 
 @cache

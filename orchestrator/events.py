@@ -5,7 +5,8 @@ Every event carries its time, in seconds on a clock of the driver's choice.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from orchestrator.errors import ExitCode
 from tasks.spec import FailureClass, Outcome, Phase
@@ -22,12 +23,13 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A node runs the attempt."""
+    """A node runs the attempt, on these of its GPUs."""
 
     at_s: float
     task_id: str
     attempt: int
     node: str
+    gpus: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +54,22 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The attempt came to an end of its own, or its end was found in the spool."""
+    """The attempt came to an end of its own, or its end was found in the spool. ``gpus`` is also known where no worker was started."""
 
     at_s: float
     task_id: str
     attempt: int
     outcome: Outcome
+    gpus: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The attempt was given a GPU that is quarantined, and did not begin. What it was given stays out of use until the run ends."""
+
+    at_s: float
+    task_id: str
+    attempt: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +85,17 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class NodesChanged:
-    """The nodes that are alive now."""
+    """The nodes that are alive now.
+
+    ``fitting``: for each request of the plan (``SweepTask.request``), those that could run it if they were empty; () means all of them
+    can. ``max_in_flight``: what they have room for; None leaves the bound as it is. ``gpus``: how many a node has.
+    """
 
     at_s: float
     nodes: frozenset[str]
+    fitting: tuple[frozenset[str], ...] = ()
+    max_in_flight: int | None = None
+    gpus: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +149,7 @@ Event = (
     | PhaseStarted
     | Heartbeat
     | Ended
+    | Refused
     | Lost
     | NodesChanged
     | RowsWritten
@@ -145,12 +165,17 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """Hand the attempt to the cluster, on none of ``avoid`` and, if ``alone``, with the device to itself."""
+    """Hand the attempt to the cluster, on none of the nodes ``avoid`` and, if ``alone``, with the device to itself.
+
+    ``refuse``: GPUs, as ``device_name`` calls them, on which it is not to begin. ``roomy``: with several times its share of the device.
+    """
 
     task_id: str
     attempt: int
     avoid: frozenset[str] = frozenset()
     alone: bool = False
+    refuse: frozenset[str] = frozenset()
+    roomy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,10 +188,11 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class WriteRow:
-    """Make this outcome the task's terminal row."""
+    """Make this outcome the task's terminal row. ``here``: the sweep made it, so its times are those of the events' clock."""
 
     task_id: str
     outcome: Outcome
+    here: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,16 +16,17 @@ PRODUCED_BY: dict[FailureClass, str] = {
     FailureClass.COMPILER: "tests/tasks/test_execute.py::test_a_compiler_that_fails",
     FailureClass.ACCURACY: "tests/tasks/test_execute.py::test_a_wrong_gradient_of_one_parameter",
     FailureClass.DEVICE_OOM: "tests/orchestrator/test_sweep.py::test_out_of_memory_with_neighbours_means_once_more_alone",
-    FailureClass.HOST_OOM: "tests/tasks/test_verdict.py::test_without_a_result_the_ending_decides_and_nothing_passes",
-    FailureClass.DISK_FULL: "tests/tasks/test_verdict.py::test_a_full_disk_is_the_fault_of_whoever_filled_it",
+    FailureClass.HOST_OOM: "tests/tasks/test_supervisor.py::test_every_kind_of_end_is_told_apart_and_leaves_nothing",
+    FailureClass.DISK_FULL: "tests/tasks/test_full_disk.py::test_a_disk_that_others_filled_is_no_fault_of_the_task",
     FailureClass.DEADLINE: "tests/tasks/test_supervisor.py::test_a_phase_that_takes_too_long_is_ended_with_its_stacks_in_the_log",
     FailureClass.CRASH: "tests/ray/test_cluster.py::test_a_crash_costs_one_task_and_no_ray_worker",
     FailureClass.UNSUPPORTED: "tests/tasks/test_execute.py::test_a_package_that_is_missing",
     FailureClass.EXCLUDED: "tests/orchestrator/test_sweep.py::test_a_run_in_which_everything_is_excluded_has_measured_nothing",
-    FailureClass.DEVICE: "tests/tasks/test_supervisor.py::test_a_gpu_task_without_a_gpu_is_refused",
+    FailureClass.DEVICE: "tests/tasks/test_residue.py::test_an_attempt_on_a_dirty_gpu_is_an_infrastructure_failure",
     FailureClass.WORKER_LOST: "tests/ray/test_cluster.py::test_the_death_of_a_supervisor_is_a_lost_worker",
     FailureClass.NODE_LOST: "tests/ray/test_nodes.py::test_a_node_that_is_removed_is_noticed_and_its_task_runs_elsewhere",
-    FailureClass.UNSCHEDULED: "tests/orchestrator/test_sweep.py::test_a_task_that_never_starts_although_nothing_else_runs_is_unscheduled",
+    FailureClass.UNSCHEDULED: "tests/ray/test_failures.py::test_a_task_for_which_there_is_never_room_ends_in_a_row",
+    FailureClass.INTERNAL: "tests/ray/test_cluster.py::test_a_mistake_on_the_node_is_no_death_of_it",
 }
 """Failure class -> the test that makes it happen."""
 
@@ -37,7 +38,7 @@ is generated from `orchestrator/policy.py` by `make schema`; a test keeps it fre
 
 An infrastructure failure is tried again as often as the manifest's `retries.infrastructure` says; all infrastructure classes share that
 number. A node on which {QUARANTINE_AFTER_TASKS} different tasks fail for a reason that makes it suspect gets no more tasks in that
-run, unless it is the last one.
+run, unless it is the last one that could run them. `device` counts against the GPU alone where the node has several.
 
 | failure class | tried again | where | makes its node suspect | why | produced by |
 |---|---|---|---|---|---|

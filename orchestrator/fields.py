@@ -1,26 +1,28 @@
 """The fields of a manifest: names, types, limits and their descriptions, from which the JSON Schema is made as well.
 
-One file at a time and one field at a time: whatever needs several files or the names of models is checked in ``orchestrator.manifest``.
+One file at a time and one field at a time: whatever needs several files or the names of models is checked in ``orchestrator.consistency``.
 Which fields a file really gave is kept (``model_fields_set``), because files and defaults are merged field by field.
 """
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, PydanticCustomError
 
+from orchestrator.secrecy import SECRET_NAME, holds_credentials
 from tasks.spec import AccuracySpec, DeadlineSpec, MeasureSpec
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._+-]*$"
+LABEL_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._/-]*[A-Za-z0-9])?$"
 FACTORY_PATTERN = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 
 Dtype = Literal["amp", "float32"]
 Mode = Literal["inference", "training"]
 Optimizer = Literal["none", "sgd", "adam"]
+Label = Annotated[str, Field(pattern=LABEL_PATTERN)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=100)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -165,6 +167,11 @@ class Execution(Fields):
     accelerator: str | None = Field(
         default=None, min_length=1, description="Ray's accelerator type that nodes must have, for example H100."
     )
+    labels: dict[Label, Label] = Field(default={}, description="Ray's labels that nodes must have, on any device: {pool: nightly}.")
+    mix_accelerators: bool = Field(
+        default=False,
+        description="Let one run use several GPU models; its report then has separate tables for each, and no mean over them.",
+    )
     memory_mib: PositiveInt | None = Field(default=None, description="Host memory per task, in MiB; null asks for none.")
     threads: PositiveInt | None = Field(default=None, description="Threads of torch in a task; null: as many as num_cpus.")
     compile_threads: PositiveInt | None = Field(
@@ -247,28 +254,58 @@ class Exclude(Fields):
     reason: str = Field(min_length=1, description="Why; it is stored and shown.")
 
 
-SECRET_NAME = re.compile(r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD)(?:_|$)", re.IGNORECASE)
-
-
 def _refuse_secret(name: str) -> str:
     if SECRET_NAME.search(name):
         raise ValueError("a secret does not belong in a manifest, which is stored with every run: set it on the nodes")
+    if name.startswith("LD_"):
+        raise ValueError("loads code into every process, or other libraries than the nodes have: set it on the nodes")
     return name
 
 
-class Submit(Fields):
-    """What `sweep submit` hands to a remote cluster."""
+def _refuse_credentials(text: str) -> str:
+    if holds_credentials(text):  # an error of a kind of its own: the message of others shows the value
+        raise PydanticCustomError(
+            "credentials", "a URI with a user or password in it does not belong in a manifest, which is stored with every run"
+        )
+    return text
+
+
+VariableName = Annotated[str, AfterValidator(_refuse_secret)]
+NoCredentials = Annotated[str, AfterValidator(_refuse_credentials)]
+
+
+class Environment(Fields):
+    """The software that a run finds on its nodes: what they have, and what is put on top of it."""
 
     image: str | None = Field(default=None, min_length=1, description="Container image of the nodes that `--kuberay` describes.")
-    pip: list[str] = Field(default=[], description="Requirements to install on the nodes.")
-    env_vars: dict[Annotated[str, AfterValidator(_refuse_secret)], str] = Field(
+    pip: list[NoCredentials] = Field(default=[], description="Requirements that pip installs on the nodes. Not together with `uv`.")
+    uv: list[NoCredentials] = Field(default=[], description="Requirements that uv installs on the nodes, which is faster.")
+    env_vars: dict[VariableName, NoCredentials] = Field(
         default={}, description="Environment variables of the driver and the tasks. No secrets: manifests are stored with their runs."
     )
-    store: str | None = Field(
-        default=None, min_length=1, description="Where results go, as the cluster sees it: a shared path or s3://, gs:// URI."
+
+    @model_validator(mode="after")
+    def _one_installer(self) -> Self:
+        if self.pip and self.uv:
+            raise PydanticCustomError("installers", "pip and uv exclude each other: list everything under one of them")
+        return self
+
+
+class Submit(Environment):
+    """What `sweep submit` hands to a remote cluster."""
+
+    store: Annotated[NoCredentials, Field(min_length=1)] | None = Field(
+        default=None, description="Where results go, as the cluster sees it: a shared path or s3://, gs:// URI."
     )
     entrypoint_num_cpus: float = Field(default=0.0, ge=0, description="Cores to reserve for the driver; 0: it runs on the head node.")
+    entrypoint_num_gpus: float = Field(
+        default=0.0, ge=0, description="GPUs to reserve for the driver, which uses none: to place it on a node that has some."
+    )
+    entrypoint_memory_mib: PositiveInt | None = Field(default=None, description="Host memory to reserve for the driver, in MiB.")
     entrypoint_resources: dict[str, PositiveFloat] = Field(default={}, description="Ray resources that the driver's node must have.")
+    entrypoint_label_selector: dict[str, str] = Field(
+        default={}, description="Labels that the driver's node must have, as Ray selects them."
+    )
     stop_grace_s: float = Field(default=60.0, gt=0, description="Seconds between asking the driver to stop and killing it.")
 
 
@@ -308,3 +345,6 @@ class Manifest(IncludedFile):
     retries: Retries = Field(default_factory=Retries, description="When to try again.")
     execution: Execution = Field(default_factory=Execution, description="Resources and scheduling.")
     submit: Submit | None = Field(default=None, description="For `sweep submit`.")
+    environments: dict[Name, Environment] = Field(
+        default={}, description="Software to compare, by name: a run each. Over `submit`, of which env_vars merge by name."
+    )

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import pyarrow.fs as pafs
 
 from orchestrator.errors import StoreError, UsageError
+from orchestrator.secrecy import holds_credentials
 
 _ADVICE = {
     errno.ENOSPC: "the disk is full; free some space, then resume the run",
@@ -27,6 +28,12 @@ _ADVICE = {
 }
 
 
+CREDENTIALS = (
+    "the place of results holds a user or password, which would be stored with the run: give the URI without, and the credentials by "
+    "environment variables, a profile or a service account"
+)
+
+
 class Files(Protocol):
     """A folder of files. Names are relative, with "/" between folders."""
 
@@ -34,7 +41,7 @@ class Files(Protocol):
         """The full path or URI, for messages."""
 
     def local(self, name: str) -> Path | None:
-        """The path, where there is one."""
+        """The path, where there is one, from the root: it means the same to a process with another working directory."""
 
     def child(self, name: str) -> Files:
         """A folder inside this one."""
@@ -68,10 +75,12 @@ def open_files(root: str) -> Files:
     """The folder at a local path or at an object-store URI.
 
     Raises:
-        UsageError: the URI names no filesystem that pyarrow knows.
+        UsageError: the URI names no filesystem that pyarrow knows, or holds credentials.
     """
     if "://" not in root:
         return LocalFiles(Path(root))
+    if holds_credentials(root):  # this text is stored with runs and shown in lists
+        raise UsageError(CREDENTIALS)
     try:
         filesystem, path = pafs.FileSystem.from_uri(root)
     except (ValueError, OSError) as error:
@@ -96,7 +105,7 @@ class LocalFiles:
         return str(self._root / name)
 
     def local(self, name: str) -> Path:
-        return self._root / name
+        return (self._root / name).absolute()
 
     def child(self, name: str) -> LocalFiles:
         return type(self)(self._root / name)

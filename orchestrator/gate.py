@@ -75,6 +75,20 @@ class Policy(Fields):
     ignore: list[Ignore] = Field(default=[], description="Tasks that no rule but `score` looks at, with reasons.")
 
 
+DEFAULT = "default"
+DEFAULT_POLICY = Policy(
+    schema_version=1,
+    score=Score(max_drop=0.01),
+    slower=Slower(by=0.05),
+    newly_failing=0,
+    missing=0,
+    compile_s=PerTask(max_ratio=1.3, min_increase=10.0),
+    compiled_peak_mib=PerTask(max_ratio=1.1, min_increase=256.0),
+    graph_breaks=0,
+)
+"""What holds where no file is named."""
+
+
 @dataclass(frozen=True, slots=True)
 class Violation:
     """One broken rule: what it is about, what was found and what is allowed."""
@@ -85,12 +99,14 @@ class Violation:
     allowed: str
 
 
-def load_policy(path: Path) -> Policy:
-    """Read the policy at ``path``.
+def load_policy(path: Path | str) -> Policy:
+    """Read the policy at ``path``; ``default`` is the built-in one.
 
     Raises:
         ManifestError: with every problem, by line and column.
     """
+    if path == DEFAULT:
+        return DEFAULT_POLICY
     document, problems = source.read(path)
     if document.sound and not problems:
         try:

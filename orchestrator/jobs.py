@@ -1,7 +1,7 @@
 """The Jobs service on a cluster's head, over its documented REST interface: what is there, how it stands, what it printed, stop it.
 
 Standard library only, so that following a run needs no Ray on this machine, and so that every request has a time limit. A request
-carries the token only to a head that has asked for one. No message holds the token.
+carries the token only to a head that has asked for one, after a warning where others could read it. No message holds the token.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import http.client
 import ipaddress
 import json
 import os
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -20,14 +19,11 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import ExitCode, HeadError, InfrastructureError, UsageError
+from orchestrator.errors import HeadError, InfrastructureError, UsageError
 
 REQUEST_S = 30.0
-POLL_S = 2.0
-LOST_S = 600.0
-"""A head that does not answer for this long while a job is followed is given up; the job itself is not touched by that."""
 
-SUCCEEDED, FAILED, STOPPED = "SUCCEEDED", "FAILED", "STOPPED"
+PENDING, RUNNING, SUCCEEDED, FAILED, STOPPED = "PENDING", "RUNNING", "SUCCEEDED", "FAILED", "STOPPED"
 REFUSALS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 ENDED = frozenset({SUCCEEDED, FAILED, STOPPED})
 
@@ -105,8 +101,8 @@ class Head:
         self._token = token
 
     @classmethod
-    def find(cls, address: str) -> Head:
-        """Knock at ``address``, and take the token along if the head asks for one.
+    def find(cls, address: str, warn: Callable[[str], None]) -> Head:
+        """Knock at ``address``, and take the token along if the head asks for one. ``warn`` is called before the token is sent.
 
         Raises:
             UsageError: the address is none of the Jobs service.
@@ -121,11 +117,13 @@ class Head:
             if error.code not in REFUSALS:
                 raise
         else:
+            head.warn(warn)
             return head
         token = find_token()
         if token is None:
             raise InfrastructureError(TOKENLESS.format(address=address))
         head = cls(address, token)
+        head.warn(warn)
         try:
             head.get("/api/version")
         except HeadError as error:
@@ -151,6 +149,11 @@ class Head:
         if self.address.startswith("http://"):
             return f"the token travels to {self.address} unencrypted: use https, or a tunnel, outside a network that you trust"
         return None
+
+    def warn(self, say: Callable[[str], None]) -> None:
+        """Say ``warning``, if there is one."""
+        if warning := self.warning():
+            say(warning)
 
     def jobs(self) -> list[Job]:
         """Every submitted job that the cluster remembers, oldest first."""
@@ -221,60 +224,6 @@ def is_loopback(address: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def follow(
-    head: Head,
-    submission_id: str,
-    show: Callable[[str], None],
-    note: Callable[[str], None],
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
-) -> Job:
-    """The job once it is over. What its driver prints goes to ``show``, what happens on the way to ``note``.
-
-    The status decides, not the end of a log: each round asks for both anew, so that a dropped connection costs one round.
-
-    Raises:
-        InfrastructureError: the head did not answer for ``LOST_S``, or has forgotten the job.
-    """
-    shown, status, heard_s, silent = 0, "", clock(), False
-    while True:
-        try:
-            job = head.job(submission_id)
-            if job is None:
-                raise InfrastructureError(f"the cluster at {head.address} does not know {submission_id} any more: its head was restarted")
-            text = head.logs(submission_id) if job.status != "PENDING" else ""
-        except HeadError as error:
-            if error.code in REFUSALS:
-                raise
-            if clock() - heard_s > LOST_S:
-                raise InfrastructureError(f"given up after {LOST_S:.0f} s: {error}") from error
-            if not silent:
-                note(f"{error}; the run does not depend on it, trying again")
-                silent = True
-        else:
-            if silent:
-                note("the head answers again")
-            heard_s, silent = clock(), False
-            show(text[shown:])
-            shown = max(shown, len(text))
-            if job.status != status:
-                note(f"{submission_id}: {job.describe()}")
-                status = job.status
-            if job.over:
-                return job
-        sleep(POLL_S)
-
-
-def exit_code(job: Job) -> ExitCode:
-    """The exit status of the run whose driver ``job`` was: its own, or what its end means."""
-    if job.status == STOPPED:
-        return ExitCode.INTERRUPTED
-    if job.status == SUCCEEDED:
-        return ExitCode.PASSED
-    known = job.exit_code in set(ExitCode) and job.exit_code != ExitCode.PASSED
-    return ExitCode(job.exit_code or 0) if known else ExitCode.INFRASTRUCTURE  # a driver that was killed, or never started
 
 
 def _job(entry: dict[str, Any]) -> Job:

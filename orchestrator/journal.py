@@ -1,6 +1,6 @@
 """What a run leaves for people who follow it: each task's story, and how the run stands at the moment. No result depends on it.
 
-DIR/RUN_ID/stories/NNNNNN.jsonl   one line per task that was decided since the last file: what happened to it, attempt by attempt
+DIR/RUN_ID/stories/NNNNNN.jsonl   one line per task with news since the last file: what has happened to it meanwhile
 DIR/RUN_ID/standing.json          what the driver has in flight, a few seconds old
 """
 
@@ -26,23 +26,27 @@ class Journal:
         self._epoch_s = time.time() - now_s
         names = files.names(STORIES)
         self._next = int(names[-1].partition(".")[0]) + 1 if names else 1
+        self._told: dict[str, int] = {}  # task -> how many entries of its story are kept
 
     def stories(self, stories: Iterable[tuple[str, Sequence[StoryEntry]]]) -> None:
-        """Keep what happened to these tasks.
+        """Keep what happened to these tasks, each given with its whole story.
 
         Raises:
-            OSError: it cannot be written; the run may go on without.
+            StoreError: it cannot be written; the run may go on without.
         """
-        lines = [json.dumps({"task_id": task_id, "story": [self._entry(entry) for entry in story]}) for task_id, story in stories]
+        news = [(task_id, story, self._told.get(task_id, 0)) for task_id, story in stories]
+        news = [(task_id, story, told) for task_id, story, told in news if len(story) > told]
+        lines = [json.dumps({"task_id": task_id, "story": list(map(self._entry, story[told:]))}) for task_id, story, told in news]
         if lines:
             self._files.write(f"{STORIES}/{self._next:06d}.jsonl", ("\n".join(lines) + "\n").encode(), durable=False)
             self._next += 1
+            self._told |= {task_id: len(story) for task_id, story, _ in news}
 
     def standing(self, active: Iterable[Progress]) -> None:
         """Show what is in flight.
 
         Raises:
-            OSError: it cannot be written; the run may go on without.
+            StoreError: it cannot be written; the run may go on without.
         """
         tasks = [
             {

@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from rich.console import Console
 
-from orchestrator.events import ClusterLost, Event, Lost, PhaseStarted, Started, StoreFailed
+from orchestrator.events import ClusterLost, Event, Lost, NodesChanged, PhaseStarted, Started, StoreFailed
 from orchestrator.sweep import Sweep
 from tasks.spec import Outcome, TaskSpec
 
@@ -35,6 +35,8 @@ class JsonProgress:
         self._console = console
         self._planned = planned
         self._done = done
+        self._nodes: frozenset[str] | None = None
+        self._quarantined: frozenset[str] = frozenset()
 
     def event(self, event: Event) -> None:
         match event:
@@ -46,6 +48,8 @@ class JsonProgress:
                 self._console.emit(
                     "lost", task_id=event.task_id, attempt=event.attempt, failure_class=event.failure_class.value, error=event.error
                 )
+            case NodesChanged():
+                self._nodes_changed(event.nodes)
             case StoreFailed() | ClusterLost():
                 self._console.emit("failed", error=event.error)
             case _:
@@ -67,7 +71,17 @@ class JsonProgress:
         )
 
     def tick(self, sweep: Sweep) -> None:
-        """Nothing: what changed has been told."""
+        """The nodes that the sweep has given up meanwhile; whatever else changed has been told."""
+        for node in sorted(sweep.quarantined - self._quarantined):
+            self._console.emit("quarantined", node=node)
+        self._quarantined = sweep.quarantined
+
+    def _nodes_changed(self, nodes: frozenset[str]) -> None:
+        known = nodes if self._nodes is None else self._nodes  # those of the beginning are no news
+        for event, changed in (("node_lost", known - nodes), ("node_joined", nodes - known)):
+            for node in sorted(changed):
+                self._console.emit(event, node=node, nodes=len(nodes))
+        self._nodes = nodes
 
 
 class JsonHandler(logging.Handler):

@@ -6,6 +6,9 @@ the run's lock keeps two drivers from writing. A run that finished with some tas
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
+import json
 import math
 import re
 import shlex
@@ -13,10 +16,12 @@ from typing import Any
 
 import yaml
 
-from orchestrator.errors import ExitCode, UsageError
+from orchestrator.declared import declared_beside, declared_code
+from orchestrator.errors import InfrastructureError, UsageError
 from orchestrator.fields import Submit
 from orchestrator.manifest import LoadedManifest
-from orchestrator.package import declared_code, manifest_files
+from orchestrator.package import manifest_files
+from orchestrator.submit import driver_words, runtime_env
 
 IMAGE = "compile-sweep:latest"
 MOUNT = "/sweep"
@@ -26,7 +31,17 @@ CONFIG_MAP_MIB = 1
 WORKERS = 2
 TRIES = 3
 NAME_LENGTH = 47
-"""KubeRay makes longer names out of a RayJob's, and Kubernetes takes 63 characters."""
+"""What KubeRay takes for a RayJob: it makes longer names of it, and Kubernetes takes 63 characters."""
+DIGEST_LENGTH = 8
+
+AUTO_CPUS = 16
+"""Cores beside a GPU under ``sharing: auto``, which makes as many tasks of them as it can: about what clouds have there."""
+
+TASK_MIB = 4096
+"""Host memory of a task where the manifest names none."""
+
+LEAST_RAY = (2, 52)
+"""The first version with token authentication; KubeRay wants to be told of one at least as new."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -41,11 +56,12 @@ _Dumper.add_representer(
 )
 
 
-def rayjob(loaded: LoadedManifest, results: str, run_id: str) -> str:
+def rayjob(loaded: LoadedManifest, results: str, run_id: str, *, log_json: bool = False) -> str:
     """YAML of a ConfigMap with the manifest and of the RayJob that runs it.
 
     Raises:
         UsageError: results would be lost with the pods, or the manifest does not fit.
+        InfrastructureError: there is no Ray here that knows tokens, and so no telling which one the image is to have.
     """
     if "://" not in results:
         raise UsageError(f"--results {results}: a pod's disk is gone with the pod; give an object-store URI")
@@ -61,21 +77,22 @@ def rayjob(loaded: LoadedManifest, results: str, run_id: str) -> str:
         "data": {keys[path]: text for path, text in files.items()},
     }
     volume = {"name": "manifest", "configMap": {"name": name, "items": [{"key": keys[path], "path": path} for path in files]}}
-    documents = [config, _rayjob(loaded, name, _entrypoint(f"{MOUNT}/{manifest}", results, run_id), volume)]
+    words = driver_words(loaded, f"{MOUNT}/{manifest}", results, run_id, resume=True, log_json=log_json)
+    entrypoint = shlex.join(["python", "-m", "orchestrator.cli.settled", *words])
+    documents = [config, _rayjob(loaded, name, entrypoint, volume)]
     return _remarks(loaded) + yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=140)
 
 
 def _rayjob(loaded: LoadedManifest, name: str, entrypoint: str, volume: dict[str, Any]) -> dict[str, Any]:
     settings = loaded.manifest.submit or Submit()
-    environment: dict[str, Any] = {"env_vars": settings.env_vars} if settings.env_vars else {}
-    if settings.pip:
-        environment["pip"] = list(settings.pip)
+    environment = runtime_env(settings)
     spec: dict[str, Any] = {
         "entrypoint": entrypoint,
         "backoffLimit": TRIES - 1,
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": 600,
         "rayClusterSpec": {
+            "rayVersion": _ray_version(),
             "authOptions": {"mode": "token"},
             "headGroupSpec": {
                 # The head takes no tasks: nothing is to disturb the driver, or to be disturbed by it.
@@ -96,6 +113,12 @@ def _rayjob(loaded: LoadedManifest, name: str, entrypoint: str, volume: dict[str
     }
     if environment:
         spec["runtimeEnvYAML"] = yaml.safe_dump(environment)
+    if settings.entrypoint_num_cpus:
+        spec["entrypointNumCpus"] = settings.entrypoint_num_cpus
+    if settings.entrypoint_num_gpus:
+        spec["entrypointNumGpus"] = settings.entrypoint_num_gpus
+    if settings.entrypoint_resources:
+        spec["entrypointResources"] = json.dumps(settings.entrypoint_resources)
     return {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": name}, "spec": spec}
 
 
@@ -118,29 +141,47 @@ def _pod(container: str, settings: Submit, resources: dict[str, str], volume: di
 def _worker_resources(loaded: LoadedManifest) -> dict[str, str]:
     """Room for one GPU's tasks, or for four tasks on the CPU."""
     execution = loaded.manifest.execution
-    cuda = execution.device != "cpu"
-    at_once = (execution.sharing if isinstance(execution.sharing, int) else 1) if cuda else 4
-    cpus = math.ceil((execution.num_cpus or (1 if cuda else 2)) * at_once) + 1
-    memory_mib = max(16384, (execution.memory_mib or 0) * at_once)
-    resources = {"cpu": str(cpus), "memory": f"{memory_mib}Mi"}
-    return resources | ({"nvidia.com/gpu": str(execution.num_gpus)} if cuda else {})
+    if execution.device == "cpu":
+        at_once, cpus = 4, math.ceil((execution.num_cpus or 2) * 4) + 1
+    elif execution.sharing == "auto":
+        cpus = max(AUTO_CPUS, math.ceil(execution.num_cpus or 1))
+        at_once = int(cpus / (execution.num_cpus or 1))
+    else:
+        at_once = execution.sharing
+        cpus = math.ceil((execution.num_cpus or 1) * at_once) + 1
+    resources = {"cpu": str(cpus), "memory": f"{max(16384, (execution.memory_mib or TASK_MIB) * at_once)}Mi"}
+    return resources | ({"nvidia.com/gpu": str(execution.num_gpus)} if execution.device != "cpu" else {})
 
 
-def _entrypoint(manifest: str, results: str, run_id: str) -> str:
-    words = ["python", "-m", "orchestrator", "run", manifest, "--results", results, "--run-id", run_id, "--address", "auto", "--resume"]
-    # 3: finished, some tasks did not pass. Another cluster would change nothing about that.
-    return "sh -c " + shlex.quote(f"{shlex.join(words)} || test $? -eq {ExitCode.SOME_FAILED.value}")
+def _ray_version() -> str:
+    """The version that the image is taken to have: the one here, which the tests ran with."""
+    try:
+        version = importlib.metadata.version("ray")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise InfrastructureError(
+            "Ray is not installed here, so the RayJob cannot name its version: pip install 'compile-sweep[cluster]'"
+        ) from error
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < LEAST_RAY:
+        raise InfrastructureError(f"Ray {version} is installed here; tokens, which the RayJob asks for, need 2.52 or later")
+    return version
 
 
 def _kubernetes_name(run_id: str) -> str:
-    name = re.sub(r"[^a-z0-9]+", "-", f"sweep-{run_id}".lower())
-    return name[:NAME_LENGTH].strip("-")
+    """Letters, digits and dashes, the first a letter. A digest makes up for what is changed or cut off: two runs are two names."""
+    plain = re.sub(r"[^a-z0-9]+", "-", f"sweep-{run_id}".lower()).strip("-")
+    if plain == f"sweep-{run_id}" and len(plain) <= NAME_LENGTH:
+        return plain
+    return f"{plain[: NAME_LENGTH - DIGEST_LENGTH - 1].rstrip('-')}-{hashlib.sha256(run_id.encode()).hexdigest()[:DIGEST_LENGTH]}"
 
 
 def _remarks(loaded: LoadedManifest) -> str:
+    settings = loaded.manifest.submit or Submit()
+    unnamed = [name for name in ("entrypoint_memory_mib", "entrypoint_label_selector") if getattr(settings, name)]
     lines = [
         "Written by `sweep submit --kuberay`. Before `kubectl apply`: check image, replicas and resources, and give the pods access to the",
-        "results store, through their service account or a Secret. Never write a secret into this file.",
+        "results store, through their service account or a Secret. Never write a secret into this file. rayVersion must be the image's.",
         *(f"The image must bring the code of {', '.join(code.factories)}." for code in declared_code(loaded)),
+        *declared_beside(loaded),
+        *(f"A RayJob has no field for submit.{name}: it is not in here." for name in unnamed),
     ]
     return "".join(f"# {line}\n" for line in lines)

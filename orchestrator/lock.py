@@ -1,9 +1,10 @@
 """The lock of a run: one driver at a time, and one that lost it can write no more.
 
 Two means together. Where the store is a local or shared folder, the kernel's ``flock`` on ``.lock`` frees the lock the moment its
-holder dies. ``lock.json`` says who holds it, on any store, and is the fencing token: before each commit the driver looks whether it
-still names its own token. A lock is stale when its process is gone from this machine, a reused process id being told apart by the
-start time of the process, or, for a holder elsewhere, when its heartbeat is old.
+holder dies. ``lock.json`` says who holds it, on any store, and is the fencing token: before and after each commit the driver looks
+whether it still names its own token. It is written once, when the lock is taken; signs of life go into ``beat.TOKEN``, so that a holder
+that was taken over, and does not know it yet, cannot overwrite its successor's name. A lock is stale when its process is gone from this
+machine, a reused process id being told apart by the start time of the process, or, for a holder elsewhere, when its heartbeat is old.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import fcntl
 import json
 import logging
 import os
+import re
 import socket
+import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +34,8 @@ HEARTBEAT_S = 15.0
 """How often a driver is to call ``refresh``."""
 STALE_AFTER_S = 120.0
 """A holder on another machine that gave no sign of life for this long is taken to be dead."""
+
+_TOKEN = re.compile("[0-9a-f]{32}")
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +94,9 @@ class RunLock:
             if holder is not None and not holder.is_dead(clock(), stale_after_s):
                 raise _refused(files, holder, clock(), stale_after_s)
             lock = cls(files, Owner.current(clock()), flock, clock)
-            lock._write(lock.owner, durable=True)
+            files.write(LOCK_FILE, json.dumps(encode(lock.owner), indent=1).encode())
+            if holder is not None and _TOKEN.fullmatch(holder.token):
+                files.remove(_beat_file(holder.token))
             lock.check()  # of two that came at once, the later write wins
         except BaseException:
             _close(flock)
@@ -97,12 +104,12 @@ class RunLock:
         return lock
 
     def check(self) -> None:
-        """The fence: to be called right before each commit.
+        """The fence: to be called right before and right after each commit.
 
         Raises:
             RunLockedError: the lock is no longer ours.
         """
-        holder = read_owner(self._files)
+        holder = _written(self._files)
         if holder is None:
             raise RunLockedError(f"the lock {self._files.at(LOCK_FILE)} was removed: this driver must not write to the run any more")
         if holder.token != self.owner.token:
@@ -117,12 +124,32 @@ class RunLock:
         """
         self.check()
         self.owner = dataclasses.replace(self.owner, heartbeat=self._clock())
-        self._write(self.owner, durable=False)
+        self._files.write(_beat_file(self.owner.token), json.dumps(self.owner.heartbeat).encode(), durable=False)
+
+    @contextlib.contextmanager
+    def kept_alive(self, every_s: float = HEARTBEAT_S) -> Iterator[None]:
+        """Give signs of life from another thread, while this one does something long in which it cannot."""
+        over = threading.Event()
+        thread = threading.Thread(target=self._beat, args=(over, every_s), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def _beat(self, over: threading.Event, every_s: float) -> None:
+        while not over.wait(every_s):
+            try:
+                self.refresh()
+            except (StoreError, RunLockedError) as error:  # whoever commits next finds out, too
+                log.warning("the lock could not be renewed: %s", error)
 
     def release(self) -> None:
         """Give the lock back, if it is still ours. One that cannot be removed goes stale by itself."""
         try:
             with contextlib.suppress(RunLockedError):
+                self._files.remove(_beat_file(self.owner.token))
                 self.check()
                 self._files.remove(LOCK_FILE)
         except StoreError as error:
@@ -137,16 +164,29 @@ class RunLock:
     def __exit__(self, *exception: object) -> None:
         self.release()
 
-    def _write(self, owner: Owner, *, durable: bool) -> None:
-        self._files.write(LOCK_FILE, json.dumps(encode(owner), indent=1).encode(), durable=durable)
-
 
 def read_owner(files: Files) -> Owner | None:
     """Who holds the lock on the run in ``files``; None if nobody does. A lock that cannot be read counts as none."""
+    owner = _written(files)
+    if owner is None or not _TOKEN.fullmatch(owner.token):
+        return owner
+    try:
+        beat = float(json.loads(files.read(_beat_file(owner.token))))
+    except (FileNotFoundError, ValueError, TypeError):
+        return owner
+    return dataclasses.replace(owner, heartbeat=max(owner.heartbeat, beat))
+
+
+def _written(files: Files) -> Owner | None:
+    """The owner as of when the lock was taken."""
     try:
         return decode(Owner, json.loads(files.read(LOCK_FILE)))
     except (FileNotFoundError, ValueError, SpecError):
         return None
+
+
+def _beat_file(token: str) -> str:
+    return f"beat.{token}"
 
 
 def machine_identity() -> str:

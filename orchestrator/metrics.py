@@ -1,4 +1,4 @@
-"""What a run tells a monitoring system: five metrics, through Ray, which offers its nodes' metrics to Prometheus.
+"""What a run tells a monitoring system: six metrics, through Ray, which offers its nodes' metrics to Prometheus.
 
 Pure counting. The meters themselves come from the cluster; no result depends on them, and the results store stays the record of a run.
 """
@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     from orchestrator.driver import Progress
 
 LOOK_S = 5.0
-TAG = "what"
-"""The one tag of each metric: a state, a status or a failure class."""
+SAMPLE_S = 1.0
+"""How often it is looked who has a device."""
+
+TAGS = ("run", "what")
+"""The tags of each metric: the run, and a state or a status, where there is one."""
 
 GAUGES: Mapping[str, str] = {
     "sweep_tasks": "Tasks of the run by state",
@@ -30,6 +33,7 @@ COUNTERS: Mapping[str, str] = {
     "sweep_rows": "Tasks that were decided, by status",
     "sweep_retries": "Attempts beyond a task's first",
     "sweep_lease_wait_seconds": "Seconds that attempts waited to own their device",
+    "sweep_device_idle_seconds": "Seconds in which a device that tasks could run on had none; on the CPU a node is a device",
 }
 
 
@@ -54,37 +58,69 @@ class Meters:
     rows: Count
     retries: Count
     lease_wait_s: Count
+    device_idle_s: Count
 
 
 class Metered:
-    """A progress that counts what it passes on to ``inner``."""
+    """A progress that counts what it passes on to ``inner``. ``devices`` says how many there are that tasks could run on."""
 
-    def __init__(self, inner: Progress, task_ids: Sequence[str], meters: Meters, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        inner: Progress,
+        run_id: str,
+        task_ids: Sequence[str],
+        meters: Meters,
+        devices: Callable[[], int],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._inner = inner
+        self._run_id = run_id
         self._task_ids = task_ids
         self._meters = meters
+        self._devices = devices
         self._clock = clock
         self._looked_s = -LOOK_S
-        self._started: set[tuple[str, int]] = set()
+        self._sampled_s = clock()
+        self._device_count = 0
+        self._gpus: dict[tuple[str, int], tuple[str, ...]] = {}
 
     def event(self, event: Event) -> None:
         self._inner.event(event)
-        if isinstance(event, Started) and event.attempt > 1 and (event.task_id, event.attempt) not in self._started:
-            self._started.add((event.task_id, event.attempt))
-            self._meters.retries.inc(1.0, {TAG: "all"})
-        elif isinstance(event, Ended) and event.outcome.waited_s > 0:  # Ray takes no zero
-            self._meters.lease_wait_s.inc(event.outcome.waited_s, {TAG: "all"})
+        match event:
+            case Started():
+                key = (event.task_id, event.attempt)
+                if event.attempt > 1 and key not in self._gpus:
+                    self._meters.retries.inc(1.0, self._tags("all"))
+                self._gpus[key] = event.gpus
+            case Ended() if event.outcome.waited_s > 0:  # Ray takes no zero
+                self._meters.lease_wait_s.inc(event.outcome.waited_s, self._tags("all"))
 
     def row(self, task: TaskSpec, outcome: Outcome) -> None:
         self._inner.row(task, outcome)
-        self._meters.rows.inc(1.0, {TAG: outcome.status.value})
+        self._meters.rows.inc(1.0, self._tags(outcome.status.value))
 
     def tick(self, sweep: Sweep) -> None:
         self._inner.tick(sweep)
-        if self._clock() - self._looked_s < LOOK_S and not sweep.finished:
+        now_s = self._clock()
+        if now_s - self._sampled_s >= SAMPLE_S:
+            self._count_idle(sweep, now_s)
+        if now_s - self._looked_s < LOOK_S and not sweep.finished:
             return
-        self._looked_s = self._clock()
+        self._looked_s = now_s
+        if not sweep.finished:
+            self._device_count = self._devices()
         states = Counter(sweep.state(task_id) for task_id in self._task_ids)
         for state in State:
-            self._meters.tasks.set(float(states[state]), {TAG: state.value})
-        self._meters.quarantined.set(float(len(sweep.quarantined)), {TAG: "all"})
+            self._meters.tasks.set(float(states[state]), self._tags(state.value))
+        self._meters.quarantined.set(float(len(sweep.quarantined)), self._tags("all"))
+
+    def _count_idle(self, sweep: Sweep, now_s: float) -> None:
+        running = [task for task in sweep.active() if task.state is State.RUNNING]
+        busy = {(task.node, gpu) for task in running for gpu in self._gpus.get((task.task_id, task.attempt)) or ("",)}
+        idle_s = (self._device_count - len(busy)) * (now_s - self._sampled_s)
+        self._sampled_s = now_s
+        if idle_s > 0:
+            self._meters.device_idle_s.inc(idle_s, self._tags("all"))
+
+    def _tags(self, what: str) -> dict[str, str]:
+        return dict(zip(TAGS, (self._run_id, what), strict=True))

@@ -33,7 +33,7 @@ class ModelRow:
     suite: str
     name: str
     sweep: str  # the name of the manifest that lists it
-    source: str | None = None  # library, rebuilt, checkout or factory
+    source: str | None = None  # library, rebuilt, checkout, factory or toy
     batch_size: int | None = None
     eval_batch_size: int | None = None
     parameters: int | None = None
@@ -65,6 +65,19 @@ class ModelRow:
 def known() -> tuple[ModelRow, ...]:
     """Every row of ``models.json``, in its order."""
     return tuple(row_of(data) for data in json.loads(TABLE.read_text(encoding="utf-8")))
+
+
+def listed(suite: str | None, pattern: str | None) -> Sequence[ModelRow]:
+    """What there is without a manifest: the catalogue, or the toys if it is them that ``suite`` or ``pattern`` asks for."""
+    return toys() if suite == SUITE_OF_TOYS or (pattern or "").startswith(f"{SUITE_OF_TOYS}/") else known()
+
+
+def toys() -> tuple[ModelRow, ...]:
+    """Every kind of toy, with its options and their defaults."""
+    return tuple(
+        ModelRow(SUITE_OF_TOYS, name, sweep=SUITE_OF_TOYS, source="toy", note=toy.description, options=dict(toy.options))
+        for name, toy in catalogue.table(SUITE_OF_TOYS).items()
+    )
 
 
 def row_of(data: Mapping[str, Any]) -> ModelRow:

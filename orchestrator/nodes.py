@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,3 +16,4 @@ class NodeInfo:
     num_gpus: float
     memory_mib: float
     accelerators: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)

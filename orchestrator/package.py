@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
-import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.machinery import PathFinder
 from pathlib import Path, PurePosixPath
 
+from orchestrator.declared import OWN, Code, declared_beside, declared_code
 from orchestrator.errors import UsageError
 from orchestrator.manifest import LoadedManifest
 
 MAX_MIB = 64
 """Ray keeps packages in the head's memory and refuses more than 100 MiB compressed; a sweep's code has well under one."""
 
-OWN = ("orchestrator", "tasks")
 MANIFESTS = "manifest"
 """The folder of the package with the manifest and its includes."""
 
@@ -32,22 +29,13 @@ EXCLUDED_SUFFIXES = (".pyc", ".pyo", ".egg-info", ".parquet", ".pt", ".safetenso
 
 
 @dataclass(frozen=True, slots=True)
-class Code:
-    """A top-level module that factories of the manifest name. ``path``: its file or folder, None where it does not travel."""
-
-    module: str
-    factories: tuple[str, ...]
-    path: Path | None
-    remark: str
-
-
-@dataclass(frozen=True, slots=True)
 class Package:
     """The files of a submission by their place in the package, and the manifest among them."""
 
     files: Mapping[str, Path | str]  # a Path is copied, a str is the content
     manifest: str
     code: tuple[Code, ...]
+    declared: tuple[str, ...]  # what else would run on the cluster that is not this project's
     left_out: tuple[str, ...]
     size_bytes: int
 
@@ -58,16 +46,7 @@ class Package:
             yield f"left out: {', '.join(self.left_out)}"
         for code in self.code:
             yield f"the manifest runs code of its own, {', '.join(code.factories)}: {code.remark}"
-
-    def write(self, folder: Path) -> None:
-        """Put the package into ``folder``."""
-        for name, content in self.files.items():
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(content, Path):
-                shutil.copyfile(content, target)
-            else:
-                target.write_text(content, encoding="utf-8")
+        yield from self.declared
 
 
 def pack(loaded: LoadedManifest, max_mib: float = MAX_MIB) -> Package:
@@ -77,11 +56,8 @@ def pack(loaded: LoadedManifest, max_mib: float = MAX_MIB) -> Package:
         UsageError: it is larger than ``max_mib``, or code of the manifest hides this project's own.
     """
     texts, manifest = manifest_files(loaded)
-    files: dict[str, Path | str] = {f"{MANIFESTS}/{name}": text for name, text in texts.items()}
     left_out: list[str] = []
-    root = Path(__file__).parent.parent
-    for name in OWN:
-        files |= _tree(root / name, name, left_out)
+    files = {f"{MANIFESTS}/{name}": text for name, text in texts.items()} | own_code(left_out)
     code = declared_code(loaded)
     for entry in code:
         if entry.path is not None:
@@ -89,7 +65,27 @@ def pack(loaded: LoadedManifest, max_mib: float = MAX_MIB) -> Package:
     size = sum(content.stat().st_size if isinstance(content, Path) else len(content.encode()) for content in files.values())
     if size > max_mib * 2**20:
         raise UsageError(_too_large(files, size, max_mib))
-    return Package(files, f"{MANIFESTS}/{manifest}", code, tuple(sorted(set(left_out))), size)
+    declared = tuple(declared_beside(loaded))
+    return Package(files, f"{MANIFESTS}/{manifest}", code, declared, tuple(sorted(set(left_out))), size)
+
+
+def own_code(left_out: list[str] | None = None) -> dict[str, Path | str]:
+    """This project's two packages by place; what is excluded is noted in ``left_out``."""
+    files: dict[str, Path | str] = {}
+    for name in OWN:
+        files |= _tree(Path(__file__).parent.parent / name, name, [] if left_out is None else left_out)
+    return files
+
+
+def write(files: Mapping[str, Path | str], folder: Path) -> None:
+    """Put files into ``folder``, each at its place."""
+    for name, content in files.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, Path):
+            shutil.copyfile(content, target)
+        else:
+            target.write_text(content, encoding="utf-8")
 
 
 def manifest_files(loaded: LoadedManifest) -> tuple[dict[str, str], str]:
@@ -98,31 +94,6 @@ def manifest_files(loaded: LoadedManifest) -> tuple[dict[str, str], str]:
     common = Path(os.path.commonpath([path.parent for path in absolute]))
     texts = {path.relative_to(common).as_posix(): text for path, text in absolute.items()}
     return texts, loaded.path.resolve().relative_to(common).as_posix()
-
-
-def declared_code(loaded: LoadedManifest) -> tuple[Code, ...]:
-    """The code that factories of the manifest name: it would run on the cluster with all rights of its user there."""
-    named: dict[str, set[str]] = {}
-    for models in loaded.manifest.suites.values():
-        for model in models:
-            if model.factory:
-                named.setdefault(model.factory.partition(".")[0].partition(":")[0], set()).add(model.factory)
-    return tuple(_code(module, tuple(sorted(factories)), loaded.path) for module, factories in sorted(named.items()))
-
-
-def _code(module: str, factories: tuple[str, ...], manifest: Path) -> Code:
-    if module in OWN:
-        return Code(module, factories, None, "part of this project")
-    # Only the finder is asked: to import the module here would run it here.
-    spec = PathFinder.find_spec(module, [str(Path.cwd()), str(manifest.resolve().parent), *sys.path])
-    origin = next(iter(spec.submodule_search_locations or ()), spec.origin) if spec else None
-    if origin is None or not Path(origin).exists():
-        return Code(module, factories, None, "not found here; every node must have it")
-    path = Path(origin).resolve()
-    installed = {Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib", "stdlib")}
-    if any(path.is_relative_to(place) for place in installed):
-        return Code(module, factories, None, "installed here and not sent; every node must have it installed, see submit.pip")
-    return Code(module, factories, path, f"{path} goes along")
 
 
 def _tree(top: Path, name: str, left_out: list[str]) -> dict[str, Path | str]:

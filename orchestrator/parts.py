@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from orchestrator import schema
-from orchestrator.errors import StoreError
+from orchestrator.errors import RunLockedError, StoreError
 from orchestrator.files import Files
 
 TASKS, SAMPLES, BLOCKS = "tasks", "samples", "blocks"
@@ -233,18 +233,32 @@ class Parts:
             self.write_blocks(part, [blocks])
             self.write_samples(part, [samples])
             self.write_rows(part, [rows])
-        except StoreError:
+        except (StoreError, RunLockedError):
             # A rename that could not be made durable may have happened: take it back, the commit before what it commits.
-            with contextlib.suppress(StoreError):
-                for folder in _FOLDERS:
-                    self._files.remove(f"{folder}/{part.name}")
+            self._take_back(part)
             raise
 
+    def _take_back(self, part: Part) -> None:
+        with contextlib.suppress(StoreError):
+            for folder in _FOLDERS:
+                self._files.remove(f"{folder}/{part.name}")
+
     def write_rows(self, part: Part, tables: Iterable[pa.Table]) -> None:
-        """The commit of ``part``."""
+        """The commit of ``part``.
+
+        Raises:
+            RunLockedError: another driver has taken the run over, be it while the file was written. The part is then taken back, but for a
+                compacted one: it hides nothing that it does not hold, and the other driver may already have removed what it replaces.
+        """
         data = self._parquet(schema.ROWS, tables)
         self._fence()
         self._files.write(f"{TASKS}/{part.name}", data)
+        try:
+            self._fence()
+        except RunLockedError:
+            if not part.compacted:
+                self._take_back(part)
+            raise
 
     def write_samples(self, part: Part, tables: Iterable[pa.Table]) -> None:
         data = self._parquet(schema.SAMPLES, tables)

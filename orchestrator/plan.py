@@ -82,6 +82,11 @@ class Plan:
         """The tasks that are not excluded."""
         return tuple(task for task in self.tasks if task.skip is None)
 
+    @property
+    def left(self) -> tuple[PlannedTask, ...]:
+        """Of those, the ones that no earlier run has decided as they are now: what a resume would run."""
+        return tuple(task for task in self.to_run if task.reason is not Reason.DONE)
+
 
 def plan_tasks(
     loaded: LoadedManifest,
@@ -96,7 +101,7 @@ def plan_tasks(
     Args:
         loaded: a manifest without problems.
         device: what ``execution.device`` comes to on the cluster in question.
-        costs: what tasks took earlier, by ``task_id``.
+        costs: what a process of each task took earlier, by ``task_id``.
         finished: digests of tasks that an earlier run has decided, by ``task_id``; only ``reason`` depends on it.
         sharing: as worked out for the cluster; None: the manifest's number, and a device for each task where that is ``auto``.
         aa: measure each arm against itself.
@@ -195,6 +200,7 @@ def _resources(manifest: Manifest, model: Model, device: str) -> ResourceSpec:
         num_cpus=model.num_cpus or execution.num_cpus or DEFAULT_CPUS[device],
         num_gpus=float(execution.num_gpus) if cuda else 0.0,
         accelerator=execution.accelerator if cuda else None,
+        labels=tuple(sorted(execution.labels.items())),
         memory_mib=execution.memory_mib,
         threads=execution.threads,
         compile_threads=execution.compile_threads,
@@ -219,9 +225,9 @@ def _with_share(spec: TaskSpec, sharing: Sharing, peak_mib: float | None) -> Tas
 
 
 def _cost(spec: TaskSpec, recorded: Mapping[str, Cost]) -> Cost:
-    """The recorded cost; where it lacks the memory, because the task failed, that of the estimate."""
+    """The recorded cost, of as many processes as the task has; where it lacks the memory, that of the estimate."""
     estimate = estimated(spec)
-    found = recorded.get(spec.task_id, estimate)
+    found = recorded.get(spec.task_id, estimate).times(spec.measure.processes)
     return dataclasses.replace(found, peak_mib=found.peak_mib or estimate.peak_mib)
 
 

@@ -9,7 +9,7 @@ import gzip
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any
 
@@ -38,6 +38,25 @@ class PlannedTask:
 
 
 @dataclass(frozen=True, slots=True)
+class Session:
+    """One driver's share of a run. ``devices`` are GPUs, or nodes without; ``forecast_s`` is what it expected for the ``tasks`` left to it.
+
+    ``complete``: it left none. A driver that was killed has no ``ended``.
+    """
+
+    started: float
+    ended: float | None = None
+    nodes: int = 0
+    devices: int = 0
+    gpu: str | None = None  # the model
+    sharing: int = 1
+    code_version: str = ""
+    tasks: int = 0
+    forecast_s: float | None = None
+    complete: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class RunRecord:
     """The content of ``run.json``. Times are seconds since the epoch; ``planned`` is the number of tasks of the plan."""
 
@@ -51,10 +70,22 @@ class RunRecord:
     orchestrator_version: str = ""
     argv: tuple[str, ...] = ()
     cluster: dict[str, Scalar] = field(default_factory=dict)
+    by_device: bool = False  # several GPU models are wanted, and each has its own tables
     aa: bool = False  # each arm was measured against itself: no speedups
+    environment: str | None = None  # which of the manifest's environments, if it has several
     state: RunState = RunState.RUNNING
     exit_code: int | None = None
     ended: float | None = None
+    sessions: tuple[Session, ...] = ()
+
+    def came_to(self, state: RunState, exit_code: int | None, at: float) -> RunRecord:
+        """The record in another state; unless that is ``RUNNING``, the latest session ends with it."""
+        if state is RunState.RUNNING:
+            return replace(self, state=state, exit_code=exit_code, ended=None)
+        open_sessions = [session for session in self.sessions[-1:] if session.ended is None]
+        closed = tuple(replace(session, ended=at, complete=state is RunState.FINISHED) for session in open_sessions)
+        sessions = self.sessions[: len(self.sessions) - len(closed)] + closed
+        return replace(self, state=state, exit_code=exit_code, ended=at, sessions=sessions)
 
 
 def record_bytes(record: RunRecord) -> bytes:

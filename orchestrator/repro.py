@@ -32,6 +32,7 @@ COLUMNS = (
     "accuracy_margin",
     "accuracy_tolerance",
     "reference",
+    "random_numbers",
     "speedup",
     "batch_size",
     "device",
@@ -133,6 +134,7 @@ def _settings(task: TaskSpec, row: Mapping[str, Any]) -> dict[str, Any]:
         "compile": compiling | {"options": compiling["options"] or None},
         "iterations": task.accuracy.iterations,
         "tolerance": row.get("accuracy_tolerance") or task.accuracy.tolerance or UNRECORDED_TOLERANCE,
+        "random_numbers": row.get("random_numbers"),
         "threads": row.get("threads") or resources.threads or max(1, int(resources.num_cpus)),
         "versions": _versions(row),
     }

@@ -6,42 +6,59 @@ Nothing here decides what a task's fate is (``sweep``, ``policy``) or how rows a
 from __future__ import annotations
 
 import logging
+import math
 import shlex
+import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from orchestrator import __version__
-from orchestrator.cluster import Cluster, RayCluster, in_submitted_job
+from orchestrator.carry import carriable
+from orchestrator.cluster import Cluster, RayCluster
+from orchestrator.connection import in_submitted_job
 from orchestrator.control import clear_stop, stop_requests
 from orchestrator.costs import recorded
-from orchestrator.driver import Driver, Ending, Progress, Sink
-from orchestrator.errors import ExitCode, StoreError, UsageError
+from orchestrator.driver import Driver, Ending, Progress
+from orchestrator.environments import only, run_name
+from orchestrator.errors import ExitCode, RunLockedError, StoreError, UsageError
 from orchestrator.journal import Journal
 from orchestrator.json_log import JsonConsole, JsonProgress
 from orchestrator.manifest import LoadedManifest, load_manifest
 from orchestrator.metrics import Metered
 from orchestrator.nodes import NodeInfo
+from orchestrator.plan import PlannedTask as CostedTask
 from orchestrator.plan import plan_tasks
 from orchestrator.policy import Policy
-from orchestrator.preflight import capacity, check, machine, resolve_device
+from orchestrator.preflight import check, devices, machine, resolve_device, suitable, survey
 from orchestrator.progress import LiveProgress, PlainProgress
 from orchestrator.record import PlannedTask, RunRecord, RunState
-from orchestrator.sharing import Sharing, work_out
+from orchestrator.room import Room
+from orchestrator.sessions import Site, gpu_name, hours, outlook, replanned, require_same_gpu, took
+from orchestrator.sharing import Sharing, roomier, work_out
 from orchestrator.store import RunStore, Store
 from orchestrator.sweep import Sweep, SweepTask
+from tasks.preload import modules_of
 from tasks.probe import NodeProbe, code_version
-from tasks.spec import Attempt, Outcome, Status, TaskSpec
+from tasks.spec import Attempt, Outcome, ResourceSpec, Status, TaskSpec
 
 log = logging.getLogger(__name__)
 
+ANY_CPU = 0.01
+"""Asks that a node have cores at all: a head that takes no tasks has none."""
+LOCK_POLL_S = 2.0
+
 RERUN_ALWAYS = frozenset({Status.INFRA_ERROR})
 """What a resume runs again without being asked: no verdict on the model, only on the machinery."""
+
+FAILED = frozenset(Status) - {Status.PASS, Status.SKIPPED}
+"""What ``--retry-failed`` chooses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +66,9 @@ class RunRequest:
     """What the user asked for.
 
     ``rerun``: statuses whose tasks a resume runs again, beside those of ``RERUN_ALWAYS``. ``aa``: measure each arm against itself.
+    ``carry``: the run whose results are taken over where nothing that moves them has changed.
+    ``environment``: which of the manifest's this Python is. ``lock_wait_s``: how long a resume waits for a driver that holds the run.
+    ``stop_after_s``: for how long to run; what would not end in it is left for a resume.
     """
 
     manifest: Path
@@ -58,14 +78,20 @@ class RunRequest:
     resume: bool = False
     rerun: frozenset[Status] = field(default_factory=frozenset)
     aa: bool = False
+    log_json: bool = False
+    environment: str | None = None
+    lock_wait_s: float = 0.0
+    carry: str | None = None
+    stop_after_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How the run ended, and where its rows are."""
+    """How the run ended, where its rows are, and the command that does what is left to do, if anything is."""
 
     run_id: str
     ending: Ending
+    go_on: str | None = None
 
 
 def run(request: RunRequest, console: Console, connect: Callable[[str | None], Cluster] = RayCluster) -> Ended:
@@ -76,46 +102,121 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
         PreflightError: the cluster cannot run the plan; nothing was started.
         RunLockedError: another driver runs this run.
         StoreError: the store cannot be read or written.
+
+    What is raised once the run is there, be it by Ctrl-C or by a bug, has the command that goes on with it as a note.
     """
-    loaded = load_manifest(request.manifest)
+    until_s = time.monotonic() + (request.stop_after_s or math.inf)
+    loaded = only(load_manifest(request.manifest), request.environment)
     store = Store(request.results)
     if loaded.manifest.execution.cache == "bundle" and store.bundles_path is None:
         raise UsageError(f"execution.cache: bundle keeps files beside the runs, which nodes cannot write to in {request.results}")
+    store.check_ready(request.run_id, resume=request.resume)
     earlier = _earlier_run(store, request, loaded)
-    with closing(connect(request.address)) as cluster:
-        nodes, probes = _survey(cluster)
+    source = store.resolve(request.carry) if request.carry else None
+    with _resumable(request, earlier), closing(connect(request.address)) as cluster, _sigterm_is_ctrl_c():
+        nodes, probes = survey(cluster)
         device = resolve_device(loaded.manifest.execution.device, nodes)
         sharing = _sharing(loaded, device, nodes, probes)
-        plan = earlier.plan() if earlier else _plan(loaded, device, request, sharing)
+        site = _site(loaded, device, nodes, probes, sharing)
+        if earlier and not loaded.manifest.execution.mix_accelerators:
+            require_same_gpu(earlier.record, site.gpu)
+        costed = _plan(loaded, request, site)
+        fresh = tuple(PlannedTask(entry.spec, entry.skip) for entry in costed)
+        plan = replanned(earlier.plan(), fresh) if earlier else fresh
         specs = [planned.task for planned in plan if planned.skip_reason is None]
-        check(specs, nodes, probes, code_version())
+        check(specs, nodes, probes, code_version(), mix_accelerators=loaded.manifest.execution.mix_accelerators)
+        if request.address:  # before the run's lock is taken: it may last
+            _warm_up(cluster, nodes, specs, console)
         run_store = earlier or store.create(_record(request, loaded, nodes, device, sharing), plan)
-        with run_store:
+        with _resumable(request, run_store), run_store, _marked_when_broken_off(run_store):
             if earlier:
-                _reopen(run_store, console)
-            ending = _drive(run_store, plan, loaded, cluster, nodes, request.rerun, console, store.bundles_path)
-            return Ended(run_store.run_id, _conclude(run_store, plan, ending, rerun=bool(earlier and request.rerun)))
+                _reopen(run_store, console, request.lock_wait_s)
+            take_over = partial(_take_over, run_store, source, specs, nodes, probes, console)
+            begin = partial(_begin_session, run_store, costed, site, console)
+            ending = _drive(run_store, plan, loaded, cluster, request.rerun, console, store.bundles_path, take_over, begin, until_s)
+            with run_store.kept_alive():
+                ending = _conclude(run_store, plan, ending)
+            if told := took(run_store.record.sessions[-1]):
+                console.print(told, soft_wrap=True, highlight=False)
+        return Ended(run_store.run_id, ending, _go_on(request, run_store.run_id, ending))
 
 
 def resume_command(request: RunRequest, run_id: str) -> str:
     """The exact command that goes on with a run."""
+    again = "".join(f" {word}" for word in _rerun_words(request.rerun))
     if in_submitted_job():  # paths are those of the job's copy
-        return f"sweep submit MANIFEST, as before, with --run-id {shlex.quote(run_id)} --resume"
+        return f"sweep submit MANIFEST, as before, with --run-id {shlex.quote(run_id)} --resume{again}"
     words = ["sweep", "run", str(request.manifest), "--results", request.results, "--run-id", run_id, "--resume"]
-    return shlex.join(words + (["--aa"] if request.aa else []) + (["--address", request.address] if request.address else []))
+    words += ["--aa"] if request.aa else []
+    words += ["--carry", request.carry] if request.carry else []
+    words += ["--log-json"] if request.log_json else []
+    words += ["--environment", request.environment] if request.environment else []
+    words += ["--stop-after", f"{request.stop_after_s:g}"] if request.stop_after_s else []
+    return shlex.join(words + (["--address", request.address] if request.address else [])) + again
+
+
+def _rerun_words(rerun: frozenset[Status]) -> list[str]:
+    everything = ["--retry-failed"] if rerun >= FAILED else []
+    rest = rerun - FAILED if everything else rerun
+    return everything + [word for status in sorted(rest) for word in ("--rerun", status.value)]
+
+
+def _go_on(request: RunRequest, run_id: str, ending: Ending) -> str | None:
+    """What is to be done next: the rest of the run, or, where all of it has ended, what only the machinery made fail."""
+    if ending.reason != "finished":
+        return resume_command(request, run_id)
+    return resume_command(replace(request, rerun=frozenset()), run_id) if ending.exit_code is ExitCode.INFRASTRUCTURE else None
+
+
+@contextmanager
+def _resumable(request: RunRequest, run_store: RunStore | None) -> Iterator[None]:
+    """Whatever breaks off the run says how to go on."""
+    try:
+        yield
+    except BaseException as error:
+        note = f"to go on: {resume_command(request, run_store.run_id)}" if run_store else None
+        if note and note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
+        raise
+
+
+@contextmanager
+def _marked_when_broken_off(run_store: RunStore) -> Iterator[None]:
+    """The record of a run that an error ends says so, if it can be written."""
+    try:
+        yield
+    except BaseException as error:
+        code = ExitCode.INTERRUPTED if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", ExitCode.BUG)
+        try:
+            run_store.set_state(RunState.INTERRUPTED if code is ExitCode.INTERRUPTED else RunState.INCOMPLETE, int(code))
+        except RunLockedError:
+            pass  # it is another driver's by now, and so is its record
+        except StoreError as unwritten:
+            log.error("run %s is not marked as ended: %s", run_store.run_id, unwritten)
+        raise
+
+
+@contextmanager
+def _sigterm_is_ctrl_c() -> Iterator[None]:
+    """Outside the driver's loop, where signals drain, they end the run alike. To be entered after Ray, which sets its own."""
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 # --- before ---------------------------------------------------------------------------------------------------------------------
 
 
-def _survey(cluster: Cluster) -> tuple[tuple[NodeInfo, ...], dict[str, NodeProbe | str]]:
-    """The nodes that are there, with their answers. One that died while it was asked does not refuse the plan: the others do its work."""
-    while True:
-        probes = cluster.probe()
-        alive = cluster.nodes()
-        asked = tuple(node for node in alive if node.name in probes)
-        if asked or not alive:  # else every node has been replaced meanwhile
-            return asked, probes
+def _warm_up(cluster: Cluster, nodes: Sequence[NodeInfo], specs: Sequence[TaskSpec], console: Console) -> None:
+    """So that the first task of a node is not measured while its libraries come from a cold disk. The run does not depend on it."""
+    modules = modules_of(task.model.suite for task in specs)
+    usable = suitable({task.resources for task in specs}, nodes)
+    if modules and usable:
+        console.print(f"{len(usable)} node(s) load the libraries that the models need", highlight=False)
+        for name, complaint in cluster.warm_up(usable, modules).items():
+            console.print(f"node {name} starts cold: {complaint}", soft_wrap=True, highlight=False)
 
 
 def _earlier_run(store: Store, request: RunRequest, loaded: LoadedManifest) -> RunStore | None:
@@ -126,7 +227,10 @@ def _earlier_run(store: Store, request: RunRequest, loaded: LoadedManifest) -> R
         record
         for record in store.runs()
         if record.run_id == request.run_id
-        or (request.run_id is None and (record.manifest, record.aa) == (loaded.manifest.name, request.aa))
+        or (
+            request.run_id is None
+            and (record.manifest, record.aa, record.environment) == (loaded.manifest.name, request.aa, loaded.environment)
+        )
     ]
     if not wanted:
         return None
@@ -143,26 +247,41 @@ def _earlier_run(store: Store, request: RunRequest, loaded: LoadedManifest) -> R
 
 def _sharing(loaded: LoadedManifest, device: str, nodes: Sequence[NodeInfo], probes: Mapping[str, NodeProbe | str]) -> Sharing:
     execution = loaded.manifest.execution
-    suitable = [node for node in nodes if device == "cpu" or execution.accelerator in {None, *node.accelerators}]
-    return work_out(execution.sharing, device, [machine(node, probes.get(node.name)) for node in suitable], execution.num_cpus)
+    machines = [machine(node, probes.get(node.name)) for node in _usable(loaded, device, nodes)]
+    return work_out(execution.sharing, device, machines, execution.num_cpus)
 
 
-def _plan(loaded: LoadedManifest, device: str, request: RunRequest, sharing: Sharing) -> tuple[PlannedTask, ...]:
-    planned = plan_tasks(loaded, device, recorded(request.results), sharing=sharing, aa=request.aa).tasks
-    return tuple(PlannedTask(entry.spec, entry.skip) for entry in planned)
+def _usable(loaded: LoadedManifest, device: str, nodes: Sequence[NodeInfo]) -> list[NodeInfo]:
+    execution = loaded.manifest.execution
+    accelerator = execution.accelerator if device == "cuda" else None
+    wanted = ResourceSpec(device, ANY_CPU, accelerator=accelerator, labels=tuple(execution.labels.items()))
+    return suitable([wanted], nodes)
+
+
+def _site(loaded: LoadedManifest, device: str, nodes: Sequence[NodeInfo], probes: Mapping[str, NodeProbe | str], sharing: Sharing) -> Site:
+    usable = _usable(loaded, device, nodes)
+    gpu = gpu_name(probes[node.name] for node in usable if node.name in probes) if device == "cuda" else None
+    return Site(device, tuple(usable), gpu, sharing, loaded.manifest.execution.max_in_flight)
+
+
+def _plan(loaded: LoadedManifest, request: RunRequest, site: Site) -> tuple[CostedTask, ...]:
+    costs = recorded(request.results, site.device, site.gpu)
+    return plan_tasks(loaded, site.device, costs, sharing=site.sharing, aa=request.aa).tasks
 
 
 def _record(request: RunRequest, loaded: LoadedManifest, nodes: Sequence[NodeInfo], device: str, sharing: Sharing) -> RunRecord:
     started = time.time()
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(started))
     return RunRecord(
-        run_id=request.run_id or f"{loaded.manifest.name}-{'aa-' if request.aa else ''}{stamp}",
+        run_id=request.run_id or f"{run_name(loaded.manifest.name, loaded)}-{'aa-' if request.aa else ''}{stamp}",
         manifest=loaded.manifest.name,
         manifest_digest=loaded.digest,
         started=started,
         manifest_files={file.path: file.text for file in loaded.files},
         weights=dict(loaded.manifest.weights),
+        by_device=loaded.manifest.execution.mix_accelerators,
         aa=request.aa,
+        environment=loaded.environment,
         orchestrator_version=__version__,
         argv=tuple(sys.argv),
         cluster={
@@ -178,12 +297,29 @@ def _record(request: RunRequest, loaded: LoadedManifest, nodes: Sequence[NodeInf
     )
 
 
-def _reopen(run_store: RunStore, console: Console) -> None:
+def _reopen(run_store: RunStore, console: Console, lock_wait_s: float) -> None:
     """Take over a run: its lock, and what a dead driver left behind."""
-    run_store.acquire()
+    _acquire(run_store, console, lock_wait_s)
     clear_stop(run_store.files)
     run_store.set_state(RunState.RUNNING)
     console.print(f"going on with run {run_store.run_id}", highlight=False)
+
+
+def _acquire(run_store: RunStore, console: Console, wait_s: float) -> None:
+    """Take the run's lock; a driver that died on another machine holds it until its silence has lasted long enough."""
+    give_up_s, told = time.monotonic() + wait_s, False
+    while True:
+        try:
+            run_store.acquire()
+        except RunLockedError as error:
+            if time.monotonic() >= give_up_s:
+                raise
+            if not told:
+                console.print(f"{error}; waiting up to {wait_s:.0f} s", soft_wrap=True, highlight=False)
+                told = True
+            time.sleep(min(LOCK_POLL_S, wait_s))
+        else:
+            return
 
 
 # --- during ---------------------------------------------------------------------------------------------------------------------
@@ -191,21 +327,34 @@ def _reopen(run_store: RunStore, console: Console) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _StoreSink:
-    """The run's store, its spool kept to what is not stored, and its journal."""
+    """The run's store, its spool kept to what is not stored, and its journal. ``first_attempts``: the first ones of this driver."""
 
     run_store: RunStore
     journal: Journal
+    policy: Policy
+    first_attempts: Mapping[str, int]
 
     def tell(self, sweep: Sweep, decided: Sequence[str]) -> None:
         try:
             self.journal.stories((task_id, sweep.story(task_id)) for task_id in decided)
             self.journal.standing(sweep.active())
-        except OSError as error:  # a run whose story cannot be told still has its results
+        except StoreError as error:  # a run whose story cannot be told still has its results
             log.warning("the journal of run %s cannot be written: %s", self.run_store.run_id, error)
 
+    def find(self, task_id: str, attempt: int) -> Outcome | None:
+        for number in range(attempt, self.first_attempts[task_id] - 1, -1):
+            try:
+                outcome = self.run_store.find_spooled(task_id, number)
+            except OSError as error:
+                log.warning("what attempt %d of %s may have left cannot be read: %s", number, task_id, error)
+                continue
+            # An earlier attempt that was given up may have come to its end all the same; only a verdict is as good as a new attempt.
+            if outcome is not None and outcome.task_id == task_id and (number == attempt or self.policy.is_verdict(outcome)):
+                return outcome
+        return None
+
     def append(self, batch: Sequence[tuple[TaskSpec, Outcome]]) -> None:
-        self.run_store.append(batch)
-        self.run_store.clear_spool((outcome.task_id, outcome.attempt) for _, outcome in batch)
+        _append(self.run_store, batch)
 
     def refresh_lock(self) -> None:
         self.run_store.refresh_lock()
@@ -223,41 +372,96 @@ def _drive(
     plan: Sequence[PlannedTask],
     loaded: LoadedManifest,
     cluster: Cluster,
-    nodes: Sequence[NodeInfo],
     rerun: frozenset[Status],
     console: Console,
     bundles: Path | None,
+    take_over: Callable[[], None],
+    begin: Callable[[list[SweepTask]], list[SweepTask]],
+    until_s: float,
 ) -> Ending:
     policy = Policy(infrastructure_retries=loaded.manifest.retries.infrastructure)
-    sink = _StoreSink(run_store, Journal(run_store.files, time.monotonic()))
-    _store_orphans(run_store, plan, policy, sink, console)
-    tasks = _sweep_tasks(run_store, plan, rerun | RERUN_ALWAYS)
     specs = [planned.task for planned in plan]
-    slots = capacity([planned.task for planned in plan if planned.skip_reason is None], nodes, loaded.manifest.execution.max_in_flight)
-    sweep = Sweep(tasks, policy, slots.max_in_flight)
+    to_run = [planned.task for planned in plan if planned.skip_reason is None]
+    room = Room.of(to_run, loaded.manifest.execution.max_in_flight)
+    with run_store.kept_alive():
+        _store_orphans(run_store, plan, policy, console)
+        take_over()
+        tasks = begin(_sweep_tasks(run_store, plan, rerun | RERUN_ALWAYS, room))
+    sink = _StoreSink(run_store, Journal(run_store.files, time.monotonic()), policy, {task.task_id: task.first_attempt for task in tasks})
+    sweep = Sweep(tasks, policy, until_s=until_s)
     spool, kept = (str(path) if path else None for path in (run_store.spool_path, bundles))
     first = Attempt(run_store.run_id, 1, spool, kept)
     with _progress(console, len(plan), sum(task.done is not None for task in tasks)) as shown:
-        progress = Metered(shown, [task.task_id for task in specs], cluster.meters())
-        driver = Driver(specs, sweep, cluster, sink, progress, lambda number: replace(first, number=number))
+        progress = Metered(
+            *(shown, run_store.run_id, [task.task_id for task in specs], cluster.meters()),
+            devices=lambda: devices(to_run, cluster.nodes()),
+        )
+        driver = Driver(specs, sweep, cluster, sink, progress, lambda number: replace(first, number=number), room)
         return driver.run()
 
 
-def _store_orphans(run_store: RunStore, plan: Sequence[PlannedTask], policy: Policy, sink: Sink, console: Console) -> None:
+def _begin_session(
+    run_store: RunStore, costed: Sequence[CostedTask], site: Site, console: Console, tasks: list[SweepTask]
+) -> list[SweepTask]:
+    """Record that this driver goes to work, and what it expects; the tasks with how long each is expected to take."""
+    undone = {task.task_id for task in tasks if task.done is None}
+    left = [entry for entry in costed if entry.skip is None and entry.spec.task_id in undone]
+    expected = outlook(left, site)
+    run_store.begin_session(site.session(time.time(), code_version(), len(left), expected))
+    if expected.makespan_s is not None:
+        console.print(f"{len(left)} tasks, expected to take about {hours(expected.makespan_s)}", highlight=False)
+    return [replace(task, expected_s=expected.task_s.get(task.task_id, 0.0)) for task in tasks]
+
+
+def _append(run_store: RunStore, batch: Sequence[tuple[TaskSpec, Outcome]]) -> None:
+    run_store.append(batch)
+    _clear_spool(run_store, [outcome for _, outcome in batch])
+
+
+def _clear_spool(run_store: RunStore, outcomes: Sequence[Outcome]) -> None:
+    try:
+        run_store.clear_spool((outcome.task_id, outcome.attempt) for outcome in outcomes)
+    except StoreError as error:  # what is stored is not stored once more: a resume leaves it where it is
+        log.warning("%s", error)
+
+
+def _store_orphans(run_store: RunStore, plan: Sequence[PlannedTask], policy: Policy, console: Console) -> None:
     """Results that finished while no driver was there to store them. What policy would try again is left to be run again."""
     specs = {planned.task.task_id: planned.task for planned in plan}
-    latest = {outcome.task_id: outcome for outcome in run_store.ingest_orphans()}
-    final = [
-        outcome
-        for outcome in latest.values()
+    found = run_store.ingest_orphans()
+    final = {
+        outcome.task_id: outcome
+        for outcome in found  # of several attempts the last counts
         if policy.retry(outcome, _shares(specs[outcome.task_id]), (outcome.failure_class,) if outcome.failure_class else ()) is None
-    ]
+    }
     if final:
-        sink.append([(specs[outcome.task_id], outcome) for outcome in final])
+        _append(run_store, [(specs[task_id], outcome) for task_id, outcome in final.items()])
         console.print(f"stored {len(final)} result(s) that the last driver did not live to store", highlight=False)
+    _clear_spool(run_store, found)
 
 
-def _sweep_tasks(run_store: RunStore, plan: Sequence[PlannedTask], rerun: frozenset[Status]) -> list[SweepTask]:
+def _take_over(
+    run_store: RunStore,
+    source: RunStore | None,
+    tasks: Sequence[TaskSpec],
+    nodes: Sequence[NodeInfo],
+    probes: Mapping[str, NodeProbe | str],
+    console: Console,
+) -> None:
+    """Results of an earlier run for tasks that have none yet."""
+    if source is None:
+        return
+    if source.run_id == run_store.run_id:
+        raise UsageError(f"--carry {source.run_id}: a run cannot take over its own results")
+    have = run_store.terminal()
+    found = carriable(source, [task for task in tasks if task.task_id not in have], nodes, probes, code_version())
+    run_store.carry(source, found.task_ids)
+    console.print(f"took over {len(found.task_ids)} result(s) of run {source.run_id}", highlight=False)
+    for reason, count in sorted(found.refused.items()):
+        console.print(f"measured again: {count} with {reason}", markup=False, highlight=False)
+
+
+def _sweep_tasks(run_store: RunStore, plan: Sequence[PlannedTask], rerun: frozenset[Status], room: Room) -> list[SweepTask]:
     stored = {row["task_id"]: row for row in run_store.rows(("task_id", "status", "attempt")).to_pylist()}
     tasks = []
     for planned in plan:
@@ -267,13 +471,24 @@ def _sweep_tasks(run_store: RunStore, plan: Sequence[PlannedTask], rerun: frozen
         # A later attempt wins over the row that is there.
         first = row["attempt"] + 1 if row and not keep else 1
         done, shares = status if keep else None, _shares(planned.task)
-        tasks.append(SweepTask(planned.task.task_id, planned.task.deadlines, planned.skip_reason, done, first, shares))
+        request = room.request(planned.task.resources) if planned.skip_reason is None else 0
+        tasks.append(
+            SweepTask(
+                *(planned.task.task_id, planned.task.deadlines, planned.skip_reason, done, first, shares, request),
+                small=_small(planned.task),
+            )
+        )
     return tasks
 
 
 def _shares(task: TaskSpec) -> bool:
     """Whether other tasks may be placed on the device beside it."""
     return task.resources.device == "cuda" and task.resources.num_gpus < 1
+
+
+def _small(task: TaskSpec) -> bool:
+    """Whether they may be even if it asks for more, after it ran out of memory."""
+    return _shares(task) and roomier(task.resources.num_gpus) < 1
 
 
 def _progress(console: Console, planned: int, done: int) -> AbstractContextManager[Progress]:
@@ -287,13 +502,21 @@ def _progress(console: Console, planned: int, done: int) -> AbstractContextManag
 # --- after ----------------------------------------------------------------------------------------------------------------------
 
 
-def _conclude(run_store: RunStore, plan: Sequence[PlannedTask], ending: Ending, *, rerun: bool) -> Ending:
+def _conclude(run_store: RunStore, plan: Sequence[PlannedTask], ending: Ending) -> Ending:
     """Record how the run ended. The store has the last word on whether every planned task has its row."""
-    if rerun:  # else a query over the bare files would find the rows that were run again beside those that replace them
-        run_store.compact()
-    if ending.exit_code in (ExitCode.PASSED, ExitCode.SOME_FAILED) and len(run_store.terminal()) != len(plan):
-        ending = replace(ending, exit_code=ExitCode.INFRASTRUCTURE, reason="the store lacks rows of finished tasks")
-    states = {ExitCode.INTERRUPTED: RunState.INTERRUPTED, ExitCode.INFRASTRUCTURE: RunState.INCOMPLETE}
-    complete = ending.reason == "finished"
-    run_store.set_state(RunState.FINISHED if complete else states[ending.exit_code], int(ending.exit_code))
+    try:
+        if run_store.beaten():  # a query over the bare files would find the rows that were run again beside those that replace them
+            run_store.compact()
+    except StoreError as error:
+        log.error("rows that were replaced stay beside those that replace them, until `sweep compact %s`: %s", run_store.run_id, error)
+    try:
+        if ending.exit_code in (ExitCode.PASSED, ExitCode.SOME_FAILED) and len(run_store.terminal()) != len(plan):
+            ending = replace(ending, exit_code=ExitCode.INFRASTRUCTURE, reason="the store lacks rows of finished tasks")
+        states = {ExitCode.INTERRUPTED: RunState.INTERRUPTED, ExitCode.INFRASTRUCTURE: RunState.INCOMPLETE}
+        complete = ending.reason == "finished"
+        run_store.set_state(RunState.FINISHED if complete else states[ending.exit_code], int(ending.exit_code))
+    except StoreError as error:
+        log.error("run %s is not marked as ended: %s", run_store.run_id, error)
+        if ending.reason == "finished":
+            ending = Ending(ExitCode.INFRASTRUCTURE, str(error))
     return ending

@@ -2,7 +2,8 @@
 
 Compiling is Python on about one core, and timing pauses the neighbours, so cores decide how many tasks a device can feed. Its memory
 decides for each task by itself: one that needs a third of it asks for a third, and only that many neighbours are placed beside it.
-Ray places tasks by these shares; nothing enforces them. A task that runs out of memory all the same runs once more, alone.
+Ray places tasks by these shares; nothing enforces them. A task that runs out of memory all the same runs again with ``ROOMIER`` times its
+share, and then alone.
 """
 
 from __future__ import annotations
@@ -19,11 +20,15 @@ MAX_SHARING_BLIND = 4
 """Where nobody can say how much memory the GPUs have."""
 
 SPARE_CORES = 0.25
-"""Share of a GPU's cores that is left to Ray, to Python's and CUDA's helper threads, and to whoever times."""
+"""Share of a CPU node's cores that is left to Ray and to helper threads. None is left beside a GPU: whoever times has all of them,
+because the others stand still meanwhile."""
 
 USABLE_MEMORY = 0.95
 HOST_MIB = 3072.0
 """Host memory that a task's worker takes with its libraries loaded and kernels compiled, roughly."""
+
+ROOMIER = 3.0
+"""For a device to become empty takes as long as its longest task; for a few places, as long as the next few."""
 
 _RAY_STEPS = 10_000
 """Ray counts resources in ten thousandths."""
@@ -90,8 +95,13 @@ def work_out(wanted: int | Literal["auto"], device: str, machines: Sequence[Mach
     return Sharing(bounds[why], cores, gpu_mib, why)
 
 
+def roomier(share: float) -> float:
+    """What a task asks for that ran out of memory with ``share``."""
+    return min(1.0, ROOMIER * share)
+
+
 def _by_cores(device: str, cores: float, num_cpus: float | None) -> int:
-    spare = max(1, math.floor(cores * SPARE_CORES)) if device == "cuda" or cores > 2 else 0
+    spare = max(1, math.floor(cores * SPARE_CORES)) if device == "cpu" and cores > 2 else 0
     return max(1, int((cores - spare) / (num_cpus or 1.0)))
 
 

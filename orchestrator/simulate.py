@@ -100,7 +100,8 @@ def _nodes(fleet: Fleet, planned: Sequence[PlannedTask]) -> list[NodeInfo]:
     accelerators = tuple({task.spec.resources.accelerator for task in planned if task.spec.resources.accelerator})
     gpus = 1.0 if any(task.spec.resources.num_gpus for task in planned) else 0.0
     whole = max((task.spec.resources.num_gpus for task in planned), default=0.0) > 1
-    node = NodeInfo("device", "0", fleet.cores, gpus, float("inf"), accelerators)
+    labels = dict(label for task in planned for label in task.spec.resources.labels)
+    node = NodeInfo("device", "0", fleet.cores, gpus, float("inf"), accelerators, labels)
     if whole:
         return [replace(node, num_cpus=fleet.devices * fleet.cores, num_gpus=float(fleet.devices))]
     return [node] * fleet.devices

@@ -7,7 +7,7 @@
     DIR/RUN_ID/blocks/*.parquet  one row per block of them: how the machine was
     DIR/RUN_ID/logs/             one log per row that has one
     DIR/RUN_ID/spool/            outcomes that no driver has stored yet
-    DIR/RUN_ID/lock.json         the driver that may write
+    DIR/RUN_ID/lock.json         the driver that may write; beat.TOKEN: when it last said that it lives
     DIR/bundles/                 compile caches that tasks keep from run to run, where a manifest asks for it
 
 Reading needs no lock and changes nothing. Writing needs the run's lock, which is looked at before each commit.
@@ -21,6 +21,7 @@ import logging
 import re
 import time
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pyarrow as pa
@@ -32,11 +33,23 @@ from orchestrator.errors import RunLockedError, StoreError, UsageError
 from orchestrator.files import Files, open_files
 from orchestrator.lock import STALE_AFTER_S, Owner, RunLock, read_owner
 from orchestrator.parts import Part, Parts
-from orchestrator.record import PLAN_FILE, RECORD_FILE, PlannedTask, RunRecord, RunState, plan_bytes, read_plan, read_record, record_bytes
+from orchestrator.record import (
+    PLAN_FILE,
+    RECORD_FILE,
+    PlannedTask,
+    RunRecord,
+    RunState,
+    Session,
+    plan_bytes,
+    read_plan,
+    read_record,
+    record_bytes,
+)
 from orchestrator.spool import Spool
 from tasks.spec import Outcome, Samples, Status, TaskSpec, slug
 
 BUNDLES = "bundles"
+LATEST = "latest"
 _PROBE_FILE = "writable.probe"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -70,15 +83,27 @@ class Store:
                 log.warning("%s; the run is left out", error)
         return sorted(found, key=lambda record: (record.started, record.run_id))
 
-    def check_writable(self) -> int:
-        """Write something and remove it again; the number of runs that are there.
+    def check_ready(self, run_id: str | None, *, resume: bool) -> None:
+        """Refuse at once what ``create`` would refuse, and a place where no run can be stored.
+
+        Raises:
+            UsageError: the run exists and is not to be resumed, or its id is no folder name.
+            StoreError: this process cannot write here.
+        """
+        if run_id is not None:
+            check_run_id(run_id)
+            if not resume and self._run(run_id).exists():
+                raise self._exists(run_id)
+        self.check_writable()
+
+    def check_writable(self) -> None:
+        """Write something and remove it again.
 
         Raises:
             StoreError: this process cannot write here.
         """
         self._files.write(_PROBE_FILE, b"", durable=False)
         self._files.remove(_PROBE_FILE)
-        return len(self.runs())
 
     def resolve(self, name: str) -> RunStore:
         """The run called ``name``, which may be ``latest``, a run id, or the beginning of exactly one run id.
@@ -93,7 +118,7 @@ class Store:
         runs = [record.run_id for record in self.runs()]
         if not runs:
             raise UsageError(f"{self.root}: there are no runs; start one with `sweep run MANIFEST --results {self.root}`")
-        if name == "latest":
+        if name == LATEST:
             return self._run(runs[-1])
         matches = [run_id for run_id in runs if name and run_id.startswith(name)]
         if len(matches) == 1:
@@ -112,7 +137,7 @@ class Store:
         lock = RunLock.acquire(run.files)
         try:
             if run.exists():
-                raise UsageError(f"run {record.run_id} exists in {self.root}; add --resume to go on with it, or choose another --run-id")
+                raise self._exists(record.run_id)
             run.files.write(PLAN_FILE, plan_bytes(plan))
             run.files.write(RECORD_FILE, record_bytes(dataclasses.replace(record, planned=len(plan))))
         except BaseException:
@@ -120,6 +145,9 @@ class Store:
             raise
         run.adopt(lock)
         return run
+
+    def _exists(self, run_id: str) -> UsageError:
+        return UsageError(f"run {run_id} exists in {self.root}; add --resume to go on with it, or choose another --run-id")
 
     def _run(self, run_id: str) -> RunStore:
         return RunStore(self._files.child(run_id), run_id)
@@ -131,7 +159,9 @@ def check_run_id(run_id: str) -> None:
     Raises:
         UsageError: with what it may be.
     """
-    if not _RUN_ID.fullmatch(run_id) or run_id == "latest":
+    if run_id == LATEST:
+        raise UsageError(f"run id '{LATEST}' is reserved: it stands for the newest run; choose another, or leave it out with --resume")
+    if not _RUN_ID.fullmatch(run_id):
         raise UsageError(f"run id {run_id!r}: use letters, digits, '.', '_' and '-', at most 100, a letter or digit first")
 
 
@@ -208,6 +238,10 @@ class RunStore:
         """(task_id, attempt) of every stored row, of those too that a later attempt of their task beats."""
         return self._reader().attempts()
 
+    def beaten(self) -> set[str]:
+        """The tasks that have a row which a later one beats: a query over the bare files would find both."""
+        return set().union(*self._reader().beaten().values())
+
     def damaged(self) -> dict[str, str]:
         """The files that reading has left out so far, with the reason."""
         return dict(self._reader().damaged)
@@ -250,12 +284,14 @@ class RunStore:
     def adopt(self, lock: RunLock) -> list[str]:
         """``acquire`` with a lock that is already taken."""
         self._lock = lock
-        if spool := self._spool():
-            spool.create()
         parts = self._reader()
-        set_aside = parts.set_aside_damaged()
-        parts.remove_dead()
-        self._next_number = parts.next_number()
+        with lock.kept_alive():
+            if spool := self._spool():
+                spool.create()
+                spool.clear_abandoned()
+            set_aside = parts.set_aside_damaged()
+            parts.remove_dead()
+            self._next_number = parts.next_number()
         for path in set_aside:
             log.warning("%s was damaged and is set aside; its tasks count as not done", path)
         return set_aside
@@ -289,13 +325,11 @@ class RunStore:
         rows = schema.task_rows(source.rows().filter(pc.is_in(pc.field("task_id"), pa.array(sorted(task_ids), pa.string()))))
         if not rows:
             return
-        for row in rows:
-            if row.log:
-                self.files.write(_log_path(row.log), source.files.read(row.log), durable=False)
         marked = [
             dataclasses.replace(
                 row,
                 run_id=self.run_id,
+                log=self._carry_log(source, row.log) if row.log else None,
                 carried=True,
                 carried_from=row.carried_from or source.run_id,
                 manifest_digest=self.record.manifest_digest or None,
@@ -304,6 +338,14 @@ class RunStore:
         ]
         details = [read([row.task_id for row in rows]) for read in (source.samples, source.blocks)]
         self._commit(schema.rows_table(marked), *map(self._renamed, details))
+
+    def _carry_log(self, source: RunStore, path: str) -> str | None:
+        try:
+            self.files.write(_log_path(path), source.files.read(path), durable=False)
+        except FileNotFoundError:  # somebody made room; no number depends on it
+            log.warning("%s is missing, and is not taken over", source.files.at(path))
+            return None
+        return path
 
     def compact(self) -> bool:
         """Merge the run's files into one of each kind; False if there was nothing to merge."""
@@ -314,11 +356,17 @@ class RunStore:
 
     def set_state(self, state: RunState, exit_code: int | None = None) -> None:
         """Record how far the run came, and, unless it is running, when."""
+        self._rewrite(self.reload().came_to(state, exit_code, time.time()))
+
+    def begin_session(self, session: Session) -> None:
+        """Record that this driver goes to work."""
+        record = self.reload()
+        self._rewrite(dataclasses.replace(record, sessions=(*record.sessions, session)))
+
+    def _rewrite(self, record: RunRecord) -> None:
         self._fence()
-        ended = None if state is RunState.RUNNING else time.time()
-        changed = dataclasses.replace(self.reload(), state=state, exit_code=exit_code, ended=ended)
-        self.files.write(RECORD_FILE, record_bytes(changed))
-        self._record = changed
+        self.files.write(RECORD_FILE, record_bytes(record))
+        self._record = record
 
     def ingest_orphans(self) -> list[Outcome]:
         """The outcomes in the spool that belong to the plan and have no row of their own or a later attempt, by task and attempt."""
@@ -331,11 +379,20 @@ class RunStore:
         planned = {entry.task.task_id for entry in self.plan()}
         return [outcome for outcome in outcomes if outcome.task_id in planned and outcome.attempt > done.get(outcome.task_id, -1)]
 
+    def find_spooled(self, task_id: str, attempt: int) -> Outcome | None:
+        """What this attempt has left in the spool."""
+        spool = self._spool()
+        return spool.find(task_id, attempt) if spool else None
+
     def clear_spool(self, attempts: Iterable[tuple[str, int]]) -> None:
-        """Remove the spooled outcomes of these (task_id, attempt), once they are stored or decided otherwise."""
+        """Remove the spooled outcomes of these (task_id, attempt), and of earlier attempts, once they are stored or decided otherwise."""
         if spool := self._spool():
             self._fence()
             spool.clear(attempts)
+
+    def kept_alive(self) -> AbstractContextManager[None]:
+        """Refresh the lock by itself, for as long as something long is done that does not."""
+        return self._held().kept_alive()
 
     def refresh_lock(self) -> None:
         """Show that this driver lives; to be called every ``lock.HEARTBEAT_S`` at most.

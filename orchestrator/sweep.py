@@ -11,8 +11,9 @@ deadlines fire on ``Tick``. An event that cannot be (an unknown task, an attempt
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -32,6 +33,7 @@ from orchestrator.events import (
     Lost,
     NodesChanged,
     PhaseStarted,
+    Refused,
     RowsWritten,
     Started,
     StoreFailed,
@@ -39,13 +41,20 @@ from orchestrator.events import (
     WriteRow,
 )
 from orchestrator.policy import QUARANTINE_AFTER_TASKS, Policy
-from tasks.spec import DeadlineSpec, FailureClass, Outcome, Phase, Status
+from tasks.spec import DeadlineSpec, FailureClass, Outcome, Phase, Status, device_name
 
 SILENCE_S = 120.0
 """A running attempt that sends no heartbeat for this long is lost, whatever Ray says of its node."""
 
 DEADLINE_MARGIN_S = 60.0
 """What the driver grants beyond a task's own deadline before it stops trusting the task's supervisor to enforce it."""
+
+
+TIME_IS_UP = "its time is up"
+"""Why a run ends early that was given only so long."""
+
+UNSCHEDULED_S = 900.0
+"""How long an attempt may wait to be started while nothing of this run is on: others use the cluster, or a node that fits never comes."""
 
 
 class State(StrEnum):
@@ -82,7 +91,9 @@ class IllegalTransition(RuntimeError):  # noqa: N818 - it is a transition, and a
 class SweepTask:
     """What the machine needs to know of a task. ``done`` is the status of a terminal row that an earlier driver wrote.
 
-    ``shares``: other tasks may be placed on its device.
+    ``shares``: other tasks may be placed on its device; ``small``: even if it asked for several times as much.
+    ``request``: which of ``NodesChanged.fitting`` are the nodes that can run it.
+    ``expected_s``: how long an attempt is expected to take from its launch, beside all others.
     """
 
     task_id: str
@@ -91,6 +102,9 @@ class SweepTask:
     done: Status | None = None
     first_attempt: int = 1
     shares: bool = False
+    request: int = 0
+    expected_s: float = 0.0
+    small: bool = False
 
 
 @dataclass(slots=True)
@@ -104,8 +118,11 @@ class _Record:
     written: bool = False
     phase: Phase | None = None
     node: str = ""
-    avoid: frozenset[str] = frozenset()
+    gpus: tuple[str, ...] = ()
+    avoid: frozenset[str] = frozenset()  # its own wish
+    shunned: frozenset[str] = frozenset()  # where the attempt that is on cannot be placed
     alone: bool = False
+    roomy: bool = False
     not_before_s: float = 0.0
     launched_s: float = 0.0
     started_s: float = 0.0
@@ -129,19 +146,31 @@ class Progress:
 class Sweep:
     """The run. ``handle`` is the only method that changes anything."""
 
-    def __init__(self, tasks: Iterable[SweepTask], policy: Policy, max_in_flight: int, unscheduled_s: float = 900.0) -> None:
+    def __init__(
+        self,
+        tasks: Iterable[SweepTask],
+        policy: Policy,
+        max_in_flight: int = 1,
+        unscheduled_s: float = UNSCHEDULED_S,
+        until_s: float = math.inf,
+    ) -> None:
+        """``until_s``: when to stop; no task is launched that is expected to end later."""
         self._records = {task.task_id: _Record(task, task.first_attempt) for task in tasks}
         self._policy = policy
         self._max_in_flight = max_in_flight
         self._unscheduled_s = unscheduled_s
+        self._until_s = until_s
         self._queue: deque[str] = deque()
         self._active: dict[str, _Record] = {}
         self._counts: Counter[Status] = Counter()
         self._retrying: dict[str, _Record] = {}
         self._open = len(self._records)  # tasks without a durable row
         self._nodes: frozenset[str] = frozenset()
+        self._fitting: tuple[frozenset[str], ...] = ()
         self._suspects: dict[str, set[str]] = {}
         self._quarantined: frozenset[str] = frozenset()
+        self._gpus: Mapping[str, int] = {}  # of each node, how many
+        self._bad_gpus: frozenset[str] = frozenset()
         self._last_activity_s = 0.0
         self._interrupted = ""
         self._fatal = ""
@@ -152,8 +181,8 @@ class Sweep:
 
     @property
     def quarantined(self) -> frozenset[str]:
-        """Nodes that get no more tasks in this run."""
-        return self._quarantined
+        """Nodes and GPUs that get no more tasks in this run."""
+        return self._quarantined | self._bad_gpus
 
     @property
     def finished(self) -> bool:
@@ -169,6 +198,18 @@ class Sweep:
     def status_counts(self) -> Mapping[Status, int]:
         """How many tasks have ended in each status."""
         return dict(self._counts)
+
+    def gives_up(self, event: Tick | NodesChanged | ClusterLost | Force) -> list[tuple[str, int]]:
+        """The attempts that ``event`` would end, as (task_id, attempt): a last chance to look for what they may have left."""
+        records = self._active.values()
+        match event:
+            case Tick():
+                doomed = [record for record in records if self._overdue(record, event.at_s)]
+            case NodesChanged():
+                doomed = [record for record in records if record.node in self._nodes - event.nodes]
+            case _:
+                doomed = list(records)
+        return [(record.task.task_id, record.attempt) for record in doomed]
 
     def active(self) -> tuple[Progress, ...]:
         """The tasks that the cluster has now."""
@@ -188,10 +229,8 @@ class Sweep:
                 self._begin(event, actions)
             case Started() | PhaseStarted() | Heartbeat():
                 self._progress(event)
-            case Ended():
-                self._ended(event, actions)
-            case Lost():
-                self._lost(event, actions)
+            case Ended() | Lost() | Refused():
+                self._over(event, actions)
             case NodesChanged():
                 self._nodes_changed(event, actions)
             case RowsWritten():
@@ -203,7 +242,7 @@ class Sweep:
                 self._fatal = self._fatal or event.error
                 self._abandon(event.at_s, "the cluster is gone")
             case Drain():
-                self._interrupted = "interrupted"
+                self._drain(event.at_s, "interrupted", actions)
             case Force():
                 self._force(event, actions)
             case Tick():
@@ -239,7 +278,7 @@ class Sweep:
             record.started_s = event.at_s
             self._note(record, event.at_s, State.RUNNING, f"attempt {record.attempt} runs")
         if isinstance(event, Started):
-            record.node = event.node
+            record.node, record.gpus = event.node, event.gpus
             self._note(record, event.at_s, State.RUNNING, f"on node {event.node}")
         elif isinstance(event, PhaseStarted):
             record.phase = event.phase
@@ -247,21 +286,24 @@ class Sweep:
         else:
             record.paused_s = event.paused_s
 
-    def _ended(self, event: Ended, actions: list[Action]) -> None:
-        record = self._current(event.task_id, event.attempt, f"ended {event.outcome.status.value}", event.at_s)
-        if record is not None:
-            self._settle(record, event.at_s, event.outcome, actions)
-
-    def _lost(self, event: Lost, actions: list[Action]) -> None:
-        record = self._current(event.task_id, event.attempt, f"lost: {event.error}", event.at_s)
-        if record is not None:
-            self._settle(
-                record, event.at_s, self._verdict(record, event.at_s, Status.INFRA_ERROR, event.failure_class, event.error), actions
-            )
+    def _over(self, event: Ended | Lost | Refused, actions: list[Action]) -> None:
+        record = self._current(event.task_id, event.attempt, _what(event), event.at_s)
+        if record is None:
+            return
+        match event:
+            case Ended():
+                record.gpus = event.gpus or record.gpus
+                self._settle(record, event.at_s, event.outcome, actions, here=False)
+            case Lost():
+                outcome = self._verdict(record, event.at_s, Status.INFRA_ERROR, event.failure_class, event.error)
+                self._settle(record, event.at_s, outcome, actions)
+            case Refused():
+                self._requeue(record, event.at_s, "it was given a quarantined GPU")
 
     def _nodes_changed(self, event: NodesChanged, actions: list[Action]) -> None:
         gone = self._nodes - event.nodes
-        self._nodes = event.nodes
+        self._nodes, self._fitting, self._gpus = event.nodes, event.fitting, event.gpus
+        self._max_in_flight = event.max_in_flight or self._max_in_flight
         for record in list(self._active.values()):
             if record.node and record.node in gone:
                 error = f"node {record.node} left the cluster"
@@ -269,6 +311,20 @@ class Sweep:
                 self._settle(
                     record, event.at_s, self._verdict(record, event.at_s, Status.INFRA_ERROR, FailureClass.NODE_LOST, error), actions
                 )
+            elif record.state is State.LAUNCHED and record.shunned and not self._places(record) - record.shunned:
+                self._place_anew(record, event.at_s, actions)
+
+    def _place_anew(self, record: _Record, at_s: float, actions: list[Action]) -> None:
+        """The nodes that an attempt waits for have left, and it may not run on those that are there: no failure, but no way on either."""
+        actions.append(Cancel(record.task.task_id, record.attempt))
+        self._requeue(record, at_s, "the nodes that it waited for have left")
+
+    def _requeue(self, record: _Record, at_s: float, why: str) -> None:
+        """An attempt that never began is no failure; the next one has another number, so that the two are told apart."""
+        del self._active[record.task.task_id]
+        record.attempt += 1
+        self._note(record, at_s, State.QUEUED, why)
+        self._queue.appendleft(record.task.task_id)
 
     def _rows_written(self, event: RowsWritten) -> None:
         for task_id in event.task_ids:
@@ -279,6 +335,15 @@ class Sweep:
                 record.written = True
                 self._open -= 1
                 self._note(record, event.at_s, State.TERMINAL, "row written")
+
+    def _drain(self, at_s: float, why: str, actions: list[Action]) -> None:
+        """Launch nothing more, and take back what does not run yet: it could start at any time, and the drain would wait for it."""
+        self._interrupted = why
+        for task_id, record in list(self._active.items()):
+            if record.state is State.LAUNCHED:
+                actions.append(Cancel(task_id, record.attempt))
+                del self._active[task_id]
+                self._note(record, at_s, State.QUEUED, f"{why} before it ran; a resume runs it")
 
     def _force(self, event: Force, actions: list[Action]) -> None:
         self._interrupted = "interrupted"
@@ -305,6 +370,8 @@ class Sweep:
                 status, failure_class, error = overdue
                 actions.append(Cancel(record.task.task_id, record.attempt))
                 self._settle(record, event.at_s, self._verdict(record, event.at_s, status, failure_class, error), actions)
+        if event.at_s >= self._until_s and not self._draining:
+            self._drain(event.at_s, TIME_IS_UP, actions)
 
     def _overdue(self, record: _Record, at_s: float) -> tuple[Status, FailureClass, str] | None:
         if record.state is State.LAUNCHED:
@@ -326,18 +393,18 @@ class Sweep:
 
     # Transitions ----------------------------------------------------------------------------------------------------------------
 
-    def _settle(self, record: _Record, at_s: float, outcome: Outcome, actions: list[Action]) -> None:
-        """An attempt is over: try again or decide."""
+    def _settle(self, record: _Record, at_s: float, outcome: Outcome, actions: list[Action], *, here: bool = True) -> None:
+        """An attempt is over: try again or decide. ``here``: by a verdict of this class's own."""
         self._active.pop(record.task.task_id, None)
         self._last_activity_s = at_s
         if outcome.failure_class is not None:
             record.failures += (outcome.failure_class,)
-        self._suspect(record.task.task_id, outcome)
+        self._suspect(record, outcome)
         # A worker that dies early has not said whether it had neighbours; that it could have had some is enough.
         shared = not record.alone and (record.task.shares or bool(outcome.measurement.neighbours))
-        retry = self._policy.retry(outcome, shared, record.failures)
+        retry = self._policy.retry(outcome, shared, record.failures, small=record.task.small)
         if retry is None:
-            self._decide(record, at_s, outcome, actions)
+            self._decide(record, at_s, outcome, actions, here=here)
             return
         if self._draining:
             self._note(record, at_s, State.QUEUED, f"{outcome.status.value}: {outcome.error}; left for a resume"[:500])
@@ -346,34 +413,83 @@ class Sweep:
         record.attempt += 1
         record.not_before_s = at_s + retry.delay_s
         record.alone = record.alone or retry.alone
+        record.roomy = record.roomy or retry.roomy
+        if outcome.failure_class is FailureClass.UNSCHEDULED:  # perhaps nothing but the node that it avoids has room
+            record.avoid = frozenset()
         record.avoid |= {retry.avoid_node} if retry.avoid_node else frozenset()
-        record.phase, record.node, record.paused_s = None, "", 0.0
+        record.phase, record.node, record.gpus, record.paused_s, record.started_s = None, "", (), 0.0, 0.0
         self._retrying[record.task.task_id] = record
 
-    def _decide(self, record: _Record, at_s: float, outcome: Outcome, actions: list[Action]) -> None:
+    def _decide(self, record: _Record, at_s: float, outcome: Outcome, actions: list[Action], *, here: bool = True) -> None:
         record.status = outcome.status
         self._counts[outcome.status] += 1
         self._note(record, at_s, State.TERMINAL, outcome.status.value)
-        actions.append(WriteRow(record.task.task_id, outcome))
+        actions.append(WriteRow(record.task.task_id, outcome, here))
 
-    def _suspect(self, task_id: str, outcome: Outcome) -> None:
-        if outcome.node and self._policy.suspects(outcome.failure_class):
-            failed = self._suspects.setdefault(outcome.node, set())
-            failed.add(task_id)
-            # The last node is never given up: a doubtful node with a bounded number of retries beats no run at all.
-            if len(failed) >= QUARANTINE_AFTER_TASKS and self._nodes - self._quarantined - {outcome.node}:
+    def _suspect(self, record: _Record, outcome: Outcome) -> None:
+        """A device's failure counts against the device where it is known, any other against the node.
+
+        The last node or GPU is never given up: a doubtful one with a bounded number of retries beats no run at all.
+        """
+        if not outcome.node or not self._policy.suspects(outcome.failure_class):
+            return
+        others = self._places(record) - self._quarantined - {outcome.node}
+        if outcome.failure_class is not FailureClass.DEVICE or not record.gpus:
+            if self._fails_too_many(outcome.node, record) and others:
                 self._quarantined |= {outcome.node}
+            return
+        for gpu in record.gpus:
+            name = device_name(outcome.node, gpu)
+            if self._fails_too_many(name, record) and self._good_gpus(others | {outcome.node}) > (name not in self._bad_gpus):
+                self._bad_gpus |= {name}
+        if others and self._gpus.get(outcome.node) and not self._good_gpus({outcome.node}):
+            self._quarantined |= {outcome.node}
+
+    def _fails_too_many(self, name: str, record: _Record) -> bool:
+        failed = self._suspects.setdefault(name, set())
+        failed.add(record.task.task_id)
+        return len(failed) >= QUARANTINE_AFTER_TASKS
+
+    def _good_gpus(self, nodes: Collection[str]) -> int:
+        bad = sum(name.rpartition("/")[0] in nodes for name in self._bad_gpus)
+        return sum(self._gpus.get(node, 0) for node in nodes) - bad
 
     def _launch(self, at_s: float, actions: list[Action]) -> None:
-        while not self._draining and self._queue and len(self._active) < self._max_in_flight:
-            record = self._records[self._queue.popleft()]
+        while not self._draining and len(self._active) < self._max_in_flight:
+            record = self._next(at_s)
+            if record is None:
+                return
             record.launched_s = at_s
             self._active[record.task.task_id] = record
             self._note(record, at_s, State.LAUNCHED, f"attempt {record.attempt}")
-            avoid = (record.avoid | self._quarantined) & self._nodes
-            # "Elsewhere" is a wish: with no other node alive the same one is better than none.
-            avoid = avoid if self._nodes - avoid else self._quarantined & self._nodes
-            actions.append(Launch(record.task.task_id, record.attempt, avoid, record.alone))
+            record.shunned = self._shunned(record)
+            actions.append(Launch(record.task.task_id, record.attempt, record.shunned, record.alone, self._bad_gpus, record.roomy))
+
+    def _next(self, at_s: float) -> _Record | None:
+        """The first task in the queue that can end in time."""
+        for task_id in self._queue:
+            record = self._records[task_id]
+            if at_s + record.task.expected_s <= self._until_s:
+                self._queue.remove(task_id)
+                return record
+        if self._queue and not self._active and not self._retrying:
+            self._interrupted = TIME_IS_UP
+        return None
+
+    def _shunned(self, record: _Record) -> frozenset[str]:
+        """The nodes to keep the next attempt away from, as far as others are left that can run it.
+
+        "Elsewhere" and quarantine are wishes: with no other node the same one is better than none.
+        """
+        places = self._places(record)
+        for unwanted in (record.avoid | self._quarantined, self._quarantined):
+            if places - unwanted:
+                return places & unwanted
+        return frozenset()
+
+    def _places(self, record: _Record) -> frozenset[str]:
+        """The live nodes that could run the task if they were empty."""
+        return self._fitting[record.task.request] if self._fitting else self._nodes
 
     def _finish(self, actions: list[Action]) -> None:
         if self._finished or self._active:
@@ -437,3 +553,13 @@ class Sweep:
             ended=at_s,
             node=record.node,
         )
+
+
+def _what(event: Ended | Lost | Refused) -> str:
+    match event:
+        case Ended():
+            return f"ended {event.outcome.status.value}"
+        case Lost():
+            return f"lost: {event.error}"
+        case Refused():
+            return "refused"

@@ -14,15 +14,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from orchestrator import schema
-from orchestrator.record import PlannedTask
+from orchestrator.record import PlannedTask, RunState
 from orchestrator.store import RunStore
-from tasks.estimator import summarise
-from tasks.spec import Phase, Status
+from tasks.estimator import MIN_PAIRS_FOR_INTERVAL, summarise
+from tasks.spec import AA_PHASES, Phase, Samples, Status
 
 TASKS_AT_ONCE = 64
 """How many tasks' samples are held in memory at a time."""
 AA = tuple(f"aa_{arm}{end}" for arm in ("eager", "compiled") for end in ("", "_low", "_high"))
-DERIVED = ("speedup", "speedup_low", "speedup_high", "speedup_of_medians", "pairs", "eager_ms", "compiled_ms", "process_speedups", *AA)
+ON_DEVICE = ("eager_device_ms", "compiled_device_ms", "eager_event_ms", "compiled_event_ms", "launch_bound")
+DERIVED = (
+    *("speedup", "speedup_low", "speedup_high", "speedup_of_medians", "pairs", "eager_ms", "compiled_ms", "process_speedups"),
+    *ON_DEVICE,
+    *AA,
+)
 """The columns that are pure functions of the samples, by their names in a row and in ``tasks.estimator.Summary``."""
 _CLOSED = {"status": {status.value for status in Status}, "phase": {phase.value for phase in Phase}}
 _IDENTITY = ("suite", "model", "dtype", "mode", "backend", "task_digest")
@@ -71,6 +76,9 @@ def _duplicates(run: RunStore) -> Iterator[Violation]:
     for (task_id, attempt), count in Counter(run.attempts()).items():
         if count > 1:
             yield Violation("row", task_id, f"attempt {attempt} is stored {count} times")
+    if run.record.state is RunState.FINISHED:
+        for task_id in sorted(run.beaten()):
+            yield Violation("row", task_id, "beside its row there is one that it replaces: a query over the bare files finds both")
 
 
 def _well_formed(row: Mapping[str, Any]) -> Iterator[Violation]:
@@ -79,15 +87,20 @@ def _well_formed(row: Mapping[str, Any]) -> Iterator[Violation]:
             yield Violation(column, row["task_id"], f"{row[column]!r} is not one of {', '.join(sorted(closed))}")
     if row["status"] == Status.SKIPPED and not row["skip_reason"]:
         yield Violation("skip", row["task_id"], "is skipped without a reason")
-    for column in ("aa_eager", "aa_compiled") if row["aa"] else ("speedup",):
-        if row["status"] == Status.PASS:
-            yield from _interval(row, column)
+    ratios = ("aa_eager", "aa_compiled") if row["aa"] else ("speedup",)
+    if row["status"] == Status.PASS:
+        may_lack = (row["pairs"] or 0) < len(ratios) * MIN_PAIRS_FOR_INTERVAL
+        for column in ratios:
+            yield from _interval(row, column, may_lack=may_lack)
     if row["aa"] and row["speedup"] is not None:
         yield Violation("speedup", row["task_id"], f"measured its arms against themselves, and has a speedup: {row['speedup']}")
 
 
-def _interval(row: Mapping[str, Any], column: str) -> Iterator[Violation]:
+def _interval(row: Mapping[str, Any], column: str, *, may_lack: bool) -> Iterator[Violation]:
+    """``may_lack``: there are too few pairs for an interval."""
     ratio, low, high = row[column], row[f"{column}_low"], row[f"{column}_high"]
+    if may_lack and low is None and high is None and ratio is not None and 0.0 < ratio < float("inf"):
+        return
     if ratio is None or low is None or high is None:
         yield Violation(column, row["task_id"], f"passed without a {column} and its interval: {ratio}, [{low}, {high}]")
     elif not 0.0 < low <= ratio <= high < float("inf"):
@@ -128,9 +141,15 @@ def _rederived(run: RunStore, rows: Mapping[str, Mapping[str, Any]], task_ids: S
         summary = summarise(samples)
         for column in DERIVED:
             stored, derived = rows[task_id][column], getattr(summary, column)
-            if column == "process_speedups":
-                if not stored:  # a row of before this column was
-                    continue
-                derived = list(derived)
+            if _written_before(column, stored, samples):
+                continue
+            derived = list(derived) if column == "process_speedups" else derived
             if stored != derived:
                 yield Violation("samples", task_id, f"{column} is {stored!r}, its samples say {derived!r}")
+
+
+def _written_before(column: str, stored: Any, samples: Samples) -> bool:
+    """The row is older than the column, or than the samples from which to derive it: those of an arm against itself."""
+    if column == "process_speedups":
+        return stored is None
+    return column in ON_DEVICE and "device" in samples.phase and not set(AA_PHASES.values()).isdisjoint(samples.phase)

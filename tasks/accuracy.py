@@ -22,17 +22,28 @@ import torch
 
 from tasks import comparison, references, step
 from tasks.comparison import Finding, Rule
-from tasks.judgement import Results, change_of, compare_all, differing, distance, eager_errors, gradient_of, identical, kind_of, losses_of
+from tasks.judgement import (
+    Randomness,
+    Results,
+    change_of,
+    compare_all,
+    differing,
+    draws_others,
+    eager_errors,
+    gradient_of,
+    identical,
+    kind_of,
+    losses_of,
+)
 from tasks.references import Reference, fails_alike, too_much_for_the_host
 from tasks.spec import Accuracy, PrecisionSpec
 from tasks.step import State, Workload
 
-__all__ = ["Reference", "Results", "Verdict", "check", "distance", "rule_for", "tolerance_for"]
+__all__ = ["Reference", "Results", "Verdict", "check", "rule_for", "tolerance_for"]
 
-RESULTS = ("loss", "output", "gradient")  # the kinds of which at least one must hold a number for a verdict
+RESULTS = {True: ("gradient",), False: ("output",)}  # in training, and not: the kind of which one must hold a number for a verdict
 OUT_OF_MEMORY = "out of memory"
-_EPSILON = {None: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
-_TF32_EPSILON = 2.0**-10
+OTHER_RANDOM_NUMBERS = "draws other random numbers than eager"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +76,8 @@ def tolerance_for(suite: str, training: bool, precision: PrecisionSpec, autocast
 
 
 def rule_for(tolerance: float, workload: Workload, precision: PrecisionSpec, device: torch.device) -> Rule:
-    """Upstream's multipliers: 2 for float32, 3 for lower precisions and for wide tolerances. TF32 is such a precision: it has ten bits."""
-    epsilon = _EPSILON[workload.autocast_dtype]
-    if device.type == "cuda" and precision.tf32:
-        epsilon = max(epsilon, _TF32_EPSILON)
-    exact = epsilon == _EPSILON[None] and tolerance < 2e-2
-    return Rule(tolerance, 2.0 if exact else 3.0, epsilon)
+    """What a task is judged by."""
+    return comparison.rule_of(tolerance, workload.autocast_dtype, tf32=device.type == "cuda" and precision.tf32)
 
 
 def check(
@@ -82,12 +89,13 @@ def check(
     rule: Rule,
     device: torch.device,
     time_s: float = math.inf,
-    reseed: bool = False,
+    random: Randomness = Randomness.NONE,
 ) -> Verdict:
     """Run the four arms and judge. The state is restored before each, and once more at the end.
 
-    ``time_s`` is what a reference on the host's processors may take. ``reseed``: the second eager arm draws other random numbers, because
-    the compiled one will; what they move then counts as eager's error, and whether the model is deterministic is not known.
+    ``time_s`` is what a reference on the host's processors may take. ``random``: where random numbers move next to nothing, the second
+    eager arm draws others, because the compiled one will; what they move then counts as eager's error, and whether the model is
+    deterministic is not known. Where they decide, a reference that draws others is none.
 
     Raises:
         torch.OutOfMemoryError: not even eager and compiled alone fit.
@@ -96,7 +104,7 @@ def check(
     for reference in references.candidates(workload, has_own_memory=_has_own_memory(device), state_on_host=state.on_host):
         if any(fails_alike(other, reference) for other, why in failed.items() if why != OUT_OF_MEMORY):
             continue
-        attempt = _Check(workload, compiled, state, iterations, rule, device, reference, time_s, reseed)
+        attempt = _Check(workload, compiled, state, iterations, rule, device, reference, time_s, random)
         try:
             verdict = attempt.run("; ".join(f"{other}: {why}" for other, why in failed.items()))
         except NoReferenceError as error:
@@ -122,7 +130,7 @@ class _Check:
     device: torch.device
     reference: Reference
     time_s: float
-    reseed: bool
+    random: Randomness
     in_arms: bool = False  # the reference is done
 
     def run(self, fallen_back: str) -> Verdict:
@@ -131,8 +139,11 @@ class _Check:
         truth = self._reference_results()
         self.in_arms = True
         eager = self._run_arm(self.workload.step, keep=True)
-        again = self._run_arm(self.workload.step, keep=False, seed_offset=int(self.reseed))
-        deterministic = None if self.reseed else identical(eager, again)
+        if self.random is Randomness.DECISIVE and truth and draws_others(eager, truth, self.rule):
+            raise NoReferenceError(OTHER_RANDOM_NUMBERS)
+        reseed = self.random is Randomness.NEGLIGIBLE
+        again = self._run_arm(self.workload.step, keep=False, seed_offset=int(reseed))
+        deterministic = None if reseed else identical(eager, again)
         errors = {name: eager_errors(value, again.get(name), truth.get(name)) for name, value in eager.items()}
         del again
         compiled = self._run_arm(self.compiled, keep=False)
@@ -164,6 +175,8 @@ class _Check:
 
     def _require_possible(self) -> None:
         """Raises: NoReferenceError, if chunks do not give the same step, or the host would take too long or too much memory."""
+        if self.reference.on_cpu and self.device.type != "cpu" and self.random is Randomness.DECISIVE:
+            raise NoReferenceError(OTHER_RANDOM_NUMBERS)
         if self.reference.on_cpu:
             self.state.restore()
             why = too_much_for_the_host(self.workload, self.device, self.iterations, self.time_s)
@@ -209,15 +222,18 @@ class _Check:
         remarks = ["eager does not repeat itself exactly"] if deterministic is False else []
         if any(not math.isfinite(loss) for loss in losses):
             remarks.append(f"eager's loss is {losses[-1]}")
+        left_out = [finding.left_out for finding in findings if finding.left_out]
+        if left_out:
+            remarks.append(f"{sum(left_out)} elements of {len(left_out)} values are not finite, and were left out")
         worst = max(findings, key=lambda finding: finding.ratio)
         failing = [finding for finding in findings if not finding.passes]
         if failing:
             accuracy = Accuracy.FAIL
             detail = worst.reason or f"error {worst.compiled_rmse:.3g}, eager's {worst.eager_rmse:.3g}, {worst.ratio:.3g} times its limit"
             remarks.insert(0, f"{len(failing)} of {len(findings)} values differ, most of all {worst.name}: {detail}")
-        elif not any(finding.finite for finding in findings if kind_of(finding.name) in RESULTS):
+        elif not any(finding.finite for finding in findings if kind_of(finding.name) in RESULTS[self.workload.training]):
             accuracy = Accuracy.SKIPPED
-            remarks.insert(0, "nothing finite to compare")
+            remarks.insert(0, f"nothing finite to compare: no {' or '.join(RESULTS[self.workload.training])} holds a number")
         else:
             accuracy = Accuracy.PASS
         name = str(self.reference) + (f" ({fallen_back})" if fallen_back else "")

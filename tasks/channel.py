@@ -8,7 +8,7 @@ Standard library only.
     {"phase": "build"}
     {"lease": "acquire"}            {"waited_s": 0.2, "neighbours": 3}
     {"lease": "release"}
-    {"ask": "paused_s"}             {"paused_s": 1.5}
+    {"ask": "halted_s"}             {"halted_s": 1.5}
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,10 +74,26 @@ class Channel:
             if self._depth == 0:
                 self._send({"lease": "release"})
 
-    def paused_s(self) -> float:
-        """Seconds for which this worker has been paused so far; the difference of two answers is what to take off a duration."""
-        answer = self._ask({"ask": "paused_s"})
-        return float(answer["paused_s"]) if answer else 0.0
+    @property
+    def owns(self) -> bool:
+        """Whether the device is this worker's now."""
+        return self._depth > 0
+
+    def running_s(self, clock: Callable[[], float] = time.monotonic) -> float:
+        """``clock`` as it would be if it stood still while this worker is paused or waits to own the device.
+
+        A pause between the two readings of one moment would count for or against it: then both are taken again.
+        """
+        halted_s = self._halted_s()
+        while True:
+            now = clock()
+            before, halted_s = halted_s, self._halted_s()
+            if halted_s == before:
+                return now - halted_s
+
+    def _halted_s(self) -> float:
+        answer = self._ask({"ask": "halted_s"})
+        return float(answer["halted_s"]) if answer else 0.0
 
     def _acquire(self) -> Grant:
         answer = self._ask({"lease": "acquire"})

@@ -21,6 +21,8 @@ class PhaseClock:
         self._earlier_s: dict[Phase, float] = {}  # of the task's processes before this one
         self._halted_s: dict[str, float] = {}
         self._all_halted_s = 0.0
+        self._owned_s = 0.0
+        self._owning = False
         self._reasons: set[str] = set()
         self._last = now
 
@@ -36,6 +38,7 @@ class PhaseClock:
             self._earlier_s[phase] = self._earlier_s.get(phase, 0.0) + seconds
         self._phase_s.clear()
         self._reasons.clear()
+        self._owning = False
         self.phase = Phase.START
 
     def halt(self, reason: str, now: float) -> None:
@@ -45,6 +48,15 @@ class PhaseClock:
     def go_on(self, reason: str, now: float) -> None:
         self._advance(now)
         self._reasons.discard(reason)
+
+    def own(self, now: float) -> None:
+        """The worker has its device for itself, until ``disown``."""
+        self._advance(now)
+        self._owning = True
+
+    def disown(self, now: float) -> None:
+        self._advance(now)
+        self._owning = False
 
     def remaining_s(self, now: float) -> float | None:
         """Seconds until something expires; None while the clock is halted."""
@@ -75,6 +87,11 @@ class PhaseClock:
         self._advance(now)
         return round(self._all_halted_s, 6)
 
+    def owned_s(self, now: float) -> float:
+        """Seconds for which the worker had its device for itself."""
+        self._advance(now)
+        return round(self._owned_s, 6)
+
     def _limits(self) -> tuple[tuple[str, float, float], ...]:
         return (
             (f"phase {self.phase.value}", self._deadlines.of(self.phase), self._phase_s.get(self.phase, 0.0)),
@@ -86,6 +103,8 @@ class PhaseClock:
         self._last = now
         for reason in self._reasons:
             self._halted_s[reason] = self._halted_s.get(reason, 0.0) + passed
+        if self._owning:
+            self._owned_s += passed
         if self._reasons:
             self._all_halted_s += passed
         else:

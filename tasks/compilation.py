@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -22,6 +23,10 @@ _METRICS_LIMIT = 4096  # frames; torch remembers 64 unless told otherwise
 Exclusive = Callable[[], AbstractContextManager[Any]]
 
 
+class NothingCompiledError(RuntimeError):
+    """The compiled step is the eager one."""
+
+
 @dataclass(frozen=True, slots=True)
 class FirstCalls:
     """What the first steps took: wall and CPU seconds in excess of steady steps, as far as the compiler was at work."""
@@ -33,7 +38,11 @@ class FirstCalls:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What Dynamo counted. Reasons are one line each, without repetition."""
+    """What Dynamo counted. Reasons are one line each, without repetition.
+
+    A frame with a graph break in a loop cannot be resumed after it, and is then left to eager mode as a whole: torch.compile's own way of
+    dealing with such code, and part of what is measured. ``fell_back`` tells of it as of an error that was suppressed.
+    """
 
     graphs: int
     graph_breaks: int
@@ -47,6 +56,8 @@ class Report:
 def compile_step(step: Callable[[], Any], spec: CompileSpec, *, same_random_numbers: bool = False) -> Callable[[], Any]:
     """``torch.compile`` as ``spec`` says; nothing is compiled before the first call.
 
+    A step that compiles anew too often fails then, unless ``spec`` lets it fall back to eager mode.
+
     With ``same_random_numbers``, Inductor draws from torch's own generators, so that a model that needs them can be checked.
     """
     from torch import _dynamo as dynamo
@@ -58,6 +69,7 @@ def compile_step(step: Callable[[], Any], spec: CompileSpec, *, same_random_numb
         utils.set_compilation_metrics_limit(_METRICS_LIMIT)
     utils.clear_compilation_metrics()
     dynamo.config.suppress_errors = spec.suppress_errors
+    dynamo.config.fail_on_recompile_limit_hit = not spec.suppress_errors  # else the rest of the calls would run in eager mode, and be timed
     if spec.backend == "inductor":
         from torch._inductor import config
 
@@ -77,21 +89,21 @@ def first_calls(
     compiled: Callable[[], Any],
     synchronize: Callable[[], None],
     cpu_s: Callable[[], float | None] = lambda: None,
-    paused_s: Callable[[], float] = lambda: 0.0,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> FirstCalls:
     """Step until the compiler has nothing more to do, for at most ``MAX_FIRST_CALLS``.
 
-    ``cpu_s`` is the CPU time of this process and its compile workers, ``paused_s`` the time this process has been stopped.
+    ``cpu_s`` is the CPU time of this process and its compile workers; ``clock`` stands still while this process does.
     """
     walls: list[float] = []
     cpus: list[float | None] = []
     while len(walls) < MAX_FIRST_CALLS:
-        before = (compiler_activity(), time.perf_counter(), cpu_s(), paused_s())
+        activity, cpu_before, began = compiler_activity(), cpu_s(), clock()
         compiled()
         synchronize()
-        walls.append(time.perf_counter() - before[1] - (paused_s() - before[3]))
-        cpus.append(_difference(cpu_s(), before[2]))
-        if len(walls) > 1 and compiler_activity() == before[0]:
+        walls.append(clock() - began)
+        cpus.append(_difference(cpu_s(), cpu_before))
+        if len(walls) > 1 and compiler_activity() == activity:
             break
     steady_s, steady_cpu_s = walls[-1], cpus[-1]
     active_cpus = [cpu for cpu in cpus[:-1] if cpu is not None]
@@ -99,8 +111,11 @@ def first_calls(
     return FirstCalls(max(0.0, sum(walls[:-1]) - (len(walls) - 1) * steady_s), compile_cpu_s, steady_s)
 
 
-def compiler_activity() -> tuple[int, ...]:
-    """Changes whenever Dynamo, AOTAutograd or Inductor did any work in this process, or CUDA's allocator had to start over."""
+def compiler_activity() -> tuple[object, ...]:
+    """Changes whenever Dynamo, AOTAutograd or Inductor did any work in this process, recording a CUDA graph included.
+
+    It also does when CUDA's allocator had to start over.
+    """
     from torch._dynamo.utils import counters
 
     inductor = counters["inductor"]
@@ -111,7 +126,30 @@ def compiler_activity() -> tuple[int, ...]:
         counters["aot_autograd"]["total"],
         sum(count for name, count in inductor.items() if name.startswith(("benchmarking.", "fxgraph_cache_"))),
         int(retries),
+        *_graph_trees(),
     )
+
+
+def _graph_trees() -> tuple[object, ...]:
+    """What Inductor's CUDA graphs have come to; nothing where there are none, or where this torch keeps them elsewhere."""
+    trees: Any = sys.modules.get("torch._inductor.cudagraph_trees")  # there once Inductor uses them
+    if not hasattr(trees, "get_manager") or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return ()
+    return graphs_recorded(trees.get_manager(torch.cuda.current_device(), create_if_none_exists=False))
+
+
+def graphs_recorded(manager: Any) -> tuple[object, ...]:
+    """How many functions a manager of CUDA graphs has warmed up, and what number its next recording will have. A replay changes neither."""
+    if manager is None:
+        return ()
+    return len(getattr(manager, "warmed_up_functions", ())), repr(getattr(manager, "graph_counter", None))
+
+
+def compiled_code() -> tuple[int, int]:
+    """Changes whenever Dynamo has compiled something that was not there before."""
+    from torch._dynamo.utils import counters
+
+    return counters["frames"]["total"], counters["stats"]["unique_graphs"]
 
 
 def report() -> Report:
@@ -130,6 +168,16 @@ def report() -> Report:
         cache_hits=_cached("hit"),
         cache_misses=_cached("miss"),
     )
+
+
+def require_graphs(spec: CompileSpec) -> None:
+    """``NothingCompiledError`` if all that Dynamo saw was left to eager mode, unless ``spec`` allows for that."""
+    from torch._dynamo.utils import counters
+
+    found = report()  # its graphs may be empty ones
+    if counters["stats"]["calls_captured"] == 0 and found.fell_back and not spec.suppress_errors:
+        reasons = "; ".join(found.graph_break_reasons) or "no reason is known"
+        raise NothingCompiledError(f"no part of the step was compiled, and all of it runs in eager mode: {reasons}")
 
 
 def _cached(outcome: str) -> int:
@@ -161,24 +209,40 @@ def stance(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def autotune_under(exclusive: Exclusive) -> Iterator[None]:
-    """Run the benchmarks of Inductor's autotuner on the GPU inside ``exclusive()``, so that no neighbour decides what wins."""
+    """Run the benchmarks of Inductor's autotuner on the GPU inside ``exclusive()``, so that no neighbour decides what wins.
+
+    A kernel's candidates are compared inside one, where this torch has the method that compares them: what comes between two of them
+    then neither waits for the device again nor lets it go.
+    """
     from torch._inductor.runtime import benchmarking
 
-    if hasattr(benchmarking, "set_gpu_benchmark_lock_context"):
-        previous = benchmarking.set_gpu_benchmark_lock_context(exclusive)
-        try:
-            yield
-        finally:
-            benchmarking.set_gpu_benchmark_lock_context(previous)
-        return
-    originals = [(kind, kind.__dict__["benchmark_gpu"]) for kind in vars(benchmarking).values() if _benchmarks_gpu(kind)]
-    for kind, original in originals:
-        kind.benchmark_gpu = _inside(exclusive, original)
+    with contextlib.ExitStack() as undone:
+        undone.enter_context(_whole_kernels_under(exclusive))
+        if hasattr(benchmarking, "set_gpu_benchmark_lock_context"):
+            undone.callback(benchmarking.set_gpu_benchmark_lock_context, benchmarking.set_gpu_benchmark_lock_context(exclusive))
+        else:
+            for kind in [kind for kind in vars(benchmarking).values() if _benchmarks_gpu(kind)]:
+                undone.enter_context(_method_under(exclusive, kind, "benchmark_gpu"))
+        yield
+
+
+def _whole_kernels_under(exclusive: Exclusive) -> AbstractContextManager[None]:
+    from torch._inductor.runtime import triton_heuristics
+
+    autotuner = getattr(triton_heuristics, "CachingAutotuner", None)
+    if "autotune_to_one_config" not in vars(autotuner or object):
+        return contextlib.nullcontext()
+    return _method_under(exclusive, cast("type", autotuner), "autotune_to_one_config")
+
+
+@contextlib.contextmanager
+def _method_under(exclusive: Exclusive, kind: type, name: str) -> Iterator[None]:
+    original = kind.__dict__[name]
+    setattr(kind, name, _inside(exclusive, original))
     try:
         yield
     finally:
-        for kind, original in originals:
-            kind.benchmark_gpu = original
+        setattr(kind, name, original)
 
 
 def _benchmarks_gpu(kind: object) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from tasks.probe import cpu_model
 from tasks.spec import Scalar
 
 LIBRARIES = ("torch", "triton", "torchvision", "transformers", "timm", "numpy")
@@ -55,13 +56,6 @@ def gpu_uuid(device: torch.device) -> str | None:
         return None
     uuid = str(torch.cuda.get_device_properties(device).uuid)
     return uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
-
-
-def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The processor's name, from a file like /proc/cpuinfo."""
-    lines = (_read(cpuinfo) or "").splitlines()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model")))
-    return next(names, "") or platform.processor() or platform.machine()
 
 
 def process_tree_cpu_s(root: int | None = None, proc: Path = Path("/proc")) -> float | None:

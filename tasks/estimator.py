@@ -12,12 +12,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TypeAlias, TypeVar
+from statistics import median
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tasks.spec import AA_PHASES, Arm, Blocks, Samples
+from tasks.spec import AA_PHASES, Arm, Blocks, Samples, beside
 
 Table = TypeVar("Table", Samples, Blocks)
 FloatArray: TypeAlias = NDArray[np.float64]
@@ -27,6 +28,7 @@ MIN_PAIRS_FOR_INTERVAL = 7  # 2 / 2**7 is the first two-sided tail below 1 - NOM
 _EXACT_UP_TO = 100  # pairs; beyond, the normal approximation is off by less than one Walsh average
 _NORMAL_QUANTILE = 2.1700903775845606  # of 1 - (1 - NOMINAL_LEVEL) / 2
 _TREND_QUANTILE = 2.5758293035489004  # of 0.995
+_LOPSIDED = 2.0  # standard errors; beyond, an excess of one arm's mean is no chance
 _T_QUANTILES = (  # 97.5 % points of Student's t for 1, 2, ... 30 degrees of freedom
     *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281),
     *(2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860),
@@ -67,8 +69,12 @@ class Summary:
     pairs: int = 0
     eager_ms: float | None = None
     compiled_ms: float | None = None
+    eager_device_ms: float | None = None
+    compiled_device_ms: float | None = None
+    eager_event_ms: float | None = None
+    compiled_event_ms: float | None = None
+    launch_bound: bool | None = None
     half_width: float | None = None  # of ln(speedup)
-    autocorrelation: float | None = None  # lag 1, of the log-ratios within processes
     process_speedups: tuple[float, ...] = ()  # each process's own estimate
     aa_eager: float | None = None  # of an A/A measurement, which has no speedup: the ratio of each arm to itself
     aa_eager_low: float | None = None
@@ -169,6 +175,7 @@ def summarise(samples: Samples, phase: str = "timed") -> Summary:
         return _summarise_aa(samples) if phase == "timed" else Summary()
     found = estimate_pairs(pairs)
     eager_ns, compiled_ns = (_arm_ns(samples, arm, phase) for arm in (Arm.EAGER, Arm.COMPILED))
+    on_device = {arm: _on_device(samples, arm, arm, phase) for arm in Arm}
     return Summary(
         speedup=found.speedup,
         speedup_low=found.low,
@@ -177,14 +184,16 @@ def summarise(samples: Samples, phase: str = "timed") -> Summary:
         pairs=found.pairs,
         eager_ms=eager_ns / 1e6,
         compiled_ms=compiled_ns / 1e6,
+        launch_bound=launch_bound(on_device[Arm.EAGER]["eager_device_ms"], eager_ns / 1e6),
+        **on_device[Arm.EAGER],
+        **on_device[Arm.COMPILED],
         half_width=found.half_width,
-        autocorrelation=_autocorrelation(_by_process(pairs)),
         process_speedups=tuple(estimate(part).speedup for part in _by_process(pairs)),
     )
 
 
 def _summarise_aa(samples: Samples) -> Summary:
-    found: dict[str, float | None] = {}
+    found: dict[str, Any] = {}
     pairs, half_widths = 0, []
     for arm, phase in AA_PHASES.items():
         its_pairs = pairs_from(samples, phase)
@@ -194,9 +203,10 @@ def _summarise_aa(samples: Samples) -> Summary:
         pairs += ratio.pairs
         half_widths += [math.inf if ratio.half_width is None else ratio.half_width]
         found |= {f"aa_{arm}": ratio.speedup, f"aa_{arm}_low": ratio.low, f"aa_{arm}_high": ratio.high}
-        found[f"{arm}_ms"] = _arm_ns(samples, None, phase) / 1e6
+        found |= {f"{arm}_ms": _arm_ns(samples, None, phase) / 1e6, **_on_device(samples, arm, None, phase)}
     widest = max(half_widths, default=math.inf)
-    return Summary(**found, pairs=pairs, half_width=widest if math.isfinite(widest) else None)  # type: ignore[arg-type]
+    found["launch_bound"] = launch_bound(found.get("eager_device_ms"), found.get("eager_ms"))
+    return Summary(**found, pairs=pairs, half_width=widest if math.isfinite(widest) else None)
 
 
 def estimate_pairs(pairs: Pairs) -> Estimate:
@@ -232,6 +242,26 @@ def trend(log_ratios: Sequence[float]) -> float | None:
     return float(np.median(rises / (later - earlier))) * (count - 1)
 
 
+def lopsided(samples: Samples, phase: str = "timed") -> float | None:
+    """By how much more the arms' means differ than their medians say, as a logarithm; None where that may be chance.
+
+    Spikes that both arms have cancel in the means as in the medians. Those that only one has do not, and shift the estimate as well.
+    """
+    columns = zip(
+        *(samples.phase, samples.process, samples.pair, samples.arm, samples.washout, samples.valid, samples.host_ns), strict=True
+    )
+    blocks: dict[tuple[int, int], dict[str, list[float]]] = {}
+    for its_phase, process, pair, arm, washout, valid, host_ns in columns:
+        if its_phase == phase and pair >= 0 and valid and not washout:
+            blocks.setdefault((process, pair), {}).setdefault(arm, []).append(math.log(max(host_ns, 1)))
+    means = [float(np.mean(arms[Arm.EAGER]) - np.mean(arms[Arm.COMPILED])) for arms in blocks.values() if len(arms) == len(Arm)]
+    if len(means) < MIN_PAIRS_FOR_INTERVAL:
+        return None
+    excess = float(np.mean(means)) - math.log(estimate_pairs(pairs_from(samples, phase)).speedup)
+    noise = float(np.std(means, ddof=1)) / math.sqrt(len(means))
+    return excess if abs(excess) > _LOPSIDED * noise else None
+
+
 def concatenate(parts: Sequence[Table]) -> Table:
     """The samples, or the blocks, of one task's processes as one table; ``process`` becomes the position in ``parts``."""
     return joined([replace(part, process=(number,) * len(part.process)) for number, part in enumerate(parts)])
@@ -259,15 +289,6 @@ def _by_process(pairs: Pairs) -> list[FloatArray]:
     return [pairs.log_ratios[pairs.processes == process] for process in sorted(set(pairs.processes.tolist()))]
 
 
-def _autocorrelation(parts: list[FloatArray]) -> float | None:
-    """Lag-1 autocorrelation, pooled over processes; None for too few or constant values."""
-    centred = [part - np.mean(part) for part in parts]
-    power = sum(float(np.dot(part, part)) for part in centred)
-    if power <= 0.0 or sum(part.size for part in centred) < MIN_PAIRS_FOR_INTERVAL:
-        return None
-    return _stable(sum(float(np.dot(part[:-1], part[1:])) for part in centred) / power)
-
-
 def _arm_ns(samples: Samples, arm: Arm | None, phase: str) -> float:
     """Median of all iterations of ``arm`` (None: of both) that count, in ns."""
     columns = zip(samples.phase, samples.arm, samples.washout, samples.valid, samples.pair, samples.host_ns, strict=True)
@@ -277,6 +298,21 @@ def _arm_ns(samples: Samples, arm: Arm | None, phase: str) -> float:
         if its_phase == phase and arm in (None, its_arm) and valid and not washout and pair >= 0
     ]
     return max(float(np.median(np.asarray(times, dtype=np.float64))), 1.0)
+
+
+def _on_device(samples: Samples, arm: Arm, its_side: Arm | None, phase: str) -> dict[str, float | None]:
+    """The device's times of one iteration of ``arm``, which is ``its_side`` of the samples (None: both sides), by their names in a row."""
+    clocks = ("device", "event")
+    found: dict[tuple[str, int], list[float]] = {}
+    for its_phase, side, process, device_ms in zip(samples.phase, samples.arm, samples.process, samples.device_ms, strict=True):
+        if its_side in (None, side) and device_ms is not None:
+            found.setdefault((its_phase, process), []).append(device_ms)
+    named = {clock: [times for (its_phase, _), times in found.items() if its_phase == beside(phase, clock)] for clock in clocks}
+    return {f"{arm}_{clock}_ms": _median_of_medians(parts) for clock, parts in named.items()}
+
+
+def _median_of_medians(parts: list[list[float]]) -> float | None:
+    return float(median([float(np.median(times)) for times in parts])) if parts else None
 
 
 def _log_median(times_ns: Sequence[int]) -> float:

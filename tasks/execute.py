@@ -1,48 +1,44 @@
 """One task from model to row, in the phases build, eager, compile, verify and time; every failure becomes a result.
 
-What is verified and then timed is one and the same compiled callable. Whatever is timed, and the verification, runs while this process
-owns the device.
+What is verified and then timed is one and the same compiled callable. Whatever is timed, by the autotuner as well, runs while this
+process owns the device; nothing else does.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 
-from tasks import accuracy, bundle, compilation, environment, estimator, failure, hardware, measure, step
+from tasks import accuracy, bundle, compilation, environment, failure, hardware, judgement, measure, step
 from tasks.channel import Channel
 from tasks.comparison import leaves
 from tasks.compilation import stance
-from tasks.spec import AA_PHASES, Accuracy, Blocks, FailureClass, Measurement, Phase, Samples, Status, TaskSpec, WorkerResult
+from tasks.cuda_queue import CudaQueue
+from tasks.judgement import Randomness
+from tasks.memory import PeakMemory
+from tasks.ownership import Ownership
+from tasks.probe import cpu_model
+from tasks.spec import AA_PHASES, Accuracy, Blocks, FailureClass, Measurement, Phase, Quality, Samples, Status, TaskSpec, WorkerResult
 from tasks.step import State, Workload
 from tasks.stepper import Machine, Side
 from tasks.suites.benchmark import Benchmark
 
 WARM_CUDA_S, WARM_CPU_S = 1.0, 0.2
 SLOW_STEPS = 10  # steps that must fit into the eager phase's deadline for the model to be looked at in full
+PEAK_STEPS, PEAK_SHARE = 4, 0.1  # what it takes to see how much memory both arms need, and how much of the time phase it may take
 STEPS_PER_CHECK = 8  # eager steps that a check takes per iteration, the float64 reference counted as four
-RANDOM_FACTOR = 10.0  # another seed must move a model's results by this many times what repeating moves them
 
-NEGLIGIBLE = 0.1  # of the tolerance; random numbers that move the results by less are each arm's own
+NEVER_SETTLES = "what was timed could not be judged: it compiles anew each time"
+_UNJUDGED: dict[str, Any] = dict.fromkeys(("accuracy_tensor", "accuracy_margin", "eager_rmse", "compiled_rmse"))
 
 T = TypeVar("T")
-
-
-class Randomness(StrEnum):
-    """What a model's random numbers do to its results. Dropout of a probability that drops next to nothing draws and moves nothing."""
-
-    NONE = "none"
-    NEGLIGIBLE = "negligible"
-    DECISIVE = "decisive"
 
 
 def execute(task: TaskSpec, channel: Channel, process: int = 0) -> WorkerResult:
@@ -57,7 +53,7 @@ def execute(task: TaskSpec, channel: Channel, process: int = 0) -> WorkerResult:
             phase=execution.phase,
             failure_class=found.failure_class,
             error=found.message,
-            measurement=execution.measurement,
+            measurement=execution.found(),
             samples=execution.samples,
             blocks=execution.blocks,
         )
@@ -74,9 +70,13 @@ class _Execution:
     measurement: Measurement = field(default_factory=Measurement)
     samples: Samples = field(default_factory=Samples)
     blocks: Blocks = field(default_factory=Blocks)
-    neighbours: int = 0
+    own: Ownership = field(init=False)
+    peak: PeakMemory = field(init=False)
     cold: bool = True  # nothing was compiled yet
     remarks: list[str] = field(default_factory=list)  # on how accuracy was judged
+
+    def __post_init__(self) -> None:
+        self._use(torch.device("cpu"))
 
     def run(self) -> WorkerResult:
         device = self._device()
@@ -92,10 +92,13 @@ class _Execution:
         compiled = self._relieved(state, device, partial(self._compile, workload, state, device, random))
         self._enter(Phase.VERIFY)
         self._verify(workload, compiled, state, device, random, eager_s)
+        verified = compilation.compiled_code()
         del state
         accuracy.free_memory(device)
         self._enter(Phase.TIME)
-        self._time(workload, compiled, device)
+        self._time(workload, compiled, device, eager_s)
+        if compilation.compiled_code() != verified:
+            self._verify_again(workload, compiled, device, random, eager_s)
         if self.measurement.cache_misses:
             bundle.save(kept)
         return self._result()
@@ -108,8 +111,9 @@ class _Execution:
         if device.type == "cuda":
             failure.require_cuda()
             device = torch.device("cuda", torch.cuda.current_device())
+            self._use(device)
         self._note(
-            device=torch.cuda.get_device_name(device) if device.type == "cuda" else environment.cpu_model(),
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model(),
             gpu_uuid=environment.gpu_uuid(device),
             threads=threads,
             compile_threads=resources.compile_threads,
@@ -117,6 +121,10 @@ class _Execution:
             machine=environment.machine(device),
         )
         return device
+
+    def _use(self, device: torch.device) -> None:
+        self.own = Ownership(self.channel, CudaQueue(device) if device.type == "cuda" else None)
+        self.peak = PeakMemory(device)
 
     def _build(self, device: torch.device) -> Workload:
         from tasks.suites.loader import load
@@ -138,19 +146,16 @@ class _Execution:
         return workload
 
     def _eager(self, workload: Workload, state: State, device: torch.device) -> tuple[Randomness, float]:
-        """What the model's random numbers do to its results, and the seconds of an eager step."""
-        with self._exclusive():
-            first = self._draw(workload, state, 0)
-            eager_s = self._seconds(workload, device)
-            if eager_s * SLOW_STEPS > self.task.deadlines.eager_s:
-                self.remarks.append(f"a step takes {eager_s:.0f} s: whether it draws random numbers was not looked at")
-                return Randomness.NONE, eager_s
-            repeated, other = (self._draw(workload, state, offset) for offset in (0, 1))
-        moved, noise = accuracy.distance(first, other), accuracy.distance(first, repeated)
-        if moved <= RANDOM_FACTOR * noise:
+        """What the model's random numbers do to its results, and the seconds of an eager step, beside neighbours: good for limits."""
+        first = {name: value.clone() for name, value in self._draw(workload, state, 0).items()}
+        eager_s = self._seconds(workload, device)
+        if eager_s * SLOW_STEPS > self.task.deadlines.eager_s:
+            self.remarks.append(f"a step takes {eager_s:.0f} s: whether it draws random numbers was not looked at")
             return Randomness.NONE, eager_s
-        negligible = moved <= NEGLIGIBLE * (self.measurement.accuracy_tolerance or 0.0)
-        return (Randomness.NEGLIGIBLE if negligible else Randomness.DECISIVE), eager_s
+        repeated, other = (judgement.movement(first, self._draw(workload, state, offset)) for offset in (0, 1))
+        random = judgement.randomness_of(other, repeated, self.measurement.accuracy_tolerance or 0.0)
+        self._note(random_numbers=random.value)
+        return random, eager_s
 
     def _relieved(self, state: State, device: torch.device, act: Callable[[], T]) -> T:
         """What ``act`` returns; if it does not fit beside the saved state, once more with that on the host."""
@@ -165,9 +170,12 @@ class _Execution:
         return act()
 
     def _draw(self, workload: Workload, state: State, offset: int) -> accuracy.Results:
-        """What one step from the initial state returns when the generators start from the seed plus ``offset``."""
+        """What one step from the initial state gives when the generators start from the seed plus ``offset``; until the next step."""
         state.restore(offset)
-        return {name: value.clone() for name, value in leaves(workload.step(), "result") if isinstance(value, torch.Tensor)}
+        found = dict(leaves(workload.step(), "output"))
+        if workload.training:
+            found |= {f"gradient.{name}": judgement.gradient_of(one) for name, one in workload.module.named_parameters()}
+        return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
 
     def _seconds(self, workload: Workload, device: torch.device) -> float:
         step.synchronize(device)
@@ -184,13 +192,14 @@ class _Execution:
             self.remarks.append("the model draws random numbers: compiled with fallback_random, and timed so")
         compiled = compilation.compile_step(workload.step, self.task.compile, same_random_numbers=same_random_numbers)
         state.restore()
-        with compilation.autotune_under(self._exclusive):
+        with compilation.autotune_under(self.own.exclusive):
             calls = compilation.first_calls(
-                compiled, lambda: step.synchronize(device), environment.process_tree_cpu_s, self.channel.paused_s
+                compiled, lambda: step.synchronize(device), environment.process_tree_cpu_s, self.channel.running_s
             )
         if cold:
             self._note(compile_s=calls.compile_s, compile_cpu_s=calls.compile_cpu_s)
         self._note_compiler()
+        compilation.require_graphs(self.task.compile)
         return compiled
 
     def _verify(
@@ -206,15 +215,14 @@ class _Execution:
             self.remarks.append("one step instead of several, for lack of time")
         rule = accuracy.rule_for(self.measurement.accuracy_tolerance or 0.0, workload, self.task.precision, device)
         time_s = self.task.deadlines.verify_s / 2
-        reseed = random is Randomness.NEGLIGIBLE
-        if reseed:
+        if random is Randomness.NEGLIGIBLE:
             self.remarks.append("random numbers move its results by less than a tenth of the tolerance: each arm drew its own")
-        arguments: dict[str, Any] = {"iterations": iterations, "rule": rule, "device": device, "time_s": time_s, "reseed": reseed}
-        with self._exclusive():
+        arguments: dict[str, Any] = {"iterations": iterations, "rule": rule, "device": device, "time_s": time_s, "random": random}
+        with compilation.autotune_under(self.own.exclusive):  # a recompile autotunes, too
             verdict = accuracy.check(workload, compiled, state, **arguments)
         self._note(
             accuracy=verdict.accuracy.value,
-            accuracy_reason="; ".join([*([verdict.reason] if verdict.reason else []), *self.remarks]) or None,
+            accuracy_reason="; ".join(dict.fromkeys([*([verdict.reason] if verdict.reason else []), *self.remarks])) or None,
             accuracy_tensor=verdict.tensor,
             accuracy_margin=verdict.margin,
             eager_rmse=_finite(verdict.eager_rmse),
@@ -224,24 +232,55 @@ class _Execution:
         )
         self._note_compiler()
 
-    def _time(self, workload: Workload, compiled: Callable[[], Any], device: torch.device) -> None:
+    def _verify_again(
+        self, workload: Workload, compiled: Callable[[], Any], device: torch.device, random: Randomness, eager_s: float
+    ) -> None:
+        """Judge the code that was compiled since the verdict and was timed, from the state that timing has left."""
+        if self.measurement.accuracy != Accuracy.PASS:
+            return
+        self._enter(Phase.VERIFY)
+        timed = compilation.compiled_code()
+        self.remarks.append("compiled again in the time phase, and judged again")
+        self._verify(workload, compiled, State(workload, self.task.seed), device, random, eager_s)
+        self._enter(Phase.TIME)
+        if self.measurement.accuracy == Accuracy.PASS and compilation.compiled_code() != timed:
+            self._note(**_UNJUDGED, accuracy=Accuracy.SKIPPED.value, accuracy_reason="; ".join([NEVER_SETTLES, *self.remarks]))
+            self._flag(Quality.RECOMPILED, NEVER_SETTLES)
+
+    def _time(self, workload: Workload, compiled: Callable[[], Any], device: torch.device, eager_s: float) -> None:
         compilation.stop_compile_workers()
         sides = (
             Side(workload.step, partial(stance, "force_eager"), partial(stance, "force_eager")),
-            Side(compiled, partial(stance, "default"), partial(stance, "fail_on_recompile"), compilation.compiler_activity),
+            Side(
+                compiled,
+                partial(stance, "default"),
+                partial(stance, "fail_on_recompile"),
+                compilation.compiler_activity,
+                compilation.stop_compile_workers,
+            ),
         )
-        with self._exclusive():
-            machine = hardware.machine_for(device, self.measurement.gpu_uuid)
-            eager_mib, compiled_mib = (hardware.peak_mib(side.step, side.warm, device) for side in sides)
-            timing = self._measure(sides, machine, WARM_CUDA_S if device.type == "cuda" else WARM_CPU_S)
+        with self.own.exclusive():
+            began = time.perf_counter()
+            machine = hardware.machine_for(device, self.measurement.gpu_uuid, self.own.busy)
+            eager_mib, compiled_mib = self._peaks(sides, eager_s)
+            left_s = self.task.deadlines.time_s - (time.perf_counter() - began)
+            timing = self._measure(sides, machine, WARM_CUDA_S if device.type == "cuda" else WARM_CPU_S, left_s)
         self.samples, self.blocks = timing.samples, timing.blocks
-        self._note(eager_peak_mib=eager_mib, compiled_peak_mib=compiled_mib, neighbours=self.neighbours)
-        self._note(machine={**self.measurement.machine, **machine.summary(), "quality_reason": "; ".join(timing.flags) or None})
+        self._note(eager_peak_mib=eager_mib, compiled_peak_mib=compiled_mib, neighbours=self.own.neighbours)
+        reason = {"quality_reason": "; ".join(timing.flags) or None}
+        self._note(machine={**self.measurement.machine, **machine.summary(), **self.own.summary(), **reason})
         self._note_compiler()
         self._note_timing(timing)
 
-    def _measure(self, sides: tuple[Side, Side], machine: Machine, warm_s: float) -> measure.Timing:
-        """Eager against compiled; in an A/A task each against itself, in half the time."""
+    def _peaks(self, sides: tuple[Side, Side], eager_s: float) -> tuple[float | None, float | None]:
+        """The peak memory of each arm; None where to look would take the time of the measurement itself."""
+        if PEAK_STEPS * eager_s > PEAK_SHARE * self.task.deadlines.time_s:
+            return None, None
+        eager_mib, compiled_mib = (self.peak.of_step(side.step, side.warm) for side in sides)
+        return eager_mib, compiled_mib
+
+    def _measure(self, sides: tuple[Side, Side], machine: Machine, warm_s: float, left_s: float) -> measure.Timing:
+        """Eager against compiled, in the ``left_s`` of the phase; in an A/A task each against itself, in half the time."""
         share = len(sides) if self.task.aa else 1
         pairs = partial(
             measure.measure,
@@ -249,7 +288,7 @@ class _Execution:
             spec=self.task.measure,
             seed=self.task.seed + self.process,
             process=self.process,
-            deadline_s=self.task.deadlines.time_s / share,
+            deadline_s=left_s / share,
             warm_s=warm_s,
         )
         if not self.task.aa:
@@ -259,7 +298,7 @@ class _Execution:
         )
 
     def _note_timing(self, timing: measure.Timing) -> None:
-        summary, device_ms = timing.summary, timing.eager_device_ms
+        summary = timing.summary
         self._note(
             speedup=summary.speedup,
             speedup_low=summary.speedup_low,
@@ -273,20 +312,27 @@ class _Execution:
             aa_compiled_low=summary.aa_compiled_low,
             aa_compiled_high=summary.aa_compiled_high,
             quality=timing.quality.value,
+            empty_step_us=round(timing.empty_us, 3),
             pairs=summary.pairs,
             eager_ms=summary.eager_ms,
             compiled_ms=summary.compiled_ms,
-            eager_device_ms=device_ms,
-            compiled_device_ms=timing.compiled_device_ms,
-            launch_bound=estimator.launch_bound(device_ms, summary.eager_ms),
+            eager_device_ms=summary.eager_device_ms,
+            compiled_device_ms=summary.compiled_device_ms,
+            eager_event_ms=summary.eager_event_ms,
+            compiled_event_ms=summary.compiled_event_ms,
+            launch_bound=summary.launch_bound,
         )
 
     def _note_compiler(self) -> None:
         """Counted anew after each phase: a recompile while verifying counts as well."""
         self._note(**dataclasses.asdict(compilation.report()))
 
+    def found(self) -> Measurement:
+        """What is known so far."""
+        return replace(self.measurement, peak_mib=self.peak.so_far())
+
     def _result(self) -> WorkerResult:
-        found = self.measurement
+        found = self.found()
         verdict: tuple[Status, FailureClass | None, str | None] = Status.PASS, None, None
         if found.accuracy == Accuracy.FAIL:
             verdict = Status.FAIL_ACCURACY, FailureClass.ACCURACY, found.accuracy_reason
@@ -295,15 +341,18 @@ class _Execution:
         status, failure_class, error = verdict
         return WorkerResult(status, self.phase, failure_class, error, found, self.samples, self.blocks)
 
-    @contextlib.contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        with self.channel.exclusive() as grant:
-            self.neighbours = max(self.neighbours, grant.neighbours)
-            yield
-
     def _enter(self, phase: Phase) -> None:
         self.phase = phase
         self.channel.phase(phase)
+
+    def _flag(self, quality: Quality, reason: str) -> None:
+        """Say of the timing that is done what was found out afterwards."""
+        found, flag = self.measurement, f"{quality}: {reason}"
+        earlier = found.machine.get("quality_reason")
+        self._note(
+            quality=measure.worst_quality([found.quality or Quality.OK, quality]).value,
+            machine={**found.machine, "quality_reason": f"{flag}; {earlier}" if earlier else flag},
+        )
 
     def _note(self, **found: Any) -> None:
         self.measurement = replace(self.measurement, **found)

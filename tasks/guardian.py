@@ -38,12 +38,13 @@ from tasks.processes import (
     reap,
     stop_descendants,
 )
+from tasks.residue import DirtyDeviceError, Residue
 from tasks.scratch import UnsafeDirectoryError, attempt_directory, renew
 from tasks.spec import FailureClass, Outcome, Phase, Status, WorkerResult, decode, encode
 from tasks.spool import leave
 from tasks.supervisor import Heartbeat, PhaseStarted, Request, Started
 from tasks.uplink import SupervisorGoneError, Uplink
-from tasks.verdict import Ending, blame_for_disk, has_risen, judge, oom_kills
+from tasks.verdict import DISK_FULL, Ending, blame_for_disk, has_risen, judge, oom_kills
 
 DUMP_S = 1.0
 """How long a worker that has run out of time may take to write its stacks."""
@@ -115,14 +116,16 @@ class Guardian:
         try:
             with attempt_directory(Path(self._request.directory)) as scratch:
                 result = self._run_in(scratch)
-        except NoDeviceError as error:
+        except (NoDeviceError, DirtyDeviceError) as error:
             result = self._infrastructure(FailureClass.DEVICE, str(error))
         except (OSError, UnsafeDirectoryError, ToldToEndError) as error:
-            result = self._infrastructure(FailureClass.WORKER_LOST, f"the guardian of the worker could not go on: {error}")
+            full = isinstance(error, OSError) and error.errno in DISK_FULL
+            failure_class = FailureClass.DISK_FULL if full else FailureClass.WORKER_LOST
+            result = self._infrastructure(failure_class, f"the guardian of the worker could not go on: {error}")
         except SupervisorGoneError:
             raise
         except Exception:  # noqa: BLE001 - a mistake in this module: an outcome of its own class, with all that helps to find it
-            result = self._infrastructure(FailureClass.WORKER_LOST, f"the guardian of the worker failed:\n{traceback.format_exc()}")
+            result = self._infrastructure(FailureClass.INTERNAL, f"the guardian of the worker failed:\n{traceback.format_exc()}")
         return self._outcome(result)
 
     def _run_in(self, scratch: Path) -> WorkerResult:
@@ -147,6 +150,8 @@ class Guardian:
 
     def _run_process(self, scratch: Path, earlier: list[Path]) -> WorkerResult:
         before, worker = oom_kills(), self._worker
+        residue = self._residue()
+        residue.before()
         self._lease = Lease(self._request.device, self._request.meeting_place, self)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._signals, selectors.EVENT_READ, self._on_signal)
@@ -163,21 +168,27 @@ class Guardian:
                 self._keep_time()
         finally:
             self._clock.halt(_OVER, time.monotonic())
+            self._clock.disown(time.monotonic())
             ended, stuck = end_descendants()
             self._lease.leave()
             self._selector.close()
         status = worker.wait_status if worker.wait_status is not None else ended.get(worker.pid)
         self._drain()
         risen = has_risen(before, oom_kills())
-        ending = Ending(status, self._clock.phase, worker.expired, worker.killed, risen, stuck)
+        ending = Ending(status, self._clock.phase, worker.expired, worker.killed, risen, stuck, residue.after(worker.pid))
         return blame_for_disk(judge(ending, scratch / "result.json"), scratch)
+
+    def _residue(self) -> Residue:
+        resources, gpus = self._request.task.resources, self._request.attempt.gpu_ids
+        return Residue(gpus if resources.device == "cuda" else (), Path(self._request.directory), alone=resources.num_gpus >= 1)
 
     def _start(self, scratch: Path, earlier: list[Path]) -> None:
         task, attempt = self._request.task, self._request.attempt
         environment = worker_environment(task, attempt, scratch, Path(self._request.directory), self._request.python_path, os.environ)
-        self._environment = recorded(environment)
+        cores = self._request.cores
+        self._environment = recorded(environment) | ({"cores": ",".join(map(str, cores))} if cores else {})
         (scratch / "spec.json").write_text(json.dumps(encode(task)), encoding="utf-8")
-        self._worker.pid, self._output, connection = start_worker(scratch, environment, earlier)
+        self._worker.pid, self._output, connection = start_worker(scratch, environment, earlier, cores)
         os.set_blocking(self._output, False)
         self._channel = GuardianEnd(connection)
         self._selector.register(self._output, selectors.EVENT_READ, self._on_output)
@@ -221,8 +232,9 @@ class Guardian:
                 self._acquire()
             case {"lease": "release"}:
                 self._lease.release()
-            case {"ask": "paused_s"}:
-                self._channel.answer({"paused_s": self._clock.halted_s(PAUSED, time.monotonic())})
+                self._clock.disown(time.monotonic())
+            case {"ask": "halted_s"}:
+                self._channel.answer({"halted_s": self._clock.all_halted_s(time.monotonic())})
 
     def _enter(self, phase: Phase) -> None:
         self._clock.enter(phase, time.monotonic())
@@ -246,7 +258,9 @@ class Guardian:
 
     def granted(self, grant: Grant) -> None:
         """The worker owns the device."""
-        self._clock.go_on(WAITING, time.monotonic())
+        now = time.monotonic()
+        self._clock.go_on(WAITING, now)
+        self._clock.own(now)
         self._channel.grant(grant)
 
     def _join(self) -> None:
@@ -329,6 +343,7 @@ class Guardian:
             phase_s=self._clock.phase_s(now),
             paused_s=self._clock.halted_s(PAUSED, now),
             waited_s=self._clock.halted_s(WAITING, now),
+            owned_s=self._clock.owned_s(now),
             started=self._began,
             ended=time.time(),
             node=self._request.node,

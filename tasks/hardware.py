@@ -10,13 +10,13 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
+from tasks.cuda_queue import event, spin
 from tasks.nvml import Gpu, GpuReading, Nvml
 from tasks.spec import Scalar
 from tasks.stepper import Border
@@ -84,6 +84,9 @@ class HostMachine:
             return f"the main thread waited for a processor for {wait:.0%} of the time"
         return None
 
+    def event_ms(self, step: Callable[[], object]) -> float | None:  # noqa: ARG002 - the CPU has no clock of its own
+        return None
+
     def device_ms(self, step: Callable[[], object]) -> float | None:  # noqa: ARG002 - the CPU has no queue of its own
         return None
 
@@ -94,11 +97,12 @@ class HostMachine:
 
 
 class CudaMachine(HostMachine):
-    """A CUDA device. ``gpu`` is None where there is no NVML."""
+    """A CUDA device. ``gpu`` is None where there is no NVML; ``busy``: why somebody else is at work on it from the start."""
 
-    def __init__(self, device: torch.device, gpu: Gpu | None, proc: Path = Path("/proc")) -> None:
+    def __init__(self, device: torch.device, gpu: Gpu | None, proc: Path = Path("/proc"), busy: str | None = None) -> None:
         super().__init__(proc)
         self._device = device
+        self._busy = busy
         self._gpu = gpu
         self._readings = [gpu.read()] if gpu else []
         self._at_mark = self._at_border = self._readings[-1] if self._readings else GpuReading()
@@ -122,7 +126,7 @@ class CudaMachine(HostMachine):
     def border(self) -> Border:
         host = super().border()
         if self._gpu is None:
-            return host
+            return replace(host, sm_clock_mhz=self.clock_mhz())
         before, now = self._at_border, self._gpu.read()
         self._at_border = now
         self._readings.append(now)
@@ -154,6 +158,18 @@ class CudaMachine(HostMachine):
         others = self._gpu.others_busy(self._marked_us)
         return f"other processes used the GPU: {', '.join(map(str, others))}" if others else None
 
+    def contaminated(self) -> str | None:
+        return self._busy or super().contaminated()
+
+    def event_ms(self, step: Callable[[], object]) -> float | None:
+        start, end = event(), event()
+        self.synchronize()
+        start.record()
+        step()
+        end.record()
+        self.synchronize()
+        return float(start.elapsed_time(end))
+
     def device_ms(self, step: Callable[[], object]) -> float | None:
         """Events around a step that was queued whole behind a long spin, so that the device never waits for the host.
 
@@ -174,11 +190,12 @@ class CudaMachine(HostMachine):
         return None
 
     def summary(self) -> dict[str, Scalar]:
-        return super().summary() | _summary(self._readings, self._last.at_s - self._first.at_s)
+        seen: dict[str, Scalar] = {"gpu_others_visible": self._gpu.sees_processes() if self._gpu else False}
+        return super().summary() | seen | _summary(self._readings, self._last.at_s - self._first.at_s)
 
     def _queued_span_ms(self, step: Callable[[], object], spin_s: float) -> tuple[float | None, float]:
-        start, end = _event(), _event()
-        _spin(int(spin_s * _ASSUMED_MHZ * 1e6))
+        start, end = event(), event()
+        spin(int(spin_s * _ASSUMED_MHZ * 1e6))
         start.record()
         began = time.perf_counter()
         step()
@@ -189,21 +206,12 @@ class CudaMachine(HostMachine):
         return (None if ran_dry else start.elapsed_time(end)), launch_s
 
     def _spin_ms(self, cycles: int) -> float:
-        start, end = _event(), _event()
+        start, end = event(), event()
         start.record()
-        _spin(cycles)
+        spin(cycles)
         end.record()
         end.synchronize()
         return float(start.elapsed_time(end))
-
-
-def _event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-
-
-def _spin(cycles: int) -> None:
-    """Keep the device busy for so many of its cycles."""
-    torch.cuda._sleep(cycles)  # type: ignore[no-untyped-call]  # noqa: SLF001 - torch has no public spin
 
 
 def _summary(readings: list[GpuReading], elapsed_s: float) -> dict[str, Scalar]:
@@ -224,24 +232,11 @@ def _summary(readings: list[GpuReading], elapsed_s: float) -> dict[str, Scalar]:
     return found
 
 
-def machine_for(device: torch.device, gpu_uuid: str | None) -> HostMachine:
-    """The machine that steps on ``device`` run on."""
+def machine_for(device: torch.device, gpu_uuid: str | None, busy: str | None = None) -> HostMachine:
+    """The machine that steps on ``device`` run on; ``busy``: why somebody else is at work on it from the start."""
     if device.type != "cuda":
         return HostMachine()
-    return CudaMachine(device, Nvml.open(gpu_uuid, os.getpid()) if gpu_uuid else None)
-
-
-def peak_mib(step: Callable[[], object], context: Callable[[], AbstractContextManager[Any]], device: torch.device) -> float | None:
-    """The most memory that torch had allocated during a warm step; None on the CPU, whose allocator does not count."""
-    if device.type != "cuda":
-        return None
-    with context():
-        step()
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        step()
-        torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device) / 2**20
+    return CudaMachine(device, Nvml.open(gpu_uuid, os.getpid()) if gpu_uuid else None, busy=busy)
 
 
 def read_host(proc: Path) -> HostReading:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from enum import StrEnum
 from typing import Any
 
 import torch
@@ -18,6 +19,17 @@ from tasks.comparison import BORROWED_FROM, Errors, Finding, Rule, compare_plain
 Results = dict[str, Any]  # by name: a tensor, or a plain value
 
 ROUNDINGS = 4.0
+RANDOM_FACTOR = 10.0  # another seed must move a model's results by this many times what repeating moves them
+NEGLIGIBLE = 0.1  # of the tolerance; random numbers that move the results by less are each arm's own
+OTHER_SAMPLE = 4.0  # tolerances by which a reference that draws what eager draws is not apart from it
+
+
+class Randomness(StrEnum):
+    """What a model's random numbers do to its results. Dropout of a probability that drops next to nothing draws and moves nothing."""
+
+    NONE = "none"
+    NEGLIGIBLE = "negligible"
+    DECISIVE = "decisive"
 
 
 def compare_all(eager: Results, compiled: Results, truth: Results, errors: dict[str, Errors], rule: Rule) -> list[Finding]:
@@ -86,6 +98,41 @@ def distance(one: Results, other: Results) -> float:
     return max(found)
 
 
+def movement(one: Results, other: Results) -> tuple[float, float]:
+    """How far apart two runs are, relatively: the worst of losses and outputs, and the gradients as a whole.
+
+    Single gradients may be nothing but rounding, and then are as far apart as can be.
+    """
+    gradients = {name for name in one if kind_of(name) == "gradient"}
+    shown = {name: value for name, value in one.items() if name not in gradients and kind_of(name) not in ("parameter", "buffer")}
+    return distance(shown, other), _overall_distance({name: one[name] for name in gradients}, other)
+
+
+def _overall_distance(one: Results, other: Results) -> float:
+    found = [
+        (value.numel(), errors_of(its, value))
+        for name, value in one.items()
+        if isinstance(value, torch.Tensor) and isinstance(its := other.get(name), torch.Tensor)
+    ]
+    error = math.sqrt(sum(count * errors.error**2 for count, errors in found))
+    size = math.sqrt(sum(count * errors.size**2 for count, errors in found))
+    return error / size if size > 0 else error
+
+
+def randomness_of(other_seed: tuple[float, float], same_seed: tuple[float, float], tolerance: float) -> Randomness:
+    """What random numbers do, from how far another seed and a repetition move a step: ``movement`` of both."""
+    moved = [other for other, same in zip(other_seed, same_seed, strict=True) if other > RANDOM_FACTOR * same]
+    if not moved:
+        return Randomness.NONE
+    return Randomness.NEGLIGIBLE if max(moved) <= NEGLIGIBLE * tolerance else Randomness.DECISIVE
+
+
+def draws_others(eager: Results, truth: Results, rule: Rule) -> bool:
+    """Whether the reference drew other random numbers than eager, as generators do for another dtype: it is another sample then."""
+    shown, gradients = movement(eager, truth)
+    return shown > OTHER_SAMPLE * rule.tolerance or gradients > OTHER_SAMPLE * max(rule.tolerance, ROUNDINGS * rule.epsilon)
+
+
 def differing(one: Results, other: Results, rule: Rule) -> str | None:
     """The first value that differs by more than the tolerance or a few roundings, as root mean squares; None if none does.
 
@@ -116,10 +163,16 @@ def identical(one: Results, other: Results) -> bool:
         if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
             if left.shape != right.shape:
                 return False
-            return torch.equal(left, right) or (left.is_floating_point() and torch.equal(left.nan_to_num(), right.nan_to_num()))
+            if not (left.is_floating_point() and right.is_floating_point()):
+                return torch.equal(left, right)
+            return torch.equal(left.isnan(), right.isnan()) and torch.equal(_nan_as_zero(left), _nan_as_zero(right))
         return compare_plain("", left, right).passes
 
     return one.keys() == other.keys() and all(same(value, other[name]) for name, value in one.items())
+
+
+def _nan_as_zero(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.nan_to_num(0.0, math.inf, -math.inf)
 
 
 def gradient_of(parameter: torch.nn.Parameter) -> torch.Tensor | None:

@@ -85,10 +85,12 @@ def importable_paths(package_root: Path) -> str:
     return os.pathsep.join(dict.fromkeys(own))
 
 
-def start_worker(scratch: Path, environment: Mapping[str, str], earlier: Sequence[Path] = ()) -> tuple[int, int, socket.socket]:
+def start_worker(
+    scratch: Path, environment: Mapping[str, str], earlier: Sequence[Path] = (), cores: Sequence[int] = ()
+) -> tuple[int, int, socket.socket]:
     """Start ``python -m tasks.worker`` in a process group of its own; it dies with the process that calls this.
 
-    ``earlier``: the results that earlier processes of the same task have left.
+    ``earlier``: the results that earlier processes of the same task have left. ``cores``: those to which it keeps, with all that it starts.
 
     Returns:
         Its process number, the descriptor to read its output from, and this end of its control channel.
@@ -108,7 +110,7 @@ def start_worker(scratch: Path, environment: Mapping[str, str], earlier: Sequenc
                 stderr=write_end,
                 pass_fds=(theirs.fileno(),),
                 process_group=0,
-                preexec_fn=_in_the_child(os.getpid()),  # noqa: PLW1509 - the guardian has one thread when it starts its worker
+                preexec_fn=_in_the_child(os.getpid(), cores),  # noqa: PLW1509 - the guardian has one thread when it starts its worker
             )
         finally:
             os.close(write_end)
@@ -116,9 +118,11 @@ def start_worker(scratch: Path, environment: Mapping[str, str], earlier: Sequenc
     return process.pid, read_end, ours
 
 
-def _in_the_child(parent: int) -> Callable[[], None]:
+def _in_the_child(parent: int, cores: Sequence[int]) -> Callable[[], None]:
     def prepare() -> None:
         die_with_parent(parent)
+        if cores:
+            os.sched_setaffinity(0, cores)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump of a CUDA process can fill the disk
 
     return prepare

@@ -219,24 +219,30 @@ class Lease:
     # --- waiting --------------------------------------------------------------------------------------------------------------------
 
     def _wait_for(self, job: Job) -> None:
+        """Wait in a thread, on file numbers of its own: those of this lease may be another file's when the wait is over."""
         self._job = job
+        numbers = [os.dup(self._queue)] if job is Job.QUEUE else [os.dup(self._queue), os.dup(self._turn)]
         work = self._wait_to_resume if job is Job.RESUME else self._wait_for_queue
-        threading.Thread(target=self._wait, args=(work,), daemon=True).start()
+        threading.Thread(target=self._wait, args=(work, numbers), daemon=True).start()
 
-    def _wait(self, work: Callable[[], None]) -> None:
-        with contextlib.suppress(OSError):  # this guardian has left meanwhile, or its buffer is full of messages that wake it as well
-            work()
+    def _wait(self, work: Callable[..., None], numbers: list[int]) -> None:
+        try:
+            work(*numbers)
             self._done = True
-            self._socket.sendto(_WAKE_UP, str(self._path))
+            with contextlib.suppress(OSError):  # this guardian has left meanwhile, or its buffer is full of messages that wake it as well
+                self._socket.sendto(_WAKE_UP, str(self._path))
+        finally:
+            for number in numbers:
+                os.close(number)
 
-    def _wait_to_resume(self) -> None:
-        fcntl.flock(self._queue, fcntl.LOCK_SH)
+    def _wait_to_resume(self, queue: int, turn: int) -> None:
+        fcntl.flock(queue, fcntl.LOCK_SH)
         if not self._left:
-            fcntl.flock(self._turn, fcntl.LOCK_SH)
-            fcntl.flock(self._queue, fcntl.LOCK_UN)
+            fcntl.flock(turn, fcntl.LOCK_SH)
+            fcntl.flock(queue, fcntl.LOCK_UN)
 
-    def _wait_for_queue(self) -> None:
-        fcntl.flock(self._queue, fcntl.LOCK_EX)
+    def _wait_for_queue(self, queue: int) -> None:
+        fcntl.flock(queue, fcntl.LOCK_EX)
 
     def _received(self) -> set[bytes]:
         messages = set()

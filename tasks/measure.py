@@ -29,6 +29,7 @@ DEADLINE_SHARE = 0.8  # of the phase's deadline; the rest is for the unforeseen
 MAX_FAULTS_IN_A_ROW = 3
 MAX_DISCARDED = 0.25  # of all pairs; with more the row is noisy
 DEVICE_ITERATIONS = 5
+DEVICE_STEPS = 8  # as long as this many steps: four of them, two of which wait behind a queue that is filled for twice as long
 BACKOFF_S, BACKOFF_FACTOR, BACKOFF_MAX_S = 0.05, 1.5, 0.5
 
 
@@ -40,9 +41,8 @@ class Timing:
     summary: estimator.Summary
     quality: Quality
     flags: tuple[str, ...]
-    eager_device_ms: float | None
-    compiled_device_ms: float | None
     blocks: Blocks
+    empty_us: float  # what a step that does nothing takes
 
 
 WORST_FIRST = (
@@ -69,9 +69,8 @@ def against_itself(timings: Mapping[Arm, Timing]) -> Timing:
         summary=estimator.summarise(samples),
         quality=worst_quality(timing.quality for timing in timings.values()),
         flags=tuple(f"{arm} against itself: {flag}" for arm, timing in timings.items() for flag in timing.flags),
-        eager_device_ms=timings[Arm.EAGER].eager_device_ms,
-        compiled_device_ms=timings[Arm.COMPILED].compiled_device_ms,
         blocks=estimator.joined([timing.blocks for timing in timings.values()]),
+        empty_us=max(timing.empty_us for timing in timings.values()),
     )
 
 
@@ -109,28 +108,29 @@ def measure(
     with _quiet_collector():
         run.warm()
         run.take_pairs()
-        eager_ms, compiled_ms = (run.on_device(which) for which in (0, 1))
+        for which in (0, 1):
+            run.on_device(which)
     samples = run.stepper.samples()
     summary = estimator.summarise(samples, phase)
-    quality, flags = run.judge(summary)
-    return Timing(samples, summary, quality, flags, eager_ms, compiled_ms, run.stepper.states())
+    quality, flags = run.judge(summary, estimator.lopsided(samples, phase))
+    return Timing(samples, summary, quality, flags, run.stepper.states(), run.empty_ns / 1e3)
 
 
 def plan_pairs(times_ns: tuple[float, float], spec: MeasureSpec, left_s: float) -> Plan:
     """Blocks and floor of pairs for iterations of ``times_ns``, with ``left_s`` seconds until the deadline.
 
-    Blocks shrink, to one iteration and at last without washout, until ``spec.min_pairs`` fit into ``spec.max_time_s``. Only when not even
-    those fit before the deadline does the floor of pairs shrink.
+    Blocks shrink, to a single iteration after the washout, until ``spec.min_pairs`` fit into ``spec.max_time_s``; what does not fit then
+    takes longer. Only when not even those fit before the deadline are blocks without washout, and the floor of pairs shrinks.
     """
     washout, iterations = 1, spec.block_iterations
     if max(times_ns) > LONG_ITERATION_NS:
         iterations = min(iterations, LONG_BLOCK)
     iterations = max(iterations, min(MAX_BLOCK, math.ceil(SHORT_BLOCK_NS / min(times_ns))))
     iteration_s = sum(times_ns) / 1e9  # of both arms
-    affordable = int(min(spec.max_time_s, left_s) / (spec.min_pairs * iteration_s))  # iterations per block and arm
-    if affordable <= washout:
-        washout, iterations = 0, 1
-    iterations = min(iterations, max(1, affordable - washout))
+    within_cap, within_deadline = (int(seconds / (spec.min_pairs * iteration_s)) for seconds in (spec.max_time_s, left_s))
+    if within_deadline <= washout:
+        washout = 0
+    iterations = min(iterations, max(1, min(within_cap, within_deadline) - washout))  # per block and arm
     pair_s = (washout + iterations) * iteration_s
     return Plan(washout, iterations, max(1, min(spec.min_pairs, int(left_s / pair_s))), pair_s)
 
@@ -153,6 +153,8 @@ class _Run:
     end_ns: int
     warm_s: float
     times_ns: tuple[float, float] = (1.0, 1.0)
+    empty_ns: float = 0.0
+    washout: int = 1
     ratios: list[float] = field(default_factory=list)
     pairs: int = 0
     faults: list[str] = field(default_factory=list)
@@ -170,38 +172,51 @@ class _Run:
     def warm(self) -> None:
         warmth = warm_up(self.stepper, least_s=self.warm_s, most_s=self.spec.warmup_max_s, left_s=self.left_s)
         self.times_ns, self.unconverged = warmth.times_ns, warmth.unconverged
+        for side in self.stepper.sides:
+            side.settle()
+        self.empty_ns = self.stepper.empty_ns()
 
     def take_pairs(self) -> None:
+        """Enough pairs; if the compiled side compiles meanwhile, warm it up and start over, once: its old code is timed no more."""
+        try:
+            self._take_pairs()
+        except RecompiledError as error:
+            self._start_over(error)
+            self._take_pairs()
+
+    def _take_pairs(self) -> None:
         """Pairs until the interval is narrow, a cap is reached, the deadline is near or the machine is unfit."""
         plan = plan_pairs(self.times_ns, self.spec, self.left_s())
-        began_ns, in_a_row = self.machine.now_ns(), 0
+        self.washout = plan.washout
+        began_ns, last, in_a_row = self.machine.now_ns(), self.pairs + self.spec.max_pairs, 0
         for order in alternating_orders(self.chance):
-            try:
-                fault = self._pair(plan, order)
-            except RecompiledError as error:
-                self._recover(error)
-                continue
+            fault = self._pair(plan, order)
             in_a_row = in_a_row + 1 if fault else 0
             self.gave_up = in_a_row > MAX_FAULTS_IN_A_ROW
-            if self.gave_up or self._enough(plan, (self.machine.now_ns() - began_ns) / 1e9):
+            if self.gave_up or self.pairs >= last or self._enough(plan, (self.machine.now_ns() - began_ns) / 1e9):
                 return
             if fault:
                 self.machine.sleep(min(BACKOFF_S * BACKOFF_FACTOR ** (in_a_row - 1), BACKOFF_MAX_S))
 
-    def on_device(self, which: int) -> float | None:
-        """Median device time of a few more iterations, in ms; None where it cannot be told or no time is left."""
-        found: list[float] = []
-        while len(found) < DEVICE_ITERATIONS and self.left_s() > 0:
-            device_ms = self.stepper.on_device(which)
-            if device_ms is None:
-                return None
-            found.append(device_ms)
-        return float(np.median(found)) if found else None
+    def on_device(self, which: int) -> None:
+        """Take the device's own time of a few more iterations, as long as it can be told and there is time for it."""
+        for _ in range(DEVICE_ITERATIONS):
+            if self.left_s() < DEVICE_STEPS * self.times_ns[which] / 1e9:
+                return
+            try:
+                found = self.stepper.on_device(which)
+            except RecompiledError as error:
+                self.recompiled = str(error)
+                return
+            if found is None:
+                return
 
-    def judge(self, summary: estimator.Summary) -> tuple[Quality, tuple[str, ...]]:
-        """The quality of the row, most serious first, and all there is to say about it."""
+    def judge(self, summary: estimator.Summary, excess: float | None) -> tuple[Quality, tuple[str, ...]]:
+        """The quality of the row, most serious first, and all there is to say about it. ``excess`` is that of ``estimator.lopsided``."""
         wanted, half_width = self.spec.half_width, summary.half_width
         drift = estimator.trend(self.ratios) or 0.0
+        apart = math.log(summary.speedup_of_medians / summary.speedup) if summary.speedup and summary.speedup_of_medians else 0.0
+        bias, overhead = self._bias(summary), f"of {self.empty_ns / 1e3:.1f} us around each iteration"
         width = "no interval" if half_width is None else f"half width {half_width:.4f}"
         found = [
             (Quality.CONTAMINATED, self.gave_up, f"{MAX_FAULTS_IN_A_ROW + 1} bad pairs in a row, the last: {', '.join(self.faults[-1:])}"),
@@ -210,11 +225,28 @@ class _Run:
             (Quality.DRIFT, abs(drift) > wanted, f"ln(speedup) moved by {drift:+.3f}"),
             (Quality.NOISY, half_width is None or half_width > 2 * wanted, f"{width} after {summary.pairs} pairs"),
             (Quality.NOISY, len(self.faults) > MAX_DISCARDED * self.pairs, f"{len(self.faults)} of {self.pairs} pairs discarded"),
+            (
+                Quality.NOISY,
+                abs(excess or 0.0) > wanted,
+                f"outliers of one arm alone: they move the ratio of means by {excess or 0.0:+.3f}",
+            ),
+            (Quality.NOISY, abs(apart) > 2 * wanted, f"the ratio of the arms' medians is {apart:+.3f} away"),
+            (Quality.NOISY, bias > 2 * wanted, f"clock and synchronisation {overhead} move ln(speedup) by {bias:.3f}"),
             (Quality.WARMUP_UNCONVERGED, *_reason(self.unconverged)),
+            (Quality.WARMUP_UNCONVERGED, self.washout == 0, "no time for an iteration in each block that does not count"),
+            (Quality.WIDE, wanted / 2 < bias <= 2 * wanted, f"clock and synchronisation {overhead} move ln(speedup) by {bias:.3f}"),
             (Quality.WIDE, half_width is not None and wanted < half_width <= 2 * wanted, width),
         ]
         flags = [(quality, f"{quality}: {reason}") for quality, holds, reason in found if holds]
         return (flags[0][0] if flags else Quality.OK), tuple(flag for _, flag in flags)
+
+    def _bias(self, summary: estimator.Summary) -> float:
+        """By how much the clock and the synchronisation around each iteration may pull ln(speedup) towards 0."""
+        if summary.eager_ms is None or summary.compiled_ms is None:
+            return 0.0
+        eager_ns, compiled_ns = 1e6 * summary.eager_ms, 1e6 * summary.compiled_ms
+        alone = [max(time_ns - self.empty_ns, 1.0) for time_ns in (eager_ns, compiled_ns)]
+        return abs(math.log(alone[0] / alone[1]) - math.log(eager_ns / compiled_ns))
 
     def _pair(self, plan: Plan, order: tuple[int, int]) -> str | None:
         """Take one pair; the fault that makes it not count, if there was one."""
@@ -230,12 +262,11 @@ class _Run:
             self.ratios.append(estimator.log_ratio(times[0], times[1]))
         return fault
 
-    def _recover(self, error: RecompiledError) -> None:
-        """Warm up again, once."""
-        if self.recompiled:
-            raise error
+    def _start_over(self, error: RecompiledError) -> None:
         self.recompiled = str(error)
-        self._discard("recompiled")
+        for pair in range(self.pairs):
+            self.stepper.invalidate(pair, "recompiled")
+        self.ratios.clear()
         self.warm()
 
     def _discard(self, reason: str) -> None:
@@ -243,7 +274,7 @@ class _Run:
         self.stepper.invalidate(self.pairs - 1, reason)
 
     def _enough(self, plan: Plan, elapsed_s: float) -> bool:
-        if self.pairs >= self.spec.max_pairs or self.left_s() < plan.pair_s:
+        if self.left_s() < plan.pair_s:
             return True
         if len(self.ratios) < plan.min_pairs:
             return False

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
-from statistics import median
 from typing import Any
 
 from tasks import estimator
@@ -18,8 +17,10 @@ from tasks.spec import Accuracy, Measurement, Samples, Scalar, Status, WorkerRes
 
 _ACCURACY = (Accuracy.FAIL, Accuracy.SKIPPED, Accuracy.PASS)
 _OF_THE_WORST = ("accuracy", "accuracy_reason", "accuracy_tensor", "accuracy_margin", "eager_rmse", "compiled_rmse", "reference")
-_LARGEST = ("neighbours", "eager_peak_mib", "compiled_peak_mib", "graph_breaks", "recompiles", "fell_back")
-_MEDIAN = ("eager_device_ms", "compiled_device_ms")
+_LARGEST = (
+    *("neighbours", "empty_step_us", "eager_peak_mib", "compiled_peak_mib", "peak_mib"),
+    *("graph_breaks", "recompiles", "fell_back"),
+)
 
 
 def merge(results: Sequence[WorkerResult]) -> WorkerResult:
@@ -51,13 +52,11 @@ def _measurement(parts: Sequence[Measurement], worst: Measurement, samples: Samp
     found: dict[str, Any] = {field.name: getattr(summary, field.name) for field in fields(summary) if field.name in known}
     found |= {name: getattr(worst, name) for name in _OF_THE_WORST}
     found |= {name: _over(max, [getattr(part, name) for part in parts]) for name in _LARGEST}
-    found |= {name: _over(median, [getattr(part, name) for part in parts]) for name in _MEDIAN}
     return replace(
         first,
         **found,
         quality=_over(worst_quality, [part.quality for part in parts]),
         deterministic=_over(min, [part.deterministic for part in parts]),
-        launch_bound=estimator.launch_bound(found["eager_device_ms"], summary.eager_ms),
         machine=_machine([part.machine for part in parts]),
     )
 

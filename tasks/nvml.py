@@ -28,6 +28,9 @@ class Gpu(Protocol):
     def read(self) -> GpuReading:
         """The state now."""
 
+    def sees_processes(self) -> bool:
+        """Whether it tells processes by the numbers that they have here: this one, which uses the GPU, is among them."""
+
     def others_busy(self, since_us: int) -> tuple[int, ...]:
         """Other processes that have used the GPU's multiprocessors since then (microseconds since the epoch)."""
 
@@ -86,11 +89,17 @@ class Nvml:
             clock_reasons=self._clock_reasons(),
         )
 
+    def sees_processes(self) -> bool:
+        """Not so in a container with process numbers of its own, where others cannot be told from this one."""
+        entries = self._ask(self._nvml.nvmlDeviceGetComputeRunningProcesses) or ()
+        return self._own_pid in {int(entry.pid) for entry in entries}
+
     def others_busy(self, since_us: int) -> tuple[int, ...]:
-        """Empty also where this process is not among those that NVML lists: in another PID namespace numbers mean nothing."""
+        """Empty also where NVML does not see this process by its number: those of others mean nothing then."""
         entries = self._ask(self._nvml.nvmlDeviceGetProcessUtilization, since_us) or ()
         busy = {int(entry.pid) for entry in entries if entry.smUtil > 0 and entry.timeStamp > since_us}
-        return tuple(sorted(busy - {self._own_pid})) if self._own_pid in busy else ()
+        others = tuple(sorted(busy - {self._own_pid}))
+        return others if others and (self._own_pid in busy or self.sees_processes()) else ()
 
     def _clock_reasons(self) -> str | None:
         newer = getattr(self._nvml, "nvmlDeviceGetCurrentClocksEventReasons", None)

@@ -47,6 +47,7 @@ class NodeProbe:
     gpus: tuple[Gpu, ...] = ()
     driver: str | None = None
     compiler: str | None = None  # the C++ compiler that Inductor needs for the CPU
+    processor: str = ""
 
 
 def probe() -> NodeProbe:
@@ -64,7 +65,15 @@ def probe() -> NodeProbe:
         gpus=gpus,
         driver=driver,
         compiler=_compiler(),
+        processor=cpu_model(),
     )
+
+
+def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name, from a file like /proc/cpuinfo."""
+    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model")))
+    return next(names, "") or platform.processor() or platform.machine()
 
 
 @cache

@@ -70,6 +70,7 @@ class FailureClass(StrEnum):
     WORKER_LOST = "worker_lost"  # the process that supervised the task died
     NODE_LOST = "node_lost"
     UNSCHEDULED = "unscheduled"  # never started within its start deadline
+    INTERNAL = "internal"  # a mistake in this project's own code on the node
 
 
 class Quality(StrEnum):
@@ -101,6 +102,11 @@ class Arm(StrEnum):
 
 AA_PHASES: Mapping[Arm, str] = {Arm.EAGER: "aa_eager", Arm.COMPILED: "aa_compiled"}
 """The phases of samples in which an arm is measured against itself; their arms are the two sides of one and the same callable."""
+
+
+def beside(phase: str, clock: str) -> str:
+    """The phase of samples on a ``clock`` of the device, "device" or "event", that are taken after those of ``phase``."""
+    return clock if phase == "timed" else f"{phase}_{clock}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +194,7 @@ class ResourceSpec:
     threads: int | None = None
     compile_threads: int | None = None
     isolation: str = "process"  # "inline": in the supervisor's own process, for toys that finish at once
+    labels: tuple[tuple[str, str], ...] = ()  # Ray's labels that the node must have
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,13 +223,14 @@ class TaskSpec:
 class Attempt:
     """One try at a task. ``spool`` is a directory where a finished outcome is left for a driver that has died meanwhile.
 
-    ``bundles`` is one where compile caches are kept from run to run.
+    ``bundles`` is one where compile caches are kept from run to run. ``refuse``: GPUs, by ``device_name``, that are quarantined.
     """
 
     run_id: str
     number: int
     spool: str | None = None
     bundles: str | None = None
+    refuse: tuple[str, ...] = ()
     gpu_ids: tuple[str, ...] = ()
 
 
@@ -247,12 +255,16 @@ class Measurement:
     compiled_ms: float | None = None
     eager_device_ms: float | None = None  # time the device was busy with one iteration
     compiled_device_ms: float | None = None
+    eager_event_ms: float | None = None  # from the first to the last of it on the device, which may have waited for its host between
+    compiled_event_ms: float | None = None
+    empty_step_us: float | None = None  # what clock and synchronisation around an iteration take
     launch_bound: bool | None = None
     compile_s: float | None = None  # wall seconds of the first compiled step less a steady one
     compile_cpu_s: float | None = None
     neighbours: int | None = None  # other workers on the device while this one compiled
     eager_peak_mib: float | None = None
     compiled_peak_mib: float | None = None
+    peak_mib: float | None = None  # of the whole process, with saved states, copies and the accuracy reference
     graphs: int | None = None
     graph_breaks: int | None = None
     graph_break_reasons: tuple[str, ...] = ()
@@ -269,6 +281,7 @@ class Measurement:
     compiled_rmse: float | None = None
     deterministic: bool | None = None
     reference: str | None = None  # what the verdict was made against, "float64" or why not
+    random_numbers: str | None = None  # what those that the model draws do to its results: "none", "negligible" or "decisive"
     batch_size: int | None = None
     parameters: int | None = None
     input_shapes: str | None = None
@@ -287,7 +300,7 @@ class Measurement:
 class Samples:
     """Every iteration a worker timed, as columns of one length."""
 
-    phase: tuple[str, ...] = ()  # warmup, timed, device, and those of AA_PHASES
+    phase: tuple[str, ...] = ()  # warmup, timed and those of AA_PHASES, with what ``beside`` names for each
     arm: tuple[str, ...] = ()  # Arm
     process: tuple[int, ...] = ()
     pair: tuple[int, ...] = ()  # -1 outside pairs
@@ -296,7 +309,7 @@ class Samples:
     iteration: tuple[int, ...] = ()
     washout: tuple[bool, ...] = ()
     host_ns: tuple[int, ...] = ()
-    device_ms: tuple[float | None, ...] = ()
+    device_ms: tuple[float | None, ...] = ()  # on the device's clock, of samples taken by it
     started_ns: tuple[int, ...] = ()  # monotonic clock of the worker
     valid: tuple[bool, ...] = ()
     reason: tuple[str | None, ...] = ()  # why a sample is not valid
@@ -365,6 +378,7 @@ class Outcome:
     phase_s: dict[str, float] = field(default_factory=dict)
     paused_s: float = 0.0  # stopped so that a neighbour could time; not in phase_s
     waited_s: float = 0.0  # waiting to own the device; not in phase_s
+    owned_s: float = 0.0  # the device was its own, to time or to autotune; in phase_s
     started: float = 0.0
     ended: float = 0.0
     node: str = ""
@@ -372,6 +386,11 @@ class Outcome:
     measurement: Measurement = field(default_factory=Measurement)
     samples: Samples = field(default_factory=Samples)
     blocks: Blocks = field(default_factory=Blocks)
+
+
+def device_name(node: str, gpu: str) -> str:
+    """What a run calls one GPU of a node."""
+    return f"{node}/{gpu}"
 
 
 def slug(identifier: str) -> str:

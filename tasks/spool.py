@@ -9,6 +9,8 @@ from pathlib import Path
 
 from tasks.spec import Attempt, Outcome, encode, slug
 
+PARTIAL = ".partial"
+
 
 def spool_name(task_id: str, attempt: int) -> str:
     """The name of the file of one attempt."""
@@ -23,7 +25,7 @@ def leave(outcome: Outcome, attempt: Attempt) -> Path | None:
     if attempt.spool is None or not Path(attempt.spool).is_dir():
         return None
     path = Path(attempt.spool) / spool_name(outcome.task_id, outcome.attempt)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:
         with partial.open("w", encoding="utf-8") as file:
             json.dump(encode(outcome), file)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tasks.spec import Arm, Blocks, Samples
+from tasks.spec import Arm, Blocks, Samples, beside
 
 _ARMS = (Arm.EAGER.value, Arm.COMPILED.value)
 
@@ -50,6 +50,9 @@ class Machine(Protocol):
     def contaminated(self) -> str | None:
         """Who else used the device or its processors over the measurement as a whole; None: nobody."""
 
+    def event_ms(self, step: Callable[[], object]) -> float | None:
+        """From the first to the last of one step on an idle device, waits for the host included; None where there is no such clock."""
+
     def device_ms(self, step: Callable[[], object]) -> float | None:
         """Time the device is busy with one step; None where that cannot be told."""
 
@@ -77,12 +80,18 @@ class Side:
     """One arm: its step, and the contexts to run it in while warming up and while timing.
 
     ``strict`` may turn an error of the step into ``RecompiledError``. ``activity`` changes whenever the compiler has done something.
+    ``settle`` is called when the side is warm: what the compiler left running would disturb what is timed.
     """
 
     step: Callable[[], object]
     warm: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
     strict: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
     activity: Callable[[], object] = lambda: None
+    settle: Callable[[], None] = lambda: None
+
+
+_NOTHING = Side(lambda: None)
+EMPTY_STEPS = 25
 
 
 @dataclass(slots=True)
@@ -105,31 +114,39 @@ class Stepper:
     def block(self, which: int, pair: int, order: int, washout: int, iterations: int) -> list[int]:
         """One block of side ``which``: ``washout`` steps that do not count, then ``iterations`` whose times in ns are returned."""
         side, times = self.sides[which], []
+        number, self.blocks = self.blocks, self.blocks + 1  # not to be used again, if the side compiles and the block is broken off
         with side.strict():  # entered outside of what is timed; the washout absorbs what the switch costs
             self.machine.synchronize()
             for iteration in range(washout + iterations):
                 started_ns, host_ns = self._step(side)
-                where = {"pair": pair, "block": self.blocks, "order": order, "iteration": iteration, "washout": iteration < washout}
+                where = {"pair": pair, "block": number, "order": order, "iteration": iteration, "washout": iteration < washout}
                 self._write(which, self.phase, started_ns, host_ns, **where)
                 times.append(host_ns)
-        self._write_border(which, pair, order)
-        self.blocks += 1
+        self._write_border(which, pair, number, order)
         return times[washout:]
 
+    def empty_ns(self) -> float:
+        """What a step that does nothing takes on the clock: the reading of it and a synchronisation."""
+        return float(np.median([self._step(_NOTHING)[1] for _ in range(EMPTY_STEPS)]))
+
     def on_device(self, which: int) -> float | None:
-        """Time the device is busy with one more step of side ``which``, in ms."""
+        """Time the device is busy with one more step of side ``which``, in ms. The span of another one is taken as well."""
+        self._by(which, "event", self.machine.event_ms)
+        return self._by(which, "device", self.machine.device_ms)
+
+    def _by(self, which: int, clock: str, measure: Callable[[Callable[[], object]], float | None]) -> float | None:
         with self.sides[which].strict():
             started_ns = self.machine.now_ns()
-            device_ms = self.machine.device_ms(self.sides[which].step)
-        if device_ms is not None:
-            self._write(which, "device", started_ns, self.machine.now_ns() - started_ns, device_ms=device_ms)
-        return device_ms
+            found_ms = measure(self.sides[which].step)
+        if found_ms is not None:
+            self._write(which, beside(self.phase, clock), started_ns, self.machine.now_ns() - started_ns, device_ms=found_ms)
+        return found_ms
 
     def invalidate(self, pair: int, reason: str) -> None:
-        """Keep the samples and blocks of ``pair`` but let them count no more."""
+        """Keep the samples and blocks of ``pair`` but let them count no more, unless they count no more already."""
         for columns in (self.columns, self.borders):
             for row, its_pair in enumerate(columns["pair"]):
-                if its_pair == pair:
+                if its_pair == pair and columns["valid"][row]:
                     columns["valid"][row], columns["reason"][row] = False, reason
 
     def samples(self) -> Samples:
@@ -159,8 +176,8 @@ class Stepper:
         for name, column in self.columns.items():
             column.append(row.get(name))
 
-    def _write_border(self, which: int, pair: int, order: int) -> None:
-        row = {"phase": self.phase, "process": self.process, "pair": pair, "block": self.blocks, "arm": _ARMS[which], "order": order}
+    def _write_border(self, which: int, pair: int, block: int, order: int) -> None:
+        row = {"phase": self.phase, "process": self.process, "pair": pair, "block": block, "arm": _ARMS[which], "order": order}
         row |= {"valid": True, "ended": self.machine.now_ns()} | asdict(self.machine.border())
         for name, column in self.borders.items():
             column.append(row.get(name))

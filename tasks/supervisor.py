@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from tasks.channel import Channel
+from tasks.devices import cores_of, device_of
 from tasks.launch import importable_paths
 from tasks.lease import meeting_place
 from tasks.processes import Identity, identity, kill
@@ -98,6 +99,7 @@ class Request:
     directory: str
     meeting_place: str
     device: str  # shared by all attempts that name the same one
+    cores: tuple[int, ...]  # the worker's; empty: any
     python_path: str
     heartbeat_s: float
     supervisor: tuple[int, ...]
@@ -185,6 +187,7 @@ class _Guardian:
             directory=str(self._directory),
             meeting_place=meeting_place(tempfile.gettempdir()),
             device=device_of(task, attempt),
+            cores=cores_of(task, attempt),
             python_path=importable_paths(package_root),
             heartbeat_s=HEARTBEAT_S,
             supervisor=_own_identity(),
@@ -230,11 +233,6 @@ class _Guardian:
             if readable and not self._output.read1(65536):  # type: ignore[attr-defined]
                 return True
         return False
-
-
-def device_of(task: TaskSpec, attempt: Attempt) -> str:
-    """What the attempt shares with others on its node that name the same."""
-    return ",".join(attempt.gpu_ids) if task.resources.device == "cuda" else "cpu"
 
 
 def _own_identity() -> tuple[int, ...]:

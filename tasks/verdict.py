@@ -38,17 +38,16 @@ class Ending:
     killed: bool = False  # its guardian sent the SIGKILL
     out_of_memory: bool = False  # the kernel killed something for lack of memory meanwhile
     stuck: tuple[int, ...] = ()  # its processes that SIGKILL did not end
+    residue: str | None = None  # what it left on its GPU, in words
 
 
 def judge(ending: Ending, result_path: Path) -> WorkerResult:
     """The worker's own result if it left a whole one, else what the ending says."""
-    result = read_result(result_path)
-    if isinstance(result, str):
-        return _limited(_without_result(ending, result))
-    remark = _after_result(ending)
-    if remark is not None:
-        result = replace(result, error=f"{result.error}\n{remark}" if result.error else remark)
-    return _limited(result)
+    found = read_result(result_path)
+    result = _without_result(ending, found) if isinstance(found, str) else found
+    remarks = (None if isinstance(found, str) else _after_result(ending), ending.residue)
+    told = "\n".join(text for text in (result.error, *remarks) if text)
+    return _limited(replace(result, error=told or None))
 
 
 def read_result(path: Path) -> WorkerResult | str:

@@ -15,7 +15,9 @@ OPEN_TO_ORCHESTRATOR = {
     "tasks",
     "tasks.spec",
     "tasks.estimator",
+    "tasks.preload",
     "tasks.probe",
+    "tasks.spool",
     "tasks.suites.entry",
     "tasks.suites.reference",
     "tasks.suites.torchbench",
@@ -25,7 +27,11 @@ STDLIB_ONLY = {
     "tasks.spec",
     "tasks.channel",
     "tasks.cuda_driver",
+    "tasks.devices",
+    "tasks.idle",
     "tasks.lease",
+    "tasks.spool",
+    "tasks.preload",
     "tasks.supervisor",
     "tasks.suites.entry",
     "tasks.suites.reference",
@@ -33,7 +39,7 @@ STDLIB_ONLY = {
     "tasks.suites.toy",
 }
 PURE = {"orchestrator.sweep", "orchestrator.events", "orchestrator.policy", "orchestrator.sharing", "orchestrator.simulate"}
-USERS_OF_RAY = {"orchestrator.cluster", "orchestrator.submit"}
+USERS_OF_RAY = {"orchestrator.cluster", "orchestrator.connection", "orchestrator.submit"}
 
 
 def modules():

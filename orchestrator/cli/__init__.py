@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import functools
 import importlib
-import os
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
 
 import typer
 
+from orchestrator import __version__
+from orchestrator.cli.streams import outlive_readers
 from orchestrator.errors import ExitCode, SweepError
 
 COMMANDS = {
@@ -39,6 +40,9 @@ COMMANDS = {
 }
 """Command -> one line for ``--help``. Each is the function of that name in the module of that name."""
 
+OPTIONAL_VALUES = {"compare": {"--gate": "default"}}
+"""Options of a command that may stand without a value, and what they mean then; typer has no such options."""
+
 
 def app(only: str | None = None) -> typer.Typer:
     """The command line. With ``only``, just that command is imported, which keeps the rest out of its start-up time."""
@@ -52,8 +56,12 @@ def app(only: str | None = None) -> typer.Typer:
     )
 
     @root.callback()
-    def options() -> None:
-        """Options of every command; none so far. Makes typer expect a command even where only one is registered."""
+    def options(
+        version: Annotated[
+            bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+        ] = False,
+    ) -> None:
+        """Makes typer expect a command even where only one is registered."""
 
     for name, summary in COMMANDS.items():
         if only is None or name == only:
@@ -64,9 +72,26 @@ def app(only: str | None = None) -> typer.Typer:
 
 def main() -> None:
     """Run the command that the arguments name, and exit with its status."""
+    outlive_readers()
     arguments = sys.argv[1:]
     only = next((argument for argument in arguments if not argument.startswith("-")), None)
-    app(only if only in COMMANDS else None)(arguments)
+    app(only if only in COMMANDS else None)(_spelled_out(arguments, OPTIONAL_VALUES.get(only or "", {})))
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"compile-sweep {__version__}\n")
+        raise typer.Exit
+
+
+def _spelled_out(arguments: Sequence[str], values: Mapping[str, str]) -> list[str]:
+    """The arguments with a value behind each option of ``values`` that has none: at the end, or before another option."""
+    spelled = []
+    for argument, after in zip(arguments, [*arguments[1:], "-"], strict=True):
+        spelled.append(argument)
+        if argument in values and after.startswith("-"):
+            spelled.append(values[argument])
+    return spelled
 
 
 def _with_status(command: Callable[..., ExitCode | None]) -> Callable[..., None]:
@@ -77,13 +102,16 @@ def _with_status(command: Callable[..., ExitCode | None]) -> Callable[..., None]
         try:
             code = command(*arguments, **options)
         except SweepError as error:
-            sys.stderr.write(f"{error}\n")
+            sys.stderr.write("".join(f"{line}\n" for line in (str(error), *_notes(error))))
             code = error.exit_code
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader, ``head`` say, has seen enough
-            code = ExitCode.PASSED
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interruption:
+            sys.stderr.write("".join(f"{note}\n" for note in _notes(interruption)))
             code = ExitCode.INTERRUPTED
         raise typer.Exit(int(code or ExitCode.PASSED))
 
     return run
+
+
+def _notes(error: BaseException) -> Sequence[str]:
+    """What was added to the error on its way up: how to go on, say."""
+    return getattr(error, "__notes__", ())

@@ -21,7 +21,10 @@ def compare(
     new: Annotated[str, typer.Argument(help="The run in question.")] = "latest",
     results: Annotated[str, typer.Option(help="The results store: a folder or an object-store URI.")] = "results",
     json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
-    gate: Annotated[Path | None, typer.Option(help="A policy; exit with status 5 if the new run breaks it.")] = None,
+    gate: Annotated[
+        str | None,
+        typer.Option(metavar="[FILE]", help="Exit with status 5 if the new run breaks the policy in FILE; without FILE, the built-in one."),
+    ] = None,
     confirm: Annotated[Path | None, typer.Option(help="Write a manifest of the unclear tasks, to be run in both environments.")] = None,
     processes: Annotated[int, typer.Option(min=2, help="Fresh processes per task in that manifest.")] = 4,
     min_effect: Annotated[float, typer.Option(min=0, max=1, help="Relative change below which nothing is faster or slower.")] = 0.02,
@@ -51,7 +54,9 @@ def compare(
     if confirm:
         _write_confirmation(found, stores[1], confirm, processes)
     if broken:
-        raise RegressionError(f"{runs[1].run_id} breaks {gate}:\n{policies.table(broken)}")
+        raise RegressionError(
+            f"{runs[1].run_id} breaks {'the built-in policy' if gate == policies.DEFAULT else gate}:\n{policies.table(broken)}"
+        )
     return ExitCode.PASSED
 
 

@@ -18,7 +18,7 @@ def doctor(
     results: Annotated[str | None, typer.Option(help="Also try to write to this results store.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> ExitCode:
-    """Versions, devices and compilers, and one toy task per node through the real machinery. Exit status 4 if anything lacks."""
+    """Versions, devices and compilers, and a toy task on every GPU, or node without one. Exit status 4 if anything lacks."""
     from orchestrator import checkup
 
     found = checkup.examine(address, results)

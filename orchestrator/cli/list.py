@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_format
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -27,10 +28,10 @@ def list(  # noqa: A001 - what the command is called
     if json:
         sys.stdout.write(json_format.dumps({"runs": runs, "jobs": jobs} if address else {"runs": runs}, indent=1) + "\n")
         return
-    lines = [_line(run, ("run_id", "state", "planned", "exit_code", "started", "driver")) for run in runs] or [f"no runs in {results}"]
+    lines = _table(runs, ("run_id", "state", "planned", "exit_code", "started", "driver")) or [f"no runs in {results}"]
     if address:
         lines += ["", f"on {address}:"]
-        lines += [_line(job, ("submission_id", "status", "exit_code", "started", "results")) for job in jobs] or ["no sweep was submitted"]
+        lines += _table(jobs, ("submission_id", "status", "exit_code", "started", "results")) or ["no sweep was submitted"]
     sys.stdout.write("\n".join(lines) + "\n")
 
 
@@ -59,7 +60,7 @@ def _runs(results: str, newest: int | None) -> Any:
 
 
 def _jobs(address: str) -> Any:
-    from orchestrator.jobs import Head
+    from orchestrator.cli.head import find_head
 
     return [
         {
@@ -71,13 +72,19 @@ def _jobs(address: str) -> Any:
             "ended": _moment(job.ended),
             "results": job.metadata.get("results"),
         }
-        for job in Head.find(address).jobs()[::-1]
+        for job in find_head(address).jobs()[::-1]
         if job.metadata and "run_id" in job.metadata
     ]
 
 
-def _line(entry: dict[str, Any], columns: tuple[str, ...]) -> str:
-    return "  ".join("-" if entry[column] is None else str(entry[column]) for column in columns)
+def _table(entries: Sequence[dict[str, Any]], columns: tuple[str, ...]) -> Any:
+    """A head and a line for each entry; nothing where there is none."""
+    if not entries:
+        return []
+    cells = [[column.replace("_", " ") for column in columns]]
+    cells += [["-" if entry[column] is None else str(entry[column]) for column in columns] for entry in entries]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
 
 
 def _moment(seconds: float | None) -> str | None:

@@ -45,11 +45,12 @@ def models(
     """
     from orchestrator import model_table
 
-    rows = model_table.select(model_table.of_manifests(manifests) if manifests else model_table.known(), suite, name)
+    rows = model_table.select(model_table.of_manifests(manifests) if manifests else model_table.listed(suite, name), suite, name)
     if check and parameters:
         raise UsageError("--check builds the models as well: give --parameters or --check")
     if not check and not parameters:
-        return _print([model_table.plain(row) for row in rows], json, _listing)
+        toys = all(row.source == "toy" for row in rows)
+        return _print([model_table.plain(row) for row in rows], json, _toys if toys else _listing)
     if any(row.suite == model_table.SUITE_OF_TOYS for row in rows):
         raise UsageError("toys have nothing to build: choose others with --suite or --name")
     if parameters:
@@ -156,6 +157,11 @@ def _listing(rows: Sequence[Row]) -> Iterable[str]:
     yield f"{len(rows)} models"
 
 
+def _toys(rows: Sequence[Row]) -> Iterable[str]:
+    cells = [(_key(row), row["note"], ", ".join(f"{name}: {value}" for name, value in row["options"].items())) for row in rows]
+    yield from _table(("toy", "what it does", "options with their defaults"), cells, longest=None)
+
+
 def _verdicts(rows: Sequence[Row]) -> Iterable[str]:
     dtypes = [dtype for dtype in DTYPES if any(dtype in row["check"] for row in rows)]
     head = ("model", "mode", "parameters", *(f"{dtype} {unit}" for dtype in dtypes for unit in ("ms", "MiB")), "")
@@ -189,15 +195,15 @@ def _oddity(row: Row) -> str:
     return f"results are not finite in {' and '.join(infinite)}" if infinite else ""
 
 
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Iterable[str]:
-    cut = [tuple(_cut(cell) for cell in row) for row in rows]
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], longest: int | None = LONGEST_CELL) -> Iterable[str]:
+    cut = [tuple(_cut(cell, longest) for cell in row) for row in rows]
     widths = [max(len(row[column]) for row in (head, *cut)) for column in range(len(head))]
     for row in (head, *cut):
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= LONGEST_CELL else text[: LONGEST_CELL - 3] + "..."
+def _cut(text: str, longest: int | None) -> str:
+    return text if longest is None or len(text) <= longest else text[: longest - 3] + "..."
 
 
 def _key(row: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ from orchestrator.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from orchestrator.costs import Cost
+    from orchestrator.manifest import LoadedManifest
     from orchestrator.plan import Plan, PlannedTask
     from orchestrator.sharing import Machine, Sharing
     from orchestrator.simulate import Fleet, Forecast
@@ -35,6 +37,9 @@ EPILOG = (
 def plan(
     manifest: Annotated[Path, typer.Argument(help="The manifest. " + EPILOG)],
     results: Annotated[str | None, typer.Option(help="A results store: say what it has already, and use the times recorded there.")] = None,
+    carry: Annotated[
+        str | None, typer.Option(help="With --results: done is what passed in this run, as for `sweep run --carry` on nodes like its own.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; without it the manifest's, where auto looks for a GPU here.")] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="Forecast for so many GPUs instead of this machine.")] = None,
     cpus_per_gpu: Annotated[float, typer.Option(min=1, help="Cores for each of them.")] = DEFAULT_CPUS_PER_GPU,
@@ -54,19 +59,30 @@ def plan(
     if expand:
         sys.stdout.write(source.dump(expanded(loaded)))
         return ExitCode.PASSED
-    finished, costs = _from_store(results, loaded.manifest.name)
     execution = loaded.manifest.execution
     kind = "cuda" if gpus and device is None else _device(device, execution.device)
-    machine = _machine(kind, gpus, cpus_per_gpu, gpu_memory)
-    sharing = work_out(execution.sharing, kind, [machine], execution.num_cpus)
+    there = _there(kind, gpus, cpus_per_gpu, gpu_memory)
+    finished, costs = _from_store(results, loaded.manifest.name, kind, there.gpu_name, carry)
+    sharing = work_out(execution.sharing, kind, [there.machine], execution.num_cpus)
     planned = plan_tasks(loaded, kind, costs, finished, sharing)
-    expected = forecast(planned.to_run, _fleet(kind, machine), execution.max_in_flight)
+    expected = forecast(planned.left or planned.to_run, _fleet(kind, there.machine), execution.max_in_flight)
     if json:
-        data = _as_data(planned, loaded.manifest.name) | {"forecast": _forecast_as_data(expected, sharing, price)}
+        data = _as_data(planned, loaded.manifest.name) | {"forecast": _forecast_as_data(expected, sharing, there, price)}
+        data["environments"] = list(loaded.manifest.environments)
         sys.stdout.write(jsonlib.dumps(data, indent=2) + "\n")
     else:
-        sys.stdout.writelines(f"{line}\n" for line in [*_as_text(planned), *_forecast_as_text(expected, sharing, kind, price)])
+        lines = [*_as_text(planned), *_forecast_as_text(planned, expected, sharing, there, price), *_environments(loaded)]
+        sys.stdout.writelines(f"{line}\n" for line in lines)
     return ExitCode.PASSED
+
+
+@dataclass(frozen=True, slots=True)
+class _There:
+    """The machine that the forecast is for. ``assumed``: why it is neither this one nor one that was asked for."""
+
+    machine: Machine
+    gpu_name: str | None = None
+    assumed: str | None = None
 
 
 def _device(wanted: str | None, manifest_device: str) -> str:
@@ -78,28 +94,30 @@ def _device(wanted: str | None, manifest_device: str) -> str:
     return device
 
 
-def _machine(device: str, gpus: int | None, cpus_per_gpu: float, gpu_memory_gib: float) -> Machine:
+def _there(device: str, gpus: int | None, cpus_per_gpu: float, gpu_memory_gib: float) -> _There:
     """This machine; or one with the GPUs that were asked for, or with a single one where there is none."""
     from orchestrator.sharing import Machine
 
-    here = _this_machine()
-    if device == "cpu" or (gpus is None and here.gpus):
+    here = _here()
+    if device == "cpu" or (gpus is None and here.machine.gpus):
         return here
     count = gpus or 1
-    return Machine(count * cpus_per_gpu, count, None, int(gpu_memory_gib * 1024))
+    machine = Machine(count * cpus_per_gpu, count, None, int(gpu_memory_gib * 1024))
+    return _There(machine, None, None if gpus else "there is no GPU here")
 
 
-def _this_machine() -> Machine:
+def _here() -> _There:
     from orchestrator.sharing import Machine
 
     cores, memory_mib = len(os.sched_getaffinity(0)), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20
     if not NVIDIA_DRIVER.exists():
-        return Machine(cores, 0, memory_mib)
+        return _There(Machine(cores, 0, memory_mib))
     from tasks.probe import probe
 
-    sizes = [gpu.memory_mib for gpu in probe().gpus]
-    count = len(sizes) or len(list(DRIVER_GPUS.glob("*")))
-    return Machine(cores, count, memory_mib, min(sizes, default=None))
+    found = probe().gpus
+    count = len(found) or len(list(DRIVER_GPUS.glob("*")))
+    smallest = min((gpu.memory_mib for gpu in found), default=None)
+    return _There(Machine(cores, count, memory_mib, smallest), found[0].name if found else None)
 
 
 def _fleet(device: str, machine: Machine) -> Fleet:
@@ -108,13 +126,19 @@ def _fleet(device: str, machine: Machine) -> Fleet:
     return Fleet(machine.gpus, machine.cores / machine.gpus) if device == "cuda" else Fleet(1, machine.cores)
 
 
-def _from_store(results: str | None, name: str) -> tuple[dict[str, str], dict[str, Cost]]:
+def _from_store(
+    results: str | None, name: str, kind: str, gpu_name: str | None, carry: str | None
+) -> tuple[dict[str, str], dict[str, Cost]]:
     if results is None:
+        if carry:
+            raise UsageError("--carry names a run of a results store: add --results")
         return {}, {}
+    from orchestrator.carry import passes
     from orchestrator.costs import recorded
-    from orchestrator.store import finished_tasks
+    from orchestrator.store import Store, finished_tasks
 
-    return finished_tasks(results, name), recorded(results)
+    finished = passes(Store(results).resolve(carry)) if carry else finished_tasks(results, name)
+    return finished, recorded(results, kind, gpu_name)
 
 
 def _as_data(planned: Plan, name: str) -> dict[str, Any]:
@@ -124,7 +148,7 @@ def _as_data(planned: Plan, name: str) -> dict[str, Any]:
         "device": planned.device,
         "planned": len(planned.tasks),
         "reasons": dict(_counts(planned.tasks)),
-        "cost_s": sum(task.cost_s for task in planned.to_run),
+        "cost_s": sum(task.cost_s for task in planned.left),
         "tasks": [_task_as_data(task) for task in planned.tasks],
     }
 
@@ -146,17 +170,24 @@ def _as_text(planned: Plan) -> Iterable[str]:
         batch = task.spec.model.batch_size or "-"
         why = task.reason.value if task.skip is None else f"{task.reason.value}: {task.skip}"
         yield f"{task.spec.task_id:{width}}  {batch:>6}  {task.cost_s:6.0f}s  {why}"
-    hours = sum(task.cost_s for task in planned.to_run) / 3600
+    hours = sum(task.cost_s for task in planned.left) / 3600
     counted = ", ".join(f"{count} {reason}" for reason, count in _counts(planned.tasks))
-    yield f"{len(planned.tasks)} tasks on {planned.device} ({counted}); one after the other about {hours:.1f} h"
+    yield f"{len(planned.tasks)} tasks on {planned.device} ({counted}); what is left takes about {hours:.1f} h, one after the other"
+
+
+def _environments(loaded: LoadedManifest) -> Iterable[str]:
+    if names := loaded.manifest.environments:
+        yield f"all of this for a run in each of {len(names)} environments: {', '.join(names)}"
 
 
 def _counts(tasks: Iterable[PlannedTask]) -> list[tuple[str, int]]:
     return sorted(Counter(task.reason.value for task in tasks).items())
 
 
-def _forecast_as_data(expected: Forecast, sharing: Sharing, price: float | None) -> dict[str, Any]:
+def _forecast_as_data(expected: Forecast, sharing: Sharing, there: _There, price: float | None) -> dict[str, Any]:
     return {
+        "tasks": len(expected.spans),
+        "assumed": there.assumed,
         "devices": expected.fleet.devices,
         "cores_per_device": expected.fleet.cores,
         "sharing": sharing.tasks,
@@ -169,13 +200,22 @@ def _forecast_as_data(expected: Forecast, sharing: Sharing, price: float | None)
     }
 
 
-def _forecast_as_text(expected: Forecast, sharing: Sharing, device: str, price: float | None) -> Iterable[str]:
-    fleet = expected.fleet
-    what = f"{fleet.devices} GPU{'s' * (fleet.devices > 1)}" if device == "cuda" else "1 node"
+def _forecast_as_text(planned: Plan, expected: Forecast, sharing: Sharing, there: _There, price: float | None) -> Iterable[str]:
+    fleet, cuda = expected.fleet, planned.device == "cuda"
+    what = f"{fleet.devices} GPU{'s' * (fleet.devices > 1)}" if cuda else "1 node"
     each = " each" if fleet.devices > 1 else ""
+    assumed = f" (assumed: {there.assumed})" if there.assumed else ""
     yield (
-        f"on {what} with {fleet.cores:g} cores{each}, {sharing.tasks} sharing a device, {expected.slots} at once: "
-        f"about {expected.makespan_s / 3600:.2f} h; no order takes less than {expected.bound_s / 3600:.2f} h ({expected.efficiency:.0%})"
+        f"{_which(planned)}on {what} with {fleet.cores:g} cores{each}{assumed}, {sharing.tasks} sharing a device, "
+        f"{expected.slots} at once: about {expected.makespan_s / 3600:.2f} h; "
+        f"no order takes less than {expected.bound_s / 3600:.2f} h ({expected.efficiency:.0%})"
     )
     cost = "" if price is None else f", {expected.device_hours * price:.2f} at {price:g} an hour"
-    yield f"{expected.device_hours:.2f} {'GPU' if device == 'cuda' else 'node'} hours{cost}"
+    yield f"{expected.device_hours:.2f} {'GPU' if cuda else 'node'} hours{cost}"
+
+
+def _which(planned: Plan) -> str:
+    """What the forecast is of, where that is not all."""
+    if not planned.left and planned.to_run:
+        return "nothing is left; all of it again "
+    return f"what is left, {len(planned.left)} of {len(planned.to_run)}, " if len(planned.left) < len(planned.to_run) else ""

@@ -20,10 +20,11 @@ def schema(
 ) -> ExitCode:
     """Print the JSON Schema (draft 2020-12) of manifests and of the files that they include."""
     from orchestrator.manifest import json_schema
+    from orchestrator.report.present import write_file
 
     text = json.dumps(json_schema(), indent=2) + "\n"
     if write:
-        write.write_text(text, encoding="utf-8")
+        write_file(write, text)
     if check and (not check.is_file() or check.read_text(encoding="utf-8") != text):
         raise UsageError(f"{check} is not the schema of this version; renew it: sweep schema --write {check}")
     if not (check or write):

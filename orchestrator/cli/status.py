@@ -6,14 +6,15 @@ import json as json_format
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from orchestrator.cli.selection import only_task
-from orchestrator.errors import HeadError, UsageError
+from orchestrator.cli.streams import is_read
+from orchestrator.errors import HeadError, InfrastructureError, UsageError
 
 if TYPE_CHECKING:
     from orchestrator.jobs import Head
@@ -48,21 +49,61 @@ def status(
 
 def _look(run: str, results: str, address: str | None) -> Callable[[], dict[str, Any]]:
     """How the run stands, each time it is called."""
-    from orchestrator.jobs import Head
+    from orchestrator.cli.head import find_head
     from orchestrator.store import Store
 
-    head = Head.find(address) if address else None
+    head = find_head(address) if address else None
+    name = _run_id(head, run, results) if head else run
 
     def look() -> dict[str, Any]:
         try:
-            standing = _standing(Store(results).resolve(run))
+            standing = _standing(Store(results).resolve(name))
         except UsageError:
             if head is None:
                 raise
-            standing = {"run_id": run, "state": None}  # a store that only the cluster sees, or a driver that has not come so far
+            standing = {"run_id": name, "state": None}  # a store that only the cluster sees, or a driver that has not come so far
         return standing | ({"cluster": _cluster(head, standing["run_id"])} if head else {})
 
     return look
+
+
+def _run_id(head: Head, run: str, results: str) -> str:
+    """The run called ``run`` on the cluster; else the store's, for one that was not submitted there."""
+    from orchestrator.store import Store
+    from orchestrator.submit import find_run
+
+    try:
+        return find_run(head, run)
+    except UsageError as unknown:
+        try:
+            return Store(results).resolve(run).run_id
+        except UsageError:
+            raise unknown from None
+
+
+def _standings(look: Callable[[], dict[str, Any]], watch: bool) -> Iterator[dict[str, Any]]:
+    """How the run stands now, and with ``watch`` again and again until it is over.
+
+    Raises:
+        InfrastructureError: only the cluster sees the store, and its head has been silent for too long.
+    """
+    from orchestrator.following import LOST_S
+
+    heard_s = time.monotonic()
+    while True:
+        standing = look()
+        error = standing.get("cluster", {}).get("error")
+        yield standing
+        if not watch:
+            return
+        if standing["state"] is None and error:  # a head that is silent says nothing of the run
+            if time.monotonic() - heard_s > LOST_S:
+                raise InfrastructureError(f"given up after {LOST_S:.0f} s: {error}")
+        elif not _goes_on(standing):
+            return
+        else:
+            heard_s = time.monotonic()
+        time.sleep(WATCH_S)
 
 
 def _goes_on(standing: dict[str, Any]) -> bool:
@@ -74,37 +115,35 @@ def _goes_on(standing: dict[str, Any]) -> bool:
 
 def _print(look: Callable[[], dict[str, Any]], json: bool, watch: bool) -> None:
     shown = None
-    while True:
-        standing = look()
+    for standing in _standings(look, watch):
         if standing != shown:
             sys.stdout.write((json_format.dumps(standing) if json else _text(standing)) + "\n")
             sys.stdout.flush()
             shown = standing
-        if not (watch and _goes_on(standing)):
+        if not is_read(sys.stdout):
             return
-        time.sleep(WATCH_S)
 
 
 def _watch_live(look: Callable[[], dict[str, Any]]) -> None:
     from rich.live import Live
     from rich.text import Text
 
-    standing = look()
-    with Live(Text(_text(standing)), auto_refresh=False) as live:
-        while _goes_on(standing):
-            time.sleep(WATCH_S)
-            standing = look()
+    with Live(Text(""), auto_refresh=False) as live:
+        for standing in _standings(look, watch=True):
             live.update(Text(_text(standing)), refresh=True)
 
 
 def _cluster(head: Head, run_id: str) -> dict[str, Any]:
     """What the cluster says: of the job that drives the run, and of its nodes."""
+    from orchestrator.jobs import REFUSALS
     from orchestrator.submit import jobs_of
 
     try:
         jobs = jobs_of(head, run_id)
         nodes = head.nodes()
     except HeadError as error:
+        if error.code in REFUSALS:
+            raise
         return {"address": head.address, "error": str(error)}
     alive = [node for node in nodes if node["state"] == "ALIVE"]
     totals = [node.get("resources_total") or {} for node in alive]

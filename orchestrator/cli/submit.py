@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.cli.head import find_head
 from orchestrator.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -30,66 +31,100 @@ def submit(
     run_id: Annotated[str | None, typer.Option(help="Name of the run. Default: made from the manifest's content.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end and exit with its status.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run whose job has ended; start it if there is none.")] = False,
+    environment: Annotated[str | None, typer.Option(help="Only this one of the manifest's environments. Default: a run in each.")] = None,
+    start_timeout: Annotated[
+        float | None, typer.Option(min=1, help="With --wait: seconds until a job that does not begin is given up. Default: 1200.")
+    ] = None,
+    log_json: Annotated[bool, typer.Option("--log-json", help="The driver's progress as JSON, one object per line.")] = False,
     kuberay: Annotated[bool, typer.Option("--kuberay", help="Print a KubeRay RayJob with a cluster of its own, and send nothing.")] = False,
 ) -> ExitCode:
     """Send the project and a manifest to a cluster and start its driver there. Submitting twice is safe: a run has one driver.
 
-    Exit status: 0 submitted; with --wait that of the run: 0 all passed, 3 some did not, 4 infrastructure, 130 stopped.
+    Exit status: 0 submitted; with --wait that of the run: 0 all passed, 3 some did not, 4 infrastructure, 130 stopped. Of several runs, one
+    in each environment of the manifest, the gravest.
     """
     from orchestrator import submit as submission
+    from orchestrator.environments import run_name, selected
     from orchestrator.manifest import load_manifest
     from orchestrator.store import check_run_id
 
+    if start_timeout is not None and not wait:
+        raise UsageError("--start-timeout is about waiting: add --wait")
     loaded = load_manifest(manifest)
     store = submission.results_on_cluster(loaded, results)
-    run = run_id or submission.default_run_id(loaded)
-    check_run_id(run)
+    runs = {run_name(run_id, each) if run_id else submission.default_run_id(each): each for each in selected(loaded, environment)}
+    for run in runs:
+        check_run_id(run)
     if kuberay:
         from orchestrator.kuberay import rayjob
 
-        sys.stdout.write(rayjob(loaded, store, run))
+        sys.stdout.write("---\n".join(rayjob(each, store, run, log_json=log_json) for run, each in runs.items()))
+        _say_compare(list(runs), store)
         return ExitCode.PASSED
     if address is None:
         raise UsageError("--address http://HEAD:8265 says which cluster; --kuberay describes one instead")
-    head = _head(address)
-    job = _hand_over(head, loaded, store, run, resume)
-    words = ["sweep", "submit", str(manifest), "--address", address, "--results", store, "--run-id", run]
-    _say(f"to follow: {shlex.join([*words, '--wait'])}  or: sweep status {run} --address {address} --results {store} --watch")
-    _say(f"to stop:   sweep stop {run} --address {address}")
+    _refuse_images(loaded)
+    head = find_head(address)
+    jobs = [_hand_over(head, each, store, run, resume, log_json) for run, each in runs.items()]
+    words = ["sweep", "submit", str(manifest), "--address", address, "--results", store]
+    words += ["--run-id", run_id or next(iter(runs))] if run_id or not loaded.manifest.environments else []
+    words += ["--environment", environment] if environment else []
+    _say(f"to follow: {shlex.join([*words, '--wait'])}")
+    for run in runs:
+        _say(f"           sweep status {run} --address {address} --results {store} --watch")
+        _say(f"to stop:   sweep stop {run} --address {address}")
     _say(f"to resume: {shlex.join([*words, '--resume'])}")
-    sys.stdout.write(f"{job}\n")
+    _say_compare(list(runs), store)
+    sys.stdout.write("".join(f"{job}\n" for job in jobs))
     sys.stdout.flush()
-    return _wait(head, job) if wait else ExitCode.PASSED
+    return _wait(head, jobs, start_timeout) if wait else ExitCode.PASSED
 
 
-def _head(address: str) -> Head:
-    from orchestrator.jobs import Head
-
-    head = Head.find(address)
-    if warning := head.warning():
-        _say(f"WARNING: {warning}")
-    return head
+def _say_compare(runs: list[str], store: str) -> None:
+    for run in runs[1:]:
+        _say(f"to compare, once both are over: {shlex.join(['sweep', 'compare', runs[0], run, '--results', store])}")
 
 
-def _hand_over(head: Head, loaded: LoadedManifest, store: str, run: str, resume: bool) -> str:
+def _refuse_images(loaded: LoadedManifest) -> None:
+    """A cluster that runs has its image; runs that differ in nothing else would be compared for nothing."""
+    named = [name for name, environment in loaded.manifest.environments.items() if environment.image]
+    if named:
+        raise UsageError(
+            f"environments.{named[0]}.image: Ray cannot run a job in an image and send it code, so images are for --kuberay; on a "
+            "cluster that is there use pip, uv or env_vars"
+        )
+    if loaded.manifest.submit and loaded.manifest.submit.image:
+        _say("submit.image is for --kuberay: this cluster's nodes run in the image that they have")
+
+
+def _hand_over(head: Head, loaded: LoadedManifest, store: str, run: str, resume: bool, log_json: bool) -> str:
     """The name of the job that drives the run: a new one, or the one that is there."""
     from orchestrator import submit as submission
 
     there = submission.jobs_of(head, run)
-    if there and (there[-1].metadata or {}).get("manifest_digest") != loaded.digest:
-        raise UsageError(f"run {run} on this cluster is of another manifest, or of an earlier version of it: choose another --run-id")
+    if there:
+        _refuse_another(there[-1], loaded, store, run)
     if there and not (resume and there[-1].over):
         return _already(there[-1], run)
-    job = submission.prepare(loaded, store, run, len(there) + 1, resume=resume)
+    number = submission.number_of(there[-1].submission_id, run) + 1 if there else 1
+    job = submission.prepare(loaded, store, run, number, resume=resume, log_json=log_json)
     for line in job.package.describe():
         _say(line)
-    if job.settings.image:
-        _say("submit.image is for --kuberay: this cluster's nodes run in the image that they have")
     if not submission.submit(head, job):
         _say(f"{job.submission_id} is there already: somebody else has just submitted it")
     else:
         _say(f"submitted {job.submission_id}; rows go to {store.rstrip('/')}/{run}")
     return job.submission_id
+
+
+def _refuse_another(job: Job, loaded: LoadedManifest, store: str, run: str) -> None:
+    metadata = job.metadata or {}
+    if metadata.get("manifest_digest") != loaded.digest:
+        raise UsageError(f"run {run} on this cluster is of another manifest, or of an earlier version of it: choose another --run-id")
+    if metadata.get("results", "").rstrip("/") != store.rstrip("/"):
+        raise UsageError(
+            f"run {run} on this cluster has its rows in {metadata.get('results')}: give --results so, or choose another --run-id"
+        )
 
 
 def _already(job: Job, run: str) -> str:
@@ -98,17 +133,21 @@ def _already(job: Job, run: str) -> str:
     return job.submission_id
 
 
-def _wait(head: Head, submission_id: str) -> ExitCode:
-    from orchestrator import jobs
+def _wait(head: Head, submission_ids: list[str], start_s: float | None) -> ExitCode:
+    from orchestrator import following
+    from orchestrator.jobs import FAILED
 
+    codes = []
     try:
-        job = jobs.follow(head, submission_id, _show, _say)
+        for submission_id in submission_ids:
+            job = following.follow(head, submission_id, _show, _say, start_s or following.START_S)
+            if job.status == FAILED and job.exit_code is None:
+                _say(job.message)
+            codes.append(following.exit_code(job))
     except KeyboardInterrupt:
         _say("the run goes on without you; the same command follows it again")
         raise
-    if job.status == jobs.FAILED and job.exit_code is None:
-        _say(job.message)
-    return jobs.exit_code(job)
+    return following.worst(codes)
 
 
 def _show(text: str) -> None:

@@ -104,7 +104,7 @@ class SuiteAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """Everything about one mode and backend."""
+    """Everything about one mode and backend; in a run that mixes devices on purpose, about one of them."""
 
     mode: str
     backend: str
@@ -114,6 +114,12 @@ class Configuration:
     dtypes: tuple[DtypeAnswer, ...]
     suites: tuple[SuiteAnswer, ...]
     variants: tuple[Variant, ...]
+    device: str | None = None  # None: whatever the run had
+
+    @property
+    def title(self) -> tuple[str, ...]:
+        """What sets it apart."""
+        return (self.mode, self.backend, *([self.device] if self.device else []))
 
     @property
     def unjudged_words(self) -> str:

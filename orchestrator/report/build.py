@@ -15,6 +15,7 @@ from orchestrator.noise import process_spread
 from orchestrator.report.answers import Answers, BreakReason, Configuration, DtypeAnswer, Estimate, Rate, Spread, SuiteAnswer, Variant
 from orchestrator.report.environment import environment_of, mixed
 from orchestrator.report.failures import failure_groups
+from orchestrator.report.partition import Part, parts_of
 from orchestrator.report.plain import one_line
 from orchestrator.report.process_errors import process_errors
 from orchestrator.report.rows import Planned, Row, Run
@@ -33,7 +34,6 @@ from tasks.spec import Accuracy, Phase, Quality, Status
 
 UNUSABLE = "pass without a usable speedup"
 Combine = Callable[[Mapping[str, float], Mapping[str, float]], float]
-MODES_FIRST = ("training", "inference")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +55,8 @@ def build(run: Run, *, allow_mixed: bool = False, process_sd: float | None = Non
     """
     run.refuse_aa("a score")
     remarks = [*run.remarks, *_set_aside(run.rows), *_unplanned(run)]
-    for row_group in _by_configuration(run.rows).values():
-        found = mixed([row for row in row_group if row.passed])
+    for part in parts_of(run):
+        found = mixed([row for row in part.rows if row.passed])
         if found and not allow_mixed:
             raise UsageError(f"run {run.run_id} mixes what should not enter one mean: {found}. Use --allow-mixed to report it anyway")
         if found:
@@ -66,7 +66,7 @@ def build(run: Run, *, allow_mixed: bool = False, process_sd: float | None = Non
     return Answers(
         run_id=run.run_id,
         rate=_rate(run.planned, run.rows),
-        configurations=_configurations(run, Errors(beyond, run.freedom)),
+        configurations=tuple(_configuration(run, part, Errors(beyond, run.freedom)) for part in parts_of(run)),
         rows=tuple(sorted(run.rows, key=lambda row: row.task_id)),
         missing=tuple(task.task_id for task in run.missing),
         failures=failure_groups(run.rows),
@@ -86,24 +86,17 @@ def build(run: Run, *, allow_mixed: bool = False, process_sd: float | None = Non
     )
 
 
-def _configurations(run: Run, errors: Errors) -> tuple[Configuration, ...]:
-    tasks: list[Planned | Row] = [*run.planned, *run.rows]
-    names = dict.fromkeys((task.mode, task.backend) for task in tasks)
-    order = sorted(names, key=lambda name: MODES_FIRST.index(name[0]) if name[0] in MODES_FIRST else len(MODES_FIRST))
-    return tuple(_configuration(run, mode, backend, errors) for mode, backend in order)
-
-
-def _configuration(run: Run, mode: str, backend: str, errors: Errors) -> Configuration:
-    planned = [task for task in run.planned if (task.mode, task.backend) == (mode, backend)]
-    rows = [row for row in run.rows if (row.mode, row.backend) == (mode, backend)]
+def _configuration(run: Run, part: Part, errors: Errors) -> Configuration:
+    planned, rows = part.planned, part.rows
     tasks: list[Planned | Row] = [*planned, *rows]
     groups = {(task.suite, task.dtype) for task in tasks}
     dtypes = [name for name in run.weights if any(dtype == name for _, dtype in groups)]
     dtypes += sorted({dtype for _, dtype in groups} - set(dtypes))
     suites = sorted({suite for suite, _ in groups})
     return Configuration(
-        mode=mode,
-        backend=backend,
+        mode=part.mode,
+        backend=part.backend,
+        device=part.device,
         weights=dict(run.weights),
         score=_score(planned, rows, run.weights, errors),
         rate=_rate(planned, rows),
@@ -254,13 +247,6 @@ def _got_through_eager(row: Row) -> bool:
     if row.status in (Status.SKIPPED, Status.INFRA_ERROR, Status.UNSUPPORTED):
         return row.accuracy is not None
     return row.phase not in (Phase.START, Phase.BUILD, Phase.EAGER)
-
-
-def _by_configuration(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
-    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for row in rows:
-        groups[row.mode, row.backend].append(row)
-    return groups
 
 
 def _break_reasons(rows: Sequence[Row]) -> tuple[BreakReason, ...]:

@@ -36,6 +36,7 @@ def as_json(answers: Answers) -> dict[str, Any]:
         "ended": answers.ended,
         "took_s": answers.took_s,
         "manifest_digest": answers.manifest_digest,
+        "facts": dict(answers.facts),
         "tasks": [{**plain_data(row), "memory_ratio": row.memory_ratio} for row in answers.rows],
     }
 
@@ -55,6 +56,7 @@ def _score(configuration: Configuration) -> dict[str, Any]:
     return {
         "mode": configuration.mode,
         "backend": configuration.backend,
+        "device": configuration.device,
         "weighted": configuration.score.value,
         **_ends(configuration.score),
         "why_not": configuration.score.why_not,
@@ -70,6 +72,7 @@ def _configuration(configuration: Configuration) -> dict[str, Any]:
     return {
         "mode": configuration.mode,
         "backend": configuration.backend,
+        "device": configuration.device,
         "score": _score(configuration),
         "pass_rate": _rate(configuration.rate),
         "dtypes": [_dtype(answer) for answer in configuration.dtypes],

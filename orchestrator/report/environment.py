@@ -12,7 +12,16 @@ INFORMATIVE = ("node", "gpu_uuid")
 """Facts that may differ within one mean: two nodes, or two GPUs of one model, are the same environment."""
 
 OBSERVED = frozenset(
-    {"load_average", "quality_reason", "cpu_pressure_share", "cpu_steal_share", "cpu_wait_share", "power_cap_share"}
+    {
+        "load_average",
+        "quality_reason",
+        "cpu_pressure_share",
+        "cpu_steal_share",
+        "cpu_wait_share",
+        "power_cap_share",
+        "settling_s",
+        "times_busy",
+    }
     | {"sm_clock_mhz_min", "sm_clock_mhz_max", "gpu_temperature_c_max", "gpu_power_w_max"}
 )
 """What a row's ``machine`` says of the time while it was measured. It differs from task to task and is no part of the environment."""

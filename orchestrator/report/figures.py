@@ -25,6 +25,7 @@ ROOM_FOR_INTERVALS = 1.5
 def figures_of(configuration: Configuration, rows: Sequence[Row]) -> dict[str, go.Figure]:
     """Name -> figure for the rows of one configuration that passed; none when none did."""
     rows = [row for row in rows if row.passed and (row.mode, row.backend) == (configuration.mode, configuration.backend)]
+    rows = [row for row in rows if configuration.device in (None, row.device)]
     if not rows:
         return {}
     dtypes = [answer.dtype for answer in configuration.dtypes]

@@ -79,7 +79,7 @@ def _configuration(answers: Answers, configuration: Configuration) -> list[str]:
         for variant in configuration.variants
     )
     return [
-        f"## {literal(configuration.mode)}, {literal(configuration.backend)}",
+        "## " + ", ".join(map(literal, configuration.title)),
         head,
         "\n".join(lines),
         table(["suite", "dtype", "geomean", "95 %", "passed", "rate, 95 %", "upstream", "compile s", "memory"], suites, 2),

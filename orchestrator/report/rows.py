@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from orchestrator import sessions
 from orchestrator.errors import UsageError
 from orchestrator.report.plain import plain
 from tasks.spec import Accuracy, Status, TaskSpec
@@ -137,6 +138,7 @@ class Run:
     facts: Mapping[str, str] = field(default_factory=dict)  # anything else about the run worth printing
     remarks: tuple[str, ...] = ()  # what a reader must know before believing the rows
     aa: bool = False  # each arm was measured against itself: rows have no speedups
+    by_device: bool = False  # every device has tables of its own
 
     def refuse_aa(self, wanted: str) -> None:
         """Let nobody make ``wanted`` of a run that has no speedups.
@@ -200,9 +202,11 @@ def load(store: RunStore, columns: Sequence[str] = COLUMNS) -> Run:
             "command": plain(" ".join(record.argv)),
             "orchestrator": record.orchestrator_version,
             **{f"cluster {name}": plain(str(value)) for name, value in record.cluster.items()},
+            **{name: plain(text) for name, text in sessions.facts(record, max((row.ended or 0.0 for row in rows), default=None)).items()},
         },
         remarks=damaged,
         aa=record.aa,
+        by_device=record.by_device,
     )
 
 

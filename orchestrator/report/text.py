@@ -45,7 +45,7 @@ def render_text(answers: Answers, console: Console, *, every_task: bool = False)
 
 def _headline(answers: Answers, configuration: Configuration) -> RenderableType:
     score = configuration.score
-    lines = [Text(f"\nrun {answers.run_id}: {configuration.mode}, {configuration.backend}", style="bold")]
+    lines = [Text(f"\nrun {answers.run_id}: {', '.join(configuration.title)}", style="bold")]
     if score.value is None:
         lines.append(Text(f"score: not defined: {score.why_not}", style="bold yellow"))
     else:
@@ -129,7 +129,11 @@ def _statuses(answers: Answers) -> Text:
     counts = ", ".join(f"{count} {status}" for status, count in answers.statuses.items()) or "no rows"
     missing = f", {len(answers.missing)} planned tasks without a row" if answers.missing else ""
     quality = ", ".join(f"{count} {state}" for state, count in answers.quality.items())
-    return Text(f"\n{answers.rate.planned} planned: {counts}{missing}" + (f"\nquality of those that passed: {quality}" if quality else ""))
+    lines = [f"\n{answers.rate.planned} planned: {counts}{missing}", *([f"quality of those that passed: {quality}"] if quality else [])]
+    lines += [
+        text if name == "held" else f"  {text}" for name, text in answers.facts.items() if name == "held" or name.startswith("session ")
+    ]
+    return Text("\n".join(lines))
 
 
 def _failures(groups: Sequence[FailureGroup]) -> RenderableType:

@@ -14,6 +14,7 @@ import contextlib
 import importlib
 import inspect
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -35,7 +36,8 @@ _ALWAYS_EVAL = {"vision_maskrcnn"}
 _OWN_BATCH_SIZE = {"pytorch_struct", "pyhpc_turbulent_kinetic_energy", "vision_maskrcnn"}  # though they do not say so
 _OMNIGLOT_BATCH_SIZE = 5
 _YOLO_IMAGE = (3, 384, 512)
-_NOT_INSTALLED = ("install.py", "data", "dataset", "checkpoint", "No such file")
+_DETECTIONS_PER_IMAGE = 4
+_NOT_INSTALLED = re.compile(r"install\.py|No such file|\b(?:data|datasets?|checkpoints?)\b")
 _GATED = ("HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "gated repo")
 
 
@@ -141,6 +143,8 @@ def _construct(model_class: Any, request: BuildRequest, batch_size: int | None) 
         arguments["jit"] = False
     if "extra_args" in known:
         arguments["extra_args"] = []
+    if "model_kwargs" in known and request.name == "vision_maskrcnn":
+        arguments["model_kwargs"] = {"box_detections_per_img": _DETECTIONS_PER_IMAGE}
     return model_class(**arguments)
 
 
@@ -197,7 +201,7 @@ def _failures_as_unsupported(request: BuildRequest) -> Iterator[None]:
         text = str(error)
         if any(sign in text for sign in _GATED):
             raise UnsupportedModelError(f"{where} is gated: it wants a token of its hub: {text}") from error
-        if isinstance(error, (AssertionError, OSError)) and any(sign in text for sign in _NOT_INSTALLED):
+        if isinstance(error, (AssertionError, OSError)) and _NOT_INSTALLED.search(text):
             raise UnsupportedModelError(f"{where} lacks data: {text}; run its install.py") from error
         raise
 

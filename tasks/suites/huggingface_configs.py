@@ -92,5 +92,5 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 FIDELITY: dict[str, str] = {
     "GoogleFnet": "under autocast the Fourier transform runs in float32: half precision has no transform for these lengths",
-    "Speech2Text2ForCausalLM": "transformers dropped the class: TrOCR's decoder, the same architecture, with Speech2Text2's configuration",
+    "Speech2Text2ForCausalLM": "TrOCR's decoder, the same architecture, with Speech2Text2's configuration: the class has left transformers",
 }

@@ -3,7 +3,7 @@
 The 61 names of the reference sweep have their sizes in ``reference.TIMM``, which also maps the names that timm has changed since.
 Images are random bytes, normalised by their own mean and deviation, at the size of the model's data configuration (its training size in
 training, its test size in inference) or of the option ``image_size``. The loss is the mean of the logits. Dropout is off and every
-stochastic-depth path is kept; the options ``drop_rate`` and ``drop_path_rate`` bring them back.
+stochastic-depth path is kept.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from tasks.suites.benchmark import Benchmark, BuildRequest, UnsupportedModelErro
 from tasks.suites.reference import TIMM, TimmEntry
 
 _LOSS_SCALE = 1000.0
-_RATES = ("drop_rate", "drop_path_rate")
 
 
 def build(request: BuildRequest) -> Benchmark:
@@ -28,7 +27,7 @@ def build(request: BuildRequest) -> Benchmark:
         UnsupportedModelError: timm has no such model.
         ValueError: an option is unknown or does not fit, or a model outside the 61 comes without a batch size.
     """
-    request.check_options(("image_size", *_RATES))
+    request.check_options(("image_size",))
     entry = TIMM.get(request.name)
     module = _module(request, entry).train(request.training)
     batch_size = request.batch_size_or(entry.default_batch_size(request.mode) if entry else None)
@@ -62,10 +61,8 @@ def _module(request: BuildRequest, entry: TimmEntry | None) -> nn.Module:
     if not timm.is_model(name):
         raise UnsupportedModelError(f"timm {timm.__version__} has no model {name}{_nearest(name)}")
     size = {"img_size": request.options["image_size"]} if _sized_at_construction(request, name) else {}
-    rates = {name: request.options[name] for name in _RATES if name in request.options}
-    module: nn.Module = timm.create_model(name, pretrained=False, **({"drop_rate": 0.0} | rates), **size)
-    if "drop_path_rate" not in rates:
-        _keep_every_path(module)
+    module: nn.Module = timm.create_model(name, pretrained=False, drop_rate=0.0, **size)
+    _keep_every_path(module)
     return module
 
 

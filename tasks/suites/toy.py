@@ -105,11 +105,19 @@ def _problem(toy: Toy, given: Mapping[str, Scalar]) -> str | None:
     for name, value in given.items():
         if name not in toy.options:
             return f"unknown option {name!r}; this toy has {', '.join(sorted(toy.options)) or 'none'}"
-        wanted = str if isinstance(toy.options[name], str) else (int, float)
-        if not isinstance(value, wanted) or isinstance(value, bool):
-            return f"option {name!r} must be {'text' if wanted is str else 'a number'}, not {value!r}"
-    if "phase" in given and given["phase"] not in set(Phase):
-        return f"option 'phase' must be one of {', '.join(Phase)}, not {given['phase']!r}"
+        problem = value_problem(toy, name, value)
+        if problem is not None:
+            return problem
+    return None
+
+
+def value_problem(toy: Toy, name: str, value: Scalar) -> str | None:
+    """What is wrong with the value of one of the toy's options, or None."""
+    wanted = str if isinstance(toy.options[name], str) else (int, float)
+    if not isinstance(value, wanted) or isinstance(value, bool):
+        return f"option {name!r} must be {'text' if wanted is str else 'a number'}, not {value!r}"
+    if name == "phase" and value not in set(Phase):
+        return f"option 'phase' must be one of {', '.join(Phase)}, not {value!r}"
     return None
 
 
@@ -117,12 +125,12 @@ def _problem(toy: Toy, given: Mapping[str, Scalar]) -> str | None:
 
 
 def _pass(act: Act) -> WorkerResult:
-    began, paused_s = time.monotonic(), act.channel.paused_s()
+    began = act.channel.running_s()
     for _ in range(int(act.number("orphans"))):
         _abandon(dict(os.environ))
     act.up_to(Phase.COMPILE)
     _compile(act)
-    compile_s = time.monotonic() - began - (act.channel.paused_s() - paused_s)
+    compile_s = act.channel.running_s() - began
     act.channel.phase(Phase.VERIFY)
     act.channel.phase(Phase.TIME)
     for _ in range(max(1, int(act.number("rounds")))):
@@ -149,7 +157,11 @@ def _time_exclusively(act: Act) -> None:
         began = time.monotonic()
         if seconds := act.number("exclusive_seconds"):
             time.sleep(seconds)
-            print(f"exclusive {began!r} {time.monotonic()!r}", flush=True)  # noqa: T201 - a worker's output is its log
+            line = f"exclusive {began!r} {time.monotonic()!r}"
+            print(line, flush=True)  # noqa: T201 - a worker's output is its log
+            if act.options.get("exclusive_log"):
+                with Path(str(act.options["exclusive_log"])).open("a") as file:
+                    file.write(line + "\n")
 
 
 def planted_samples(act: Act) -> Samples:
@@ -351,7 +363,15 @@ def _phase_of(act: Act) -> Phase:
     return Phase(str(act.options["phase"]))
 
 
-_LONGER: dict[str, Scalar] = {**PLANTED, "seconds": 1.0, "tick_ms": 0, "orphans": 0, "exclusive_seconds": 0.0, "rounds": 1}
+_LONGER: dict[str, Scalar] = {
+    **PLANTED,
+    "seconds": 1.0,
+    "tick_ms": 0,
+    "orphans": 0,
+    "exclusive_seconds": 0.0,
+    "rounds": 1,
+    "exclusive_log": "",
+}
 _IN_COMPILE: dict[str, Scalar] = {"phase": Phase.COMPILE.value}
 
 MODELS: dict[str, Toy] = {

@@ -116,7 +116,7 @@ def _planted_ratio(device: torch.device, per_ms: float, fixed_ms: float, length_
     timing = timed((sides[0], sides[1]), planted.fresh_machine(device), PRECISE, warm_s=0.5)
     found = timing.summary
     truth = (ratio * length_ms + fixed_ms) / (length_ms + fixed_ms)
-    on_device = percent(quotient(timing.eager_device_ms, timing.compiled_device_ms), ratio)
+    on_device = percent(quotient(timing.summary.eager_device_ms, timing.summary.compiled_device_ms), ratio)
     error = percent(found.speedup, truth)
     return {
         "spin, ms": length_ms,
@@ -157,7 +157,7 @@ def _host_delay(device: torch.device, per_ms: float, what: str, length_ms: float
     delayed = (planted.before if what.startswith("before") else planted.after)(plain, wait)
     timing = timed((Side(delayed), Side(plain)), planted.fresh_machine(device), PRECISE, warm_s=0.5)
     host_ms = difference(timing.summary.eager_ms, timing.summary.compiled_ms)
-    device_ms = difference(timing.eager_device_ms, timing.compiled_device_ms)
+    device_ms = difference(timing.summary.eager_device_ms, timing.summary.compiled_device_ms)
     close = host_ms is not None and abs(host_ms - expected_ms) <= DELAY_LIMIT_MS + 0.01 * expected_ms
     return {
         "the host waits": what,
@@ -166,7 +166,7 @@ def _host_delay(device: torch.device, per_ms: float, what: str, length_ms: float
         "expected on the host's clock, ms": expected_ms,
         "host time, ms more": host_ms,
         "device time, ms more": device_ms,
-        "device time, ms": timing.compiled_device_ms,
+        "device time, ms": timing.summary.compiled_device_ms,
         "within": close and device_ms is not None and abs(device_ms) <= DELAY_LIMIT_MS,
     }
 
@@ -233,12 +233,12 @@ def _agreement(device: torch.device, name: str, make: Callable[[], Step]) -> Row
     before_ms = _do_bench(once)
     timing = timed((Side(once), Side(once)), machine, MeasureSpec(half_width=0.002, max_pairs=20, max_time_s=4.0, warmup_max_s=5.0))
     theirs_ms = (before_ms + _do_bench(once)) / 2
-    on_device, on_host = percent(timing.eager_device_ms, theirs_ms), percent(timing.summary.eager_ms, theirs_ms)
+    on_device, on_host = percent(timing.summary.eager_device_ms, theirs_ms), percent(timing.summary.eager_ms, theirs_ms)
     seen = machine.summary()
     return {
         "kernel": name,
         "do_bench, ms": theirs_ms,
-        "device time, ms": timing.eager_device_ms,
+        "device time, ms": timing.summary.eager_device_ms,
         "host time, ms": timing.summary.eager_ms,
         "device to do_bench, %": on_device,
         "host to do_bench, %": on_host,
@@ -282,7 +282,7 @@ def _stopping_row(case: Case, rule: str, timing: Timing, fixed_s: float, fixed_h
         "batch": case.model.batch_size,
         "blocks": rule,
         "eager, ms": found.eager_ms,
-        "eager on the device, ms": timing.eager_device_ms,
+        "eager on the device, ms": timing.summary.eager_device_ms,
         "speedup": found.speedup,
         "half width, %": None if found.half_width is None else 100 * found.half_width,
         "pairs": taken,

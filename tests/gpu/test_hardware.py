@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -10,9 +11,11 @@ import pytest
 import torch
 
 from tasks import hardware
+from tasks.cuda_queue import CudaQueue
 from tasks.environment import gpu_uuid
+from tasks.idle import LIMIT_S
 from tasks.nvml import Nvml
-from tests.gpu.planted import ASSUMED_CYCLES_PER_MS, before, cycles_per_ms, host_ms, keep_busy, spin
+from tests.gpu.planted import ASSUMED_CYCLES_PER_MS, before, busy_wait, cycles_per_ms, host_ms, keep_busy, spin
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
 
@@ -45,6 +48,39 @@ def few_kernels(count, device):
     return step
 
 
+@contextlib.contextmanager
+def spinning():
+    """Another process that keeps the GPU busy."""
+    with subprocess.Popen([sys.executable, "-c", SPINNING], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "busy\n"
+            yield
+        finally:
+            process.kill()
+
+
+class TestIdle:
+    def test_an_idle_device_is_recognised_within_milliseconds(self, device):
+        queue = CudaQueue(device)
+        queue.wait_until_idle(LIMIT_S)  # the first spin loads its kernel
+        found = [queue.wait_until_idle(LIMIT_S) for _ in range(20)]
+        assert all(quiet.idle for quiet in found)
+        assert statistics.median(quiet.waited_s for quiet in found) < 0.01
+
+    def test_what_this_process_has_queued_is_waited_for_first(self, machine, device):
+        queue = CudaQueue(device)
+        queue.wait_until_idle(LIMIT_S)
+        spin(200 * cycles_per_ms(machine))()
+        assert queue.wait_until_idle(LIMIT_S).idle
+
+    def test_another_process_at_work_is_noticed(self, device):
+        queue = CudaQueue(device)
+        with spinning():
+            quiet = queue.wait_until_idle(0.5)
+        assert not quiet.idle
+        assert 0.5 <= quiet.waited_s < 2.0
+
+
 class TestDeviceTime:
     def test_it_is_that_of_the_planted_spin(self, machine):
         per_ms = cycles_per_ms(machine)
@@ -67,6 +103,13 @@ class TestDeviceTime:
     def test_launches_are_not_in_it(self, machine, device):
         step = few_kernels(300, device)
         assert 0 < machine.device_ms(step) < 0.9 * host_ms(machine, step)
+
+    def test_a_span_has_what_the_host_does_before_the_kernel_and_in_between(self, machine, device):
+        step = spin(2 * cycles_per_ms(machine))
+        alone_ms, delayed_ms = (machine.event_ms(one) for one in (step, before(step, busy_wait(0.003))))
+        assert alone_ms == pytest.approx(2.0, rel=0.05, abs=0.05)
+        assert delayed_ms - alone_ms == pytest.approx(3.0, rel=0.05, abs=0.1)
+        assert machine.event_ms(few_kernels(300, device)) > machine.device_ms(few_kernels(300, device))
 
     def test_a_step_too_long_for_the_queue_has_none_or_the_right_one(self, machine, device):
         short, long = (machine.device_ms(few_kernels(count, device)) for count in (300, 3000))

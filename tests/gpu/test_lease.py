@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from tasks import lease
+from tasks.cuda_queue import CudaQueue
 from tasks.environment import gpu_uuid
+from tasks.idle import LIMIT_S
 from tasks.lease import Lease
 from tasks.spec import AccuracySpec, Attempt, MeasureSpec, Phase, Status
 from tasks.supervisor import PhaseStarted, supervise
@@ -88,6 +90,16 @@ def typical_ms(machine, values):
     return host_ms(machine, step, STEPS)
 
 
+def step_ms(machine, values):
+    """One step, with nothing before it."""
+    machine.synchronize()
+    began = time.perf_counter()
+    for _ in range(8):
+        torch.mul(values, 1.000001, out=values)
+    machine.synchronize()
+    return 1000 * (time.perf_counter() - began)
+
+
 def test_a_timing_under_the_lease_sees_nothing_of_a_busy_neighbour(machine, device, node_directory, tmp_path):
     values = torch.rand(FLOATS, device=device)
     alone_before = typical_ms(machine, values)
@@ -104,6 +116,22 @@ def test_a_timing_under_the_lease_sees_nothing_of_a_busy_neighbour(machine, devi
     assert states == {"T"}
     assert min(disturbed, again_disturbed) > DISTURBED * alone
     assert leased / alone == pytest.approx(1.0, abs=TOLERANCE)
+
+
+def test_what_a_stopped_neighbour_has_queued_is_waited_for(machine, device, node_directory, tmp_path):
+    values = torch.rand(FLOATS, device=device)
+    alone = typical_ms(machine, values)
+    queue = CudaQueue(device)
+    queue.wait_until_idle(LIMIT_S)  # the first spin loads its kernel
+    with neighbour(device, tmp_path):
+        for _ in range(5):
+            with owned(device):
+                quiet = queue.wait_until_idle(LIMIT_S)
+                at_once = step_ms(machine, values)
+            print(f"idle after {1000 * quiet.waited_s:.1f} ms; then {at_once / alone:.3f} of a step alone")
+            assert quiet.idle
+            assert at_once / alone == pytest.approx(1.0, abs=5 * TOLERANCE)
+            time.sleep(0.2)  # the neighbour fills its queue
 
 
 def test_a_row_is_the_same_beside_a_busy_neighbour(device, node_directory, tmp_path):

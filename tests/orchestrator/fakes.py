@@ -40,6 +40,10 @@ class FakeCluster:
     def probe(self):
         return {}
 
+    def warm_up(self, nodes, modules):
+        self.warmed = tuple(node.name for node in nodes), tuple(modules)
+        return {}
+
     def launch(self, task, attempt, avoid, alone):
         self.launched.append((task.task_id, attempt.number))
         key = (task.task_id, attempt.number)
@@ -58,7 +62,7 @@ class FakeCluster:
         self.cancelled.append((task_id, attempt))
 
     def meters(self):
-        return Meters(*(FakeMeter() for _ in range(5)))
+        return Meters(*(FakeMeter() for _ in range(6)))
 
     def close(self):
         self.closed = True
@@ -67,12 +71,11 @@ class FakeCluster:
 class FakeMeter(dict):
     """Values by tag."""
 
-    def set(self, value, tags=None):
-        self[next(iter((tags or {"": ""}).values()))] = value
+    def set(self, value, tags):
+        self[tags["what"]] = value
 
-    def inc(self, value=1.0, tags=None):
-        tag = next(iter((tags or {"": ""}).values()))
-        self[tag] = self.get(tag, 0) + value
+    def inc(self, value, tags):
+        self[tags["what"]] = self.get(tags["what"], 0) + value
 
 
 @dataclass
@@ -82,6 +85,8 @@ class FakeSink:
     batches: list = field(default_factory=list)
     fail_at: int | None = None
     requests: object = lambda: 0
+    left: dict = field(default_factory=dict)  # (task_id, attempt) -> what it left in the spool
+    told: list = field(default_factory=list)
 
     def append(self, batch):
         if self.fail_at is not None and len(self.batches) >= self.fail_at:
@@ -89,7 +94,10 @@ class FakeSink:
         self.batches.append(list(batch))
 
     def tell(self, sweep, decided):
-        pass
+        self.told += decided
+
+    def find(self, task_id, attempt):
+        return self.left.get((task_id, attempt))
 
     def refresh_lock(self):
         pass

@@ -19,6 +19,7 @@ from tasks.spec import (
     Samples,
     Status,
     TaskSpec,
+    beside,
 )
 
 MANIFEST_DIGEST = "m" * 64
@@ -63,9 +64,11 @@ def some_blocks(samples):
     return Blocks(**{name: tuple(values) for name, values in columns.items()})
 
 
-def passed(task, attempt=1, seed=0, log="built\ntimed\n", **fields):
-    """An outcome whose numbers are those of its samples."""
+def passed(task, attempt=1, seed=0, log="built\ntimed\n", on_device=False, **fields):
+    """An outcome whose numbers are those of its samples; ``on_device``: some of them by the device's clock."""
     samples = some_samples(seed, **fields)
+    if on_device:
+        samples = with_device_times(with_device_times(samples), "event", (("eager", 1.25), ("compiled", 0.875)))
     summary = summarise(samples)
     measured = {field.name: getattr(summary, field.name) for field in dataclasses.fields(summary)}
     names = {field.name for field in dataclasses.fields(Measurement)}
@@ -91,9 +94,23 @@ def passed(task, attempt=1, seed=0, log="built\ntimed\n", **fields):
     )
 
 
+def with_device_times(samples, phase="device", arms=(("eager", 0.9), ("eager", 1.1), ("compiled", 0.75))):
+    """``samples`` and some of the device's own time."""
+    columns = {name: list(getattr(samples, name)) for name in Samples.__dataclass_fields__}
+    outside = {"phase": phase, "process": 0, "pair": -1, "block": -1, "order": -1, "iteration": -1, "washout": False, "valid": True}
+    for arm, device_ms in arms:
+        row = outside | {"arm": arm, "device_ms": device_ms, "host_ns": 10**6, "started_ns": 10**12}
+        for name, column in columns.items():
+            column.append(row.get(name))
+    return Samples(**{name: tuple(column) for name, column in columns.items()})
+
+
 def against_itself(task, seed=0):
     """An outcome of an A/A task: each arm against itself."""
-    parts = [replace_phase(some_samples(seed + number, ratio=1.0), phase) for number, phase in enumerate(AA_PHASES.values())]
+    parts = [
+        with_device_times(replace_phase(some_samples(seed + number, ratio=1.0), phase), beside(phase, "device"))
+        for number, phase in enumerate(AA_PHASES.values())
+    ]
     samples = joined(parts)
     summary = summarise(samples)
     names = {field.name for field in dataclasses.fields(Measurement)} & {field.name for field in dataclasses.fields(summary)}

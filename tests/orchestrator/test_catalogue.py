@@ -98,12 +98,12 @@ def test_packages_can_bring_suites(tmp_path, monkeypatch):
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: their-suite\nVersion: 1.0\n")
     (information / "entry_points.txt").write_text("[compile_sweep.suites]\ntheirs = their_suite:build\n")
     monkeypatch.syspath_prepend(tmp_path)
-    catalogue._installed_suites.cache_clear()
+    catalogue._installed.cache_clear()
 
     assert catalogue.suite_problem("theirs") is None
     assert catalogue.model_problem("theirs", "whatever they call it") is None
     assert catalogue.default_batch_size("theirs", "x", "training") is None
-    catalogue._installed_suites.cache_clear()
+    catalogue._installed.cache_clear()
 
 
 def test_a_suite_that_does_not_exist():
@@ -130,3 +130,10 @@ def test_only_toys_that_finish_at_once_run_inline():
     assert catalogue.runs_inline("toy", "pass.3")
     assert not catalogue.runs_inline("toy", "hang")
     assert not catalogue.runs_inline("torchbench", "dcgan")
+
+
+def test_a_backend_is_one_of_torchs_or_unlike_them(monkeypatch):
+    assert catalogue.backend_problem("inducto") == "torch has no backend 'inducto' (did you mean 'inductor'?)"
+    assert [name for name in ("inductor", "aot_eager", "cudagraphs", "hidet", "onnxrt") if catalogue.backend_problem(name)] == []
+    monkeypatch.setattr(catalogue, "_installed", lambda group: {"inductor2"} if group == "torch_dynamo_backends" else set())
+    assert catalogue.backend_problem("inductor2") is None

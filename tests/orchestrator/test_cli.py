@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from orchestrator import __version__
 from orchestrator.cli import COMMANDS
 from orchestrator.errors import ExitCode
 
@@ -26,6 +27,11 @@ def test_help_lists_every_command():
     done = sweep("--help")
     assert done.returncode == 0
     assert all(f"  {name} " in done.stdout for name in COMMANDS)
+
+
+def test_the_version():
+    done = sweep("--version")
+    assert (done.returncode, done.stdout) == (0, f"compile-sweep {__version__}\n")
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))

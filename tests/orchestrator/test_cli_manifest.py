@@ -111,12 +111,42 @@ def test_plan_knows_what_a_store_has(sweep, monkeypatch):
     monkeypatch.setattr(
         "orchestrator.store.finished_tasks", lambda root, name: {done: digests[done]} if (root, name) == ("r", "sound") else {}
     )
-    monkeypatch.setattr("orchestrator.costs.recorded", lambda root: {done: Cost(7000.0, 200.0)})
+    monkeypatch.setattr("orchestrator.costs.recorded", lambda root, kind, gpu: {done: Cost(7000.0, 200.0)} if kind == "cpu" else {})
+    arguments = ("plan", "sound.yaml", "--device", "cpu", "--results", "r")
 
-    _, out, _ = sweep("plan", "sound.yaml", "--device", "cpu", "--results", "r")
+    _, out, _ = sweep(*arguments)
 
     assert out.splitlines()[1].split() == [done, "-", "7200s", "done"]
     assert "(1 done, 1 new)" in out.splitlines()[-3]
+    assert "what is left, 1 of 2, on 1 node" in out.splitlines()[-2]
+    forecast = json.loads(sweep(*arguments, "--json")[1])["forecast"]
+    assert (forecast["tasks"], forecast["makespan_s"] < 60) == (1, True)
+
+
+def test_where_nothing_is_left_the_forecast_is_that_of_doing_it_again(sweep, monkeypatch):
+    digests = {task["task_id"]: task["digest"] for task in json.loads(sweep("plan", "sound.yaml", "--json", "--device", "cpu")[1])["tasks"]}
+    monkeypatch.setattr("orchestrator.store.finished_tasks", lambda root, name: digests)
+
+    _, out, _ = sweep("plan", "sound.yaml", "--device", "cpu", "--results", "r")
+
+    assert "nothing is left; all of it again on 1 node" in out.splitlines()[-2]
+    assert "what is left takes about 0.0 h" in out.splitlines()[-3]
+
+
+def test_a_machine_that_is_made_up_says_so(sweep, monkeypatch, tmp_path):
+    monkeypatch.setattr("orchestrator.cli.plan.NVIDIA_DRIVER", tmp_path / "missing")
+
+    def forecast(*arguments):
+        text = sweep("plan", "sound.yaml", *arguments)[1].splitlines()[-2]
+        return text, json.loads(sweep("plan", "sound.yaml", *arguments, "--json")[1])["forecast"]["assumed"]
+
+    text, assumed = forecast("--device", "cuda")
+    assert text.startswith("on 1 GPU with 16 cores (assumed: there is no GPU here), ")
+    assert assumed == "there is no GPU here"
+    for asked in (("--device", "cpu"), ("--gpus", "1")):
+        text, assumed = forecast(*asked)
+        assert "assumed" not in text
+        assert assumed is None
 
 
 def test_plan_of_an_empty_store_is_a_plan(sweep):
@@ -139,6 +169,9 @@ def test_schema_is_printed_written_and_checked(sweep, tmp_path):
     assert (code, out) == (ExitCode.USAGE, "")
     assert "sweep schema --write s.json" in err
     assert sweep("schema", "--check", "missing.json")[0] == ExitCode.USAGE
+    code, out, err = sweep("schema", "--write", "sound.yaml/s.json")
+    assert (code, out) == (ExitCode.INFRASTRUCTURE, "")
+    assert "cannot write" in err
 
 
 def test_plan_says_what_it_comes_to_on_a_fleet(sweep):

@@ -16,6 +16,7 @@ from orchestrator.model_table import known, of_manifests, plain
 from orchestrator.survey import Survey
 from tasks.suites.reference import HUGGINGFACE, TIMM
 from tasks.suites.torchbench import EXTRA, MODELS
+from tasks.suites.toy import MODELS as TOYS
 from tests.tasks.suites.parameter_counts import PARAMETERS
 
 ROOT = Path(__file__).parents[2]
@@ -155,6 +156,17 @@ def test_a_manifest_is_listed_at_its_own_sizes(few):
     assert lennard_jones["sweep"] == "few"
 
 
+def test_the_toys_are_listed_with_their_options():
+    done = sweep("--suite", "toy", "--json")
+    assert rows(done)["toy/crash"]["options"] == {"phase": "compile"}
+    assert {key.partition("/")[2] for key in rows(done)} == set(TOYS)
+    text = sweep("--name", "toy/cr*").stdout.splitlines()
+    assert [line.split() for line in text] == [
+        ["toy", "what", "it", "does", "options", "with", "their", "defaults"],
+        ["toy/crash", "ends", "with", "a", "segmentation", "fault", "phase:", "compile"],
+    ]
+
+
 def test_other_options_make_another_model(few):
     listed = rows(sweep(few("suites: {torchbench: [{name: dlrm, options: {table_rows: 10}}]}\n"), "--json"))
     assert listed["torchbench/dlrm"]["parameters"] is None
@@ -163,7 +175,7 @@ def test_other_options_make_another_model(few):
 def test_models_are_built_and_stepped_and_failures_are_named(few):
     """The whole of it once, with real models: describe, then check."""
     manifest = few(
-        "suites:\n  torchbench: [{name: lennard_jones, batch_size: 5}, {name: dcgan, options: {nonsense: 1}}]\n"
+        "suites:\n  torchbench: [{name: lennard_jones, batch_size: 5}, {name: dcgan, factory: 'json:dumps'}]\n"
         "  mine: [{name: m, factory: 'no_such_package:build'}]\n"
     )
     described = sweep(manifest, "--parameters", "--json")
@@ -173,7 +185,7 @@ def test_models_are_built_and_stepped_and_failures_are_named(few):
     assert rows(described)["torchbench/lennard_jones"]["inputs"] == "float32[5, 1]"
     for done in (described, checked):
         assert rows(done)["torchbench/dcgan"]["failed"]["status"] == "fail_eager"
-        assert "unknown option 'nonsense'" in rows(done)["torchbench/dcgan"]["failed"]["error"]
+        assert "BuildRequest is not JSON serializable" in rows(done)["torchbench/dcgan"]["failed"]["error"]
         assert rows(done)["mine/m"]["failed"]["status"] == "unsupported"
         assert "3/3" in done.stderr
     check = rows(checked)["torchbench/lennard_jones"]["check"]

@@ -6,12 +6,16 @@ import itertools
 
 import pytest
 
+from orchestrator.cli.stop import stop
 from orchestrator.control import STOP_FILE, clear_stop, request_stop, stop_requests
-from orchestrator.errors import ExitCode
+from orchestrator.errors import ExitCode, InfrastructureError
 from orchestrator.events import Ended, Started
 from orchestrator.files import LocalFiles
+from orchestrator.record import RunState
+from orchestrator.store import Store
 from tasks.spec import Status
 from tests.orchestrator.fakes import NODE, FakeCluster, FakeSink, passed, task
+from tests.orchestrator.stored import a_run, a_task
 from tests.orchestrator.test_driver import drive
 
 
@@ -88,3 +92,13 @@ def test_a_request_counts_like_a_signal_before_it():
     ending, _, _ = drive([task("m0")], cluster, asked_at(seen, 10), max_in_flight=2)
     assert ending.exit_code is ExitCode.INTERRUPTED
     assert cluster.cancelled == cluster.launched
+
+
+def test_a_run_without_a_driver_has_nothing_to_stop_and_says_so_to_whoever_expects_one(tmp_path, capsys):
+    with a_run(Store(str(tmp_path)), [a_task(1)]) as run:
+        run.set_state(RunState.INTERRUPTED, ExitCode.INTERRUPTED)
+    stop("run-1", str(tmp_path))
+    assert "nothing to stop" in capsys.readouterr().out
+    with pytest.raises(InfrastructureError, match="nothing to stop"):
+        stop("run-1", str(tmp_path), driver=True)
+    assert stop_requests(run.files) == 0

@@ -6,38 +6,90 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.costs import BASE_MIB, CONTEXT_MIB, RECORDED_MARGIN, Cost, estimated, recorded
+from orchestrator.costs import Cost, estimated, recorded
 from orchestrator.store import Store
-from tasks.spec import FailureClass, Measurement, ModelSpec, PrecisionSpec, Status, TaskSpec
+from tasks.spec import FailureClass, Measurement, ModelSpec, Phase, PrecisionSpec, ResourceSpec, Status, TaskSpec
 from tests.orchestrator.stored import STARTED, a_run, a_task, failed, passed
 
 TASKS = [a_task(number) for number in range(3)]
+PHASES = {"start": 6.0, "build": 1.0, "eager": 0.5, "compile": 40.0, "verify": 1.5, "time": 3.0, "write": 0.25}
 
 
-def spec(suite, name, mode="training"):
-    return TaskSpec(f"{suite}/{name}/amp/{mode}/inductor", ModelSpec(suite, name), mode, "inductor", PrecisionSpec("amp"))
+def spec(suite, name, mode="training", **resources):
+    spec = TaskSpec(f"{suite}/{name}/amp/{mode}/inductor", ModelSpec(suite, name), mode, "inductor", PrecisionSpec("amp"))
+    return replace(spec, resources=ResourceSpec(**resources))
+
+
+def stored(tmp_path, *outcomes, run_id="run-1", started=STARTED):
+    store = Store(str(tmp_path / "r"))
+    with a_run(store, TASKS, run_id, started=started) as run:
+        run.append([(TASKS[0], outcome) for outcome in outcomes])
+    return store.root
+
+
+def on(device, outcome, **fields):
+    """``outcome`` on a GPU of that name, or on the CPU."""
+    uuid = None if "CPU" in device else "GPU-1"
+    return replace(outcome, measurement=replace(outcome.measurement, device=device, gpu_uuid=uuid), **fields)
 
 
 def test_a_recorded_cost_says_what_could_overlap_and_what_could_not(tmp_path):
-    store = Store(str(tmp_path / "r"))
-    phases = {"start": 6.0, "build": 1.0, "eager": 0.5, "compile": 40.0, "verify": 1.5, "time": 3.0, "write": 0.25}
-    measured = replace(passed(TASKS[0]).measurement, eager_peak_mib=4000.0, compiled_peak_mib=3000.0)
-    with a_run(store, TASKS) as run:
-        run.append([(TASKS[0], replace(passed(TASKS[0]), phase_s=phases, measurement=measured))])
+    root = stored(tmp_path, replace(passed(TASKS[0]), phase_s=PHASES, owned_s=3.5))
 
-    (cost,) = recorded(store.root).values()
+    (cost,) = recorded(root).values()
 
-    assert (cost.shared_s, cost.exclusive_s) == pytest.approx((47.25, 5.0))
-    assert cost.peak_mib == pytest.approx(4000.0 * RECORDED_MARGIN + CONTEXT_MIB)
+    assert (cost.shared_s, cost.exclusive_s) == pytest.approx((48.75, 3.5))
+
+
+def test_a_row_that_did_not_count_owned_seconds_was_alone_while_it_was_timed(tmp_path):
+    (cost,) = recorded(stored(tmp_path, replace(passed(TASKS[0]), phase_s=PHASES))).values()
+
+    assert (cost.shared_s, cost.exclusive_s) == pytest.approx((49.25, 3.0))
+
+
+def test_the_cost_is_that_of_one_process_and_a_plan_has_as_many_as_the_task(tmp_path):
+    outcome = passed(TASKS[0])
+    outcome = replace(outcome, phase_s=PHASES, owned_s=3.0, measurement=replace(outcome.measurement, process_speedups=(1.5, 1.4, 1.6)))
+
+    (cost,) = recorded(stored(tmp_path, outcome)).values()
+
+    assert (cost.shared_s, cost.exclusive_s) == pytest.approx((49.25 / 3, 1.0))
+    assert (cost.times(3).shared_s, cost.times(3).exclusive_s) == pytest.approx((49.25, 3.0))
 
 
 def test_without_phases_the_wall_time_counts_and_without_a_peak_none_is_made_up(tmp_path):
-    store = Store(str(tmp_path / "r"))
     outcome = replace(passed(TASKS[0]), phase_s={}, started=STARTED, ended=STARTED + 8, measurement=Measurement())
-    with a_run(store, TASKS) as run:
-        run.append([(TASKS[0], outcome)])
 
-    assert recorded(store.root) == {TASKS[0].task_id: Cost(8.0)}
+    assert recorded(stored(tmp_path, outcome)) == {TASKS[0].task_id: Cost(8.0)}
+
+
+@pytest.mark.parametrize(
+    ("status", "failure", "phase", "counts"),
+    [
+        (Status.OOM, FailureClass.DEVICE_OOM, Phase.EAGER, False),
+        (Status.FAIL_COMPILE, FailureClass.COMPILER, Phase.COMPILE, False),
+        (Status.TIMEOUT, FailureClass.DEADLINE, Phase.TIME, True),
+        (Status.FAIL_ACCURACY, FailureClass.ACCURACY, Phase.TIME, True),
+    ],
+)
+def test_a_task_that_failed_early_does_not_look_short(tmp_path, status, failure, phase, counts):
+    ended_early = replace(failed(TASKS[0], 1, status, failure), phase=phase, phase_s={"eager": 1.0}, ended=STARTED + 2)
+
+    assert bool(recorded(stored(tmp_path, ended_early))) is counts
+
+
+def test_rows_of_another_kind_of_device_say_nothing_and_those_of_the_same_gpu_count_first(tmp_path):
+    stored(tmp_path, on("NVIDIA H200", passed(TASKS[0]), phase_s={"compile": 30.0}), run_id="a", started=STARTED - 30)
+    stored(tmp_path, on("NVIDIA H100", passed(TASKS[0]), phase_s={"compile": 40.0}), run_id="b", started=STARTED - 20)
+    root = stored(tmp_path, on("a CPU", passed(TASKS[0]), phase_s={"compile": 70.0}), run_id="c", started=STARTED - 10)
+
+    def seconds(*asked):
+        return [cost.shared_s for cost in recorded(root, *asked).values()]
+
+    assert seconds("cpu") == [70.0]
+    assert seconds("cuda") == [40.0]
+    assert seconds("cuda", "NVIDIA H200") == [30.0]
+    assert seconds("cuda", "NVIDIA B200") == [40.0]
 
 
 def test_the_newest_attempt_that_ran_counts(tmp_path):
@@ -51,22 +103,18 @@ def test_the_newest_attempt_that_ran_counts(tmp_path):
     assert recorded(store.root)[TASKS[0].task_id].shared_s == 7.0
 
 
-def test_larger_models_are_expected_to_take_longer_and_to_need_more_memory():
+def test_larger_models_are_expected_to_take_longer():
     small, large = estimated(spec("huggingface", "DistilBertForMaskedLM")), estimated(spec("huggingface", "BartForConditionalGeneration"))
 
     assert large.shared_s > small.shared_s
-    assert large.peak_mib > small.peak_mib
-    assert estimated(spec("huggingface", "BartForConditionalGeneration", "inference")).peak_mib < large.peak_mib
 
 
-def test_memory_grows_with_the_batch_and_shrinks_with_the_precision():
-    spec_of = spec("timm", "resmlp_12_224")
-    usual, twice = (estimated(replace(spec_of, model=replace(spec_of.model, batch_size=size))).peak_mib for size in (128, 256))
-    float32 = estimated(replace(spec_of, precision=PrecisionSpec("float32"))).peak_mib
+def test_timing_warming_up_and_what_else_needs_the_device_are_expected_to_be_exclusive():
+    quick = spec("timm", "lcnet_050", device="cuda", num_gpus=1.0)
+    quick = replace(quick, measure=replace(quick.measure, max_time_s=3.0, warmup_max_s=3.0))
 
-    assert estimated(spec_of).peak_mib == usual  # the batch that the catalogue knows
-    assert twice - BASE_MIB == pytest.approx(2 * (usual - BASE_MIB), rel=0.2)
-    assert float32 > usual
+    assert 4.0 < estimated(quick).exclusive_s < 6.0
+    assert estimated(replace(quick, measure=replace(quick.measure, warmup_max_s=0.25))).exclusive_s == 3.25
 
 
 def test_published_compile_times_beat_the_size_of_a_model():

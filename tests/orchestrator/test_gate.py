@@ -13,7 +13,7 @@ import pytest
 from orchestrator.cli import main
 from orchestrator.compare import compare
 from orchestrator.errors import ExitCode, ManifestError
-from orchestrator.gate import PerTask, Policy, Score, Slower, load_policy, table, violations
+from orchestrator.gate import DEFAULT_POLICY, PerTask, Policy, Score, Slower, load_policy, table, violations
 from orchestrator.report.synthetic import failed, store_run, synthetic_run, true_logs
 
 TRUTH = true_logs({"toy": 30})
@@ -167,6 +167,9 @@ def test_the_command_exits_5_with_a_table(tmp_path, monkeypatch, capsys):
     assert [violation["about"] for violation in json.loads(out)["violations"]] == [FIRST]
     store_run(str(tmp_path / "results"), replace(BASE, run_id="again"))
     assert sweep("compare", "base", "again", *gate)[0] == ExitCode.PASSED
+    code, out, error = sweep("compare", "base", "new", "--gate", "--json")
+    assert (code, "breaks the built-in policy" in error) == (ExitCode.REGRESSION, True)
+    assert json.loads(out)["violations"][0]["about"] == FIRST
     code, _, error = sweep("compare", "base", "base", *gate)
     assert code == ExitCode.USAGE
     assert "are one run" in error
@@ -175,9 +178,9 @@ def test_the_command_exits_5_with_a_table(tmp_path, monkeypatch, capsys):
     assert "did you mean 'new'" in error
 
 
-def test_the_example_is_a_policy_and_the_page_names_every_field():
+def test_the_example_is_the_built_in_policy_and_more_and_the_page_names_every_field():
     policy = load_policy(ROOT / "examples/gate.yaml")
-    assert policy.slower is not None
+    assert policy.model_copy(update={"max_unclear": None, "max_not_compared": None, "ignore": []}) == DEFAULT_POLICY
     page = (ROOT / "docs/comparing.md").read_text()
     for name, field in Policy.model_fields.items():
         parts = [part for part in (Score, Slower, PerTask) if part in typing.get_args(field.annotation)]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import psutil
 import pyarrow.fs as pafs
@@ -123,6 +124,34 @@ def test_the_heartbeat_is_written(files):
     now[0] = 1042.0
     lock.refresh()
     assert (read_owner(files).heartbeat, read_owner(files).acquired) == (1042.0, 1000.0)
+
+
+def test_a_sign_of_life_does_not_name_its_giver_anew_after_a_takeover(files, monkeypatch):
+    old = RunLock.acquire(files)
+    looked = []
+    check = RunLock.check
+
+    def look_then_lose(lock):
+        check(lock)
+        looked.append(lock)
+        plant(files, someone())  # the other comes between the look and the sign of life
+
+    monkeypatch.setattr(RunLock, "check", look_then_lose)
+    old.refresh()
+    assert looked == [old]
+    assert read_owner(files) == someone()
+
+
+def test_the_lock_is_kept_alive_while_something_long_is_done(objects):
+    now = [1000.0]
+    with RunLock.acquire(objects, clock=lambda: now[0]) as lock:
+        now[0] = 1042.0
+        with lock.kept_alive(every_s=0.01):
+            give_up = time.monotonic() + 5.0
+            while read_owner(objects).heartbeat != 1042.0:
+                assert time.monotonic() < give_up
+                time.sleep(0.01)
+    assert objects.names("") == []
 
 
 @pytest.mark.parametrize("place", ["files", "objects"])

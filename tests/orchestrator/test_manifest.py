@@ -15,6 +15,10 @@ from orchestrator.manifest import expanded, json_schema, load_manifest
 from tasks.spec import AccuracySpec, CompileSpec, DeadlineSpec, MeasureSpec
 
 HEAD = "schema_version: 1\nname: test\n"
+STOPPED = (
+    "a neighbour that is stopped while another task is timed may hold a lock in a shared cache, and that task would wait for it: "
+    "use cold or bundle, or sharing: 1"
+)
 BUNDLE = "with execution.cache: bundle no process would compile afresh, which is what several are for; use cold or shared"
 TOY = "suites: {toy: [pass]}\n"
 
@@ -88,6 +92,10 @@ BAD = {
         HEAD + TOY + "backends: {a/b: {}}",
         "m.yaml:4:12: backends.a/b: 'a/b' must begin with a letter or digit and hold only these and . _ + -",
     ),
+    "backend argument": (
+        HEAD + TOY + "backends: {inductor: {backend: inducto}}",
+        "m.yaml:4:32: backends.inductor.backend: torch has no backend 'inducto' (did you mean 'inductor'?)",
+    ),
     "option": (
         HEAD + TOY + "backends: {x: {options: {a: [1]}}}",
         "m.yaml:4:29: backends.x.options.a: must be a string, a number, true, false or null, got a list",
@@ -114,6 +122,10 @@ BAD = {
     "bundle in several processes": (
         HEAD + TOY + "execution: {cache: bundle}\nmeasurement: {processes: 3}",
         f"m.yaml:5:26: measurement.processes: {BUNDLE}",
+    ),
+    "shared cache beside neighbours": (
+        HEAD + TOY + "execution: {cache: shared, sharing: auto}",
+        f"m.yaml:4:20: execution.cache: {STOPPED}",
     ),
     "deadline": (HEAD + TOY + "deadlines: {compil_s: 3}", "m.yaml:4:13: deadlines.compil_s: unknown field (did you mean 'compile_s'?)"),
     "sharing": (
@@ -182,6 +194,10 @@ BAD = {
         HEAD + "suites: {toy: [{name: mine, factory: my.module}]}",
         "m.yaml:3:38: suites.toy[0].factory: 'my.module' must be package.module:function",
     ),
+    "option of no toy": (
+        HEAD + "suites: {toy: [{name: pass, options: {eagerms: 3}}]}",
+        "m.yaml:3:39: suites.toy[0].options.eagerms: toy/pass has no option 'eagerms' (did you mean 'eager_ms'?)",
+    ),
     "source": (
         HEAD + "suites: {toy: [{name: pass, source: checkout}]}",
         "m.yaml:3:37: suites.toy[0].source: only torchbench has a choice of sources",
@@ -243,6 +259,8 @@ exclude:
         "m.yaml:3:19: include[1]: no such file: missing.yaml",
         "m.yaml:4:1: sede: unknown field (did you mean 'seed'?)",
         "m.yaml:5:18: matrix.dtype[0]: 'fp32' is not one of amp, float32 (did you mean 'float32'?)",
+        "m.yaml:5:35: matrix.backend[0]: no backend 'indutcor' under 'backends' (did you mean 'inductor'?)",
+        "m.yaml:6:10: weights: must sum to 1, not 2",
         "m.yaml:9:32: suites.toy[0].batch_size: expected an integer, got 'x'",
         "m.yaml:10:7: suites.toy[1]: no model 'bass' in suite toy (did you mean 'pass'?)",
         "m.yaml:11:43: suites.toy[2].deadlines.compile_s: must be more than 0, got -1",
@@ -260,6 +278,66 @@ def test_a_field_that_is_wrong_is_not_missing_as_well(tmp_path, monkeypatch):
         "m.yaml:3:43: suites.timm[0].batch_size: must be at least 1, got -1",
         "m.yaml:3:81: suites.timm[0].tolerance_reason: expected a string, got 3 (quote it)",
         "m.yaml:3:107: suites.timm[1].factory: expected a string, got 3 (quote it)",
+    ]
+
+
+def test_a_field_that_is_wrong_hides_nothing_that_is_wrong_beside_it(tmp_path):
+    text = """\
+schema_version: 1
+name: test
+matrix: {dtype: [amp, amp], mode: [trainning]}
+backends: {inductor: {mode: default, options: {a: [1], b: 2}}, x: 3}
+measurement: {min_pairs: 50, max_pairs: 10, half_width: 2}
+execution: {num_gpus: 2, sharing: auto, num_cpus: -1}
+suites:
+  toy:
+    - {name: pass, options: {eagerms: 1, noise: []}, measurement: {min_pairs: 12, half_width: 2}}
+"""
+    assert problems(tmp_path, text) == [
+        "m.yaml:3:23: matrix.dtype[1]: 'amp' is already in the list",
+        "m.yaml:3:36: matrix.mode[0]: 'trainning' is not one of inference, training (did you mean 'training'?)",
+        "m.yaml:4:47: backends.inductor.options: torch.compile takes a mode or options, not both",
+        "m.yaml:4:51: backends.inductor.options.a: must be a string, a number, true, false or null, got a list",
+        "m.yaml:4:67: backends.x: expected a mapping, got 3",
+        "m.yaml:5:14: measurement: min_pairs 50 is more than max_pairs 10",
+        "m.yaml:5:57: measurement.half_width: must be less than 1, got 2",
+        "m.yaml:6:35: execution.sharing: a task with several GPUs shares none: needs num_gpus: 1",
+        "m.yaml:6:51: execution.num_cpus: must be more than 0, got -1",
+        "m.yaml:9:30: suites.toy[0].options.eagerms: toy/pass has no option 'eagerms' (did you mean 'eager_ms'?)",
+        "m.yaml:9:49: suites.toy[0].options.noise: must be a string, a number, true, false or null, got a list",
+        "m.yaml:9:67: suites.toy[0].measurement: min_pairs 12 is more than max_pairs 10",
+        "m.yaml:9:95: suites.toy[0].measurement.half_width: must be less than 1, got 2",
+    ]
+
+
+def test_a_field_that_is_misspelled_is_not_missing_as_well(tmp_path, monkeypatch):
+    monkeypatch.setattr("orchestrator.catalogue._installed_models", lambda suite: None)
+    text = """\
+schema_version: 1
+nam: test
+backend: {x: {}}
+matrix: {backend: [x]}
+measurement: {min_pears: 3}
+defaults: {batch_sze: 8}
+suits: {toy: [pass]}
+include: [a.yaml]
+exclude: [{modl: x, reason: y}]
+"""
+    included = (
+        "suites: {timm: [{name: x, batch_sze: 4}, {name: y, factry: 'a:b'}, {nme: z}, "
+        "{name: x_y, measurement: {max_pairs: 5}, batch_size: 1}]}"
+    )
+
+    assert problems(tmp_path, text, a=included) == [
+        "a.yaml:1:27: suites.timm[0].batch_sze: unknown field (did you mean 'batch_size'?)",
+        "a.yaml:1:52: suites.timm[1].factry: unknown field (did you mean 'factory'?)",
+        "a.yaml:1:69: suites.timm[2].nme: unknown field (did you mean 'name'?)",
+        "m.yaml:2:1: nam: unknown field (did you mean 'name'?)",
+        "m.yaml:3:1: backend: unknown field (did you mean 'backends'?)",
+        "m.yaml:5:15: measurement.min_pears: unknown field (did you mean 'min_pairs'?)",
+        "m.yaml:6:12: defaults.batch_sze: unknown field (did you mean 'batch_size'?)",
+        "m.yaml:7:1: suits: unknown field (did you mean 'suites'?)",
+        "m.yaml:9:12: exclude[0].modl: unknown field (did you mean 'model'?)",
     ]
 
 
@@ -310,15 +388,15 @@ def test_manifest_and_wire_have_the_same_fields_and_defaults(kind, spec, values)
 def test_defaults_fill_what_models_of_their_own_file_leave_open(tmp_path):
     loaded = load(
         tmp_path,
-        HEAD + "include: [a.yaml]\ndefaults: {batch_size: 8, options: {x: 1, y: 1}}\n"
-        "suites: {toy: [pass, {name: noisy, batch_size: 4, options: {y: 2}}]}",
+        HEAD + "include: [a.yaml]\ndefaults: {batch_size: 8, options: {pairs: 1, noise: 1}}\n"
+        "suites: {toy: [pass, {name: noisy, batch_size: 4, options: {noise: 2}}]}",
         a="defaults: {num_cpus: 3}\nsuites: {toy: [oom]}\n",
     )
 
     assert given(loaded) == {
         "toy/oom": {"num_cpus": 3.0},
-        "toy/pass": {"batch_size": 8, "options": {"x": 1, "y": 1}},
-        "toy/noisy": {"batch_size": 4, "options": {"x": 1, "y": 2}},
+        "toy/pass": {"batch_size": 8, "options": {"pairs": 1, "noise": 1}},
+        "toy/noisy": {"batch_size": 4, "options": {"pairs": 1, "noise": 2}},
     }
 
 
@@ -326,10 +404,10 @@ def test_the_including_file_wins_field_by_field(tmp_path):
     loaded = load(
         tmp_path,
         HEAD + "include: [a.yaml]\ndefaults: {batch_size: 2, note: top}\n"
-        "suites: {toy: [{name: pass, batch_size: 16, options: {y: 3}, measurement: {min_pairs: 9}}]}",
+        "suites: {toy: [{name: pass, batch_size: 16, options: {noise: 3}, measurement: {min_pairs: 9}}]}",
         a="include: [b.yaml]\nsuites: {toy: [{name: pass, note: of a}]}\n",
         b="defaults: {num_cpus: 3}\n"
-        "suites: {toy: [{name: pass, batch_size: 4, options: {x: 1, y: 1}, measurement: {max_pairs: 10}, note: of b}, oom]}\n",
+        "suites: {toy: [{name: pass, batch_size: 4, options: {pairs: 1, noise: 1}, measurement: {max_pairs: 10}, note: of b}, oom]}\n",
     )
 
     assert list(given(loaded)) == ["toy/pass", "toy/oom"]
@@ -337,9 +415,15 @@ def test_the_including_file_wins_field_by_field(tmp_path):
         "batch_size": 16,
         "num_cpus": 3.0,
         "note": "of a",
-        "options": {"x": 1, "y": 3},
+        "options": {"pairs": 1, "noise": 3},
         "measurement": {"min_pairs": 9, "max_pairs": 10},
     }
+
+
+def test_an_option_from_elsewhere_is_a_problem_of_the_model_that_gets_it(tmp_path):
+    text = HEAD + "defaults: {options: {pears: 3}}\nsuites: {torchbench: [{name: mine, factory: my.own:model}, dcgan]}"
+
+    assert problems(tmp_path, text) == ["m.yaml:4:60: suites.torchbench[1]: torchbench/dcgan has no option 'pears'; it has none"]
 
 
 def test_null_takes_back_what_an_included_file_set(tmp_path):
@@ -476,10 +560,11 @@ def test_the_schema_accepts_what_the_loader_accepts(text):
 
 # What is no business of a schema: syntax, other files, what fields have to say to each other, names of suites and models.
 BEYOND_SCHEMA = {
-    "syntax", "empty", "duplicate", "no version", "no models", "twice in axis", "backend", "mode and options", "backend name",
-    "weight of nothing", "weight misspelt", "weight sum", "weight infinite", "pairs", "sharing several", "inline", "inline hang", "suite",
-    "model", "model in a mapping", "pairs of a model", "tolerance without reason", "source", "dtypes", "listed twice", "exclude nothing",
-    "exclude backend", "bundle in several processes", "bundle in several processes of a model",
+    "syntax", "empty", "duplicate", "no version", "no models", "twice in axis", "backend", "backend argument", "mode and options",
+    "backend name", "weight of nothing", "weight misspelt", "weight sum", "weight infinite", "pairs", "sharing several", "inline",
+    "inline hang", "suite", "model", "model in a mapping", "option of no toy", "pairs of a model", "tolerance without reason", "source",
+    "dtypes", "listed twice", "exclude nothing", "exclude backend", "bundle in several processes",
+    "bundle in several processes of a model", "shared cache beside neighbours",
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from orchestrator import source
 from orchestrator.manifest import json_schema, load_manifest
-from orchestrator.plan import plan_tasks
+from orchestrator.plan import digest, plan_tasks
 from tasks.suites import reference, torchbench, toy
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
@@ -74,7 +75,47 @@ def test_the_reference_sweep_has_its_163_models():
     assert set(names(suites["huggingface"])) == set(reference.HUGGINGFACE)
     assert set(names(suites["timm"])) == set(reference.TIMM)
     assert set(names(suites["torchbench"])) == set(torchbench.MODELS)
-    assert suites == models("pt2_inference.yaml")
+    assert {suite: names(listed) for suite, listed in suites.items()} == {
+        suite: names(listed) for suite, listed in models("pt2_inference.yaml").items()
+    }
+
+
+def test_the_calibration_subset_is_sixteen_models_in_several_processes():
+    planned = plan_tasks(load_manifest(MANIFESTS / "pt2.yaml"), "cuda")
+
+    repeated = {(task.spec.model.suite, task.spec.model.name) for task in planned.tasks if task.spec.measure.processes > 1}
+    assert len(repeated) == 16
+    assert {suite for suite, _ in repeated} == set(REFERENCE_SIZES)
+    assert {task.spec.measure.processes for task in planned.tasks} == {1, 3}
+
+
+@pytest.mark.parametrize(("name", "strict"), [("pt2.yaml", "pt2_strict.yaml"), ("pt2_sample.yaml", "pt2_sample_strict.yaml")])
+def test_a_strict_manifest_differs_in_the_neighbours_alone(name, strict):
+    shared, alone = load_manifest(MANIFESTS / name), load_manifest(MANIFESTS / strict)
+
+    assert (shared.manifest.execution.sharing, alone.manifest.execution.sharing) == ("auto", 1)
+    digests = [{task.spec.task_id: task.spec.digest for task in plan_tasks(loaded, "cuda").tasks} for loaded in (shared, alone)]
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize("name", ["pt2.yaml", "pt2_inference.yaml", "pt2_sample.yaml"])
+def test_the_sweeps_for_gpus_share_them(name):
+    execution = load_manifest(MANIFESTS / name).manifest.execution
+
+    assert (execution.device, execution.sharing) == ("cuda", "auto")
+
+
+def test_the_sample_is_part_of_the_reference_sweep_as_it_is_there():
+    whole, sample = (
+        {
+            task.spec.task_id: dataclasses.replace(task.spec, measure=dataclasses.replace(task.spec.measure, processes=1))
+            for task in plan_tasks(load_manifest(MANIFESTS / name), "cuda").tasks
+        }
+        for name in ("pt2.yaml", "pt2_sample.yaml")
+    )
+
+    assert len(sample) == 40
+    assert {task_id: digest(spec) for task_id, spec in sample.items()} == {task_id: digest(whole[task_id]) for task_id in sample}
 
 
 @pytest.mark.parametrize(("name", "mode"), [("pt2.yaml", "training"), ("pt2_inference.yaml", "inference")])

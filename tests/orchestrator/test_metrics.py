@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 
 from orchestrator.driver import Driver
-from orchestrator.events import Ended, Lost, Started
+from orchestrator.events import Begin, Ended, Lost, NodesChanged, Started
 from orchestrator.metrics import COUNTERS, GAUGES, Metered, Meters
 from orchestrator.policy import Policy
 from orchestrator.sweep import Sweep, SweepTask
@@ -31,7 +31,7 @@ def test_states_rows_retries_and_waits_are_counted():
     sweep = Sweep([SweepTask(t.task_id) for t in tasks] + [SweepTask("excluded", skip="not today")], Policy(), 2)
     cluster = FakeCluster(behave)
     meters = cluster.meters()
-    progress = Metered(FakeProgress(), [*(t.task_id for t in tasks), "excluded"], meters, clock=lambda: 0.0)
+    progress = Metered(FakeProgress(), "run", [*(t.task_id for t in tasks), "excluded"], meters, lambda: 1, clock=lambda: 0.0)
     all_tasks = [*tasks, dataclasses.replace(task("x"), task_id="excluded")]
     Driver(all_tasks, sweep, cluster, FakeSink(), progress, lambda n: Attempt("run", n), clock=lambda: float(next(ticks))).run()
     assert meters.rows == {"pass": 4.0, "skipped": 1.0}
@@ -40,3 +40,34 @@ def test_states_rows_retries_and_waits_are_counted():
     assert meters.tasks["terminal"] == 5.0
     assert meters.tasks["running"] == 0.0
     assert meters.quarantined == {"all": 0.0}
+
+
+def test_devices_without_a_task_are_idle():
+    now = [0.0]
+    sweep = Sweep([SweepTask("a"), SweepTask("b"), SweepTask("c")], Policy(), 3)
+    meters = FakeCluster().meters()
+    progress = Metered(FakeProgress(), "run", ["a", "b", "c"], meters, lambda: 4, clock=lambda: now[0])
+
+    def happens(event):
+        sweep.handle(event)
+        progress.event(event)
+
+    def after(seconds):
+        now[0] += seconds
+        progress.tick(sweep)
+
+    happens(NodesChanged(0.0, frozenset({"x", "y"})))
+    happens(Begin(0.0))
+    after(0.0)  # looks how many devices there are
+    after(2.0)
+    assert meters.device_idle_s == {"all": 8.0}
+    happens(Started(2.0, "a", 1, "x", ("0",)))
+    happens(Started(2.0, "b", 1, "x", ("0",)))  # shares it
+    happens(Started(2.0, "c", 1, "y", ("0", "1")))
+    after(0.5)
+    assert meters.device_idle_s == {"all": 8.0}  # it is too soon to look again
+    after(0.5)
+    assert meters.device_idle_s == {"all": 9.0}
+    happens(Ended(3.0, "c", 1, passed("c", 1)))
+    after(1.0)
+    assert meters.device_idle_s == {"all": 12.0}

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.errors import UsageError
 from orchestrator.manifest import load_manifest
-from orchestrator.package import pack
+from orchestrator.package import pack, write
 
 ROOT = Path(__file__).parent.parent.parent
 HEAD = "schema_version: 1\nname: trial\nmatrix: {dtype: [float32]}\n"
@@ -37,7 +37,7 @@ OWN = "suites: {mine: [{name: a, factory: 'pieces.nets:build', batch_size: 1}]}\
 def test_a_shipped_manifest_validates_where_it_is_unpacked(tmp_path):
     """The real thing: includes stay where the manifest looks for them, and the code runs without this checkout."""
     package = pack(load_manifest(ROOT / "manifests" / "pt2.yaml"))
-    package.write(tmp_path)
+    write(package.files, tmp_path)
     command = [sys.executable, "-m", "orchestrator", "validate", package.manifest]
     done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -86,3 +86,25 @@ def test_what_is_too_large_is_refused_with_the_largest_files(loaded, tmp_path):
 def test_the_same_content_is_the_same_package(loaded):
     manifest = loaded("suites: {toy: [pass]}\n")
     assert pack(manifest) == pack(manifest)
+
+
+def test_what_runs_beside_factories_is_named(loaded):
+    manifest = loaded(
+        "suites:\n  torchbench: [{name: a, source: checkout}, {name: b, source: checkout, options: {checkout: /srv/benchmark}}]\n"
+        "submit: {pip: [effdet==0.4], env_vars: {B: '2', A: '1'}}\n"
+    )
+    lines = list(pack(manifest).describe())
+    assert lines[-4:] == [
+        "pip installs on the nodes: effdet==0.4",
+        "environment variables there: A=1, B=2",
+        "models of torchbench come from the checkout at /srv/benchmark on the nodes",
+        "models of torchbench come from the checkout at TORCHBENCH_ROOT on the nodes",
+    ]
+    assert not any("nodes" in line for line in pack(loaded("suites: {toy: [pass]}\n")).describe())
+
+
+def test_a_suite_of_an_installed_package_is_named(loaded, monkeypatch):
+    monkeypatch.setattr("orchestrator.catalogue._installed_suites", lambda: {"ours": "ours:entry"})
+    assert any(
+        "the suite ours comes from a package" in line for line in pack(loaded("suites: {ours: [{name: a, batch_size: 1}]}\n")).describe()
+    )

@@ -57,6 +57,7 @@ def test_only_classes_with_the_manifests_number_share_a_budget():
         FailureClass.WORKER_LOST,
         FailureClass.NODE_LOST,
         FailureClass.UNSCHEDULED,
+        FailureClass.INTERNAL,
     ]
 
 

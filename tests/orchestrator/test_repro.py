@@ -17,8 +17,12 @@ from orchestrator.store import Store
 from tasks.spec import CompileSpec, FailureClass, Measurement, ModelSpec, Outcome, Phase, PrecisionSpec, ResourceSpec, Status, TaskSpec
 from tests.orchestrator import stored
 from tests.orchestrator.test_cli import sweep
+from tests.tasks import models
 
 INJECTED = "cpp.inject_relu_bug_TESTING_ONLY"  # Inductor's own switch for a wrong relu
+
+
+FLOAT32 = PrecisionSpec("float32")
 
 
 def a_task(name="mlp", backend="aot_eager", **changes):
@@ -123,6 +127,63 @@ class TestScript:
     def test_a_toy_has_nothing_to_reproduce(self):
         with pytest.raises(UsageError, match="is a toy"):
             repro.script(stored.a_task(1), None, "run-1")
+
+
+class TestRules:
+    """A script judges as the task did."""
+
+    @pytest.mark.parametrize("tolerance", [1e-3, 1e-2, 5e-2])
+    @pytest.mark.parametrize("device", ["cpu", "cuda"])
+    @pytest.mark.parametrize("tf32", [True, False])
+    @pytest.mark.parametrize(("dtype", "autocast"), [("float32", None), ("amp", None), ("amp", "bfloat16")])
+    def test_by_the_same_rule(self, dtype, autocast, tf32, device, tolerance):
+        import torch
+
+        from tasks.accuracy import rule_for
+        from tasks.step import Workload, autocast_dtype
+
+        place, precision = torch.device(device), PrecisionSpec(dtype, tf32, autocast)
+        workload = Workload(torch.nn.Identity(), (), {}, None, True, autocast_dtype(precision, place), None, None)
+        assert self.settings(precision=precision, tolerance=tolerance).rule(place) == rule_for(tolerance, workload, precision, place)
+
+    @pytest.mark.parametrize("recorded", ["none", "negligible", "decisive", None])
+    def test_with_the_random_numbers_that_the_task_found(self, recorded):
+        assert self.settings(random_numbers=recorded).random_numbers == recorded
+
+    @pytest.mark.parametrize(
+        ("name", "expected", "recorded"),
+        [("mlp", "none", False), ("shaken", "negligible", False), ("wavering", "decisive", False), ("noisy", "decisive", True)],
+    )
+    def test_and_finds_out_what_is_not_recorded(self, monkeypatch, name, expected, recorded):
+        import torch
+
+        from tasks import reproduction
+
+        seen = []
+        original = reproduction._Arms.run
+        monkeypatch.setattr(
+            reproduction._Arms,
+            "run",
+            lambda arms, name, *rest, **more: seen.append((arms, name, more)) or original(arms, name, *rest, **more),
+        )
+        monkeypatch.setattr(sys, "argv", ["repro.py"])
+
+        def build(device):
+            request = type("Request", (), {"batch_size": None, "training": True})
+            made = getattr(models, name)(request)
+            return made.module, made.args, made.kwargs, made.loss
+
+        settings = self.settings(random_numbers=expected if recorded else None)
+        assert reproduction.reproduce(build, settings) == reproduction.EXIT_SAME
+        assert seen[0][0].random == expected
+        assert [more["seed_offset"] for _, arm, more in seen if arm == "eager, again"] == [int(expected == "negligible")]
+        torch._dynamo.reset()
+
+    def settings(self, precision=FLOAT32, tolerance=1e-3, **row):
+        from tasks.reproduction import Settings
+
+        row = dict.fromkeys(repro.COLUMNS) | {"accuracy_tolerance": tolerance} | row
+        return Settings(**repro._settings(a_task(precision=precision), row))
 
 
 LIBRARY_MODELS = [

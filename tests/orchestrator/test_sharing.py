@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.sharing import MAX_SHARING, MAX_SHARING_BLIND, Machine, Sharing, work_out
+from orchestrator.sharing import MAX_SHARING, MAX_SHARING_BLIND, Machine, Sharing, roomier, work_out
 
 H200 = Machine(cores=16, gpus=1, memory_mib=128 * 1024, gpu_mib=143_771)
 
@@ -16,10 +16,10 @@ H200 = Machine(cores=16, gpus=1, memory_mib=128 * 1024, gpu_mib=143_771)
 @pytest.mark.parametrize(
     ("machine", "tasks"),
     [
-        (H200, 12),
-        (dataclasses.replace(H200, cores=8), 6),
-        (dataclasses.replace(H200, cores=2), 1),
-        (dataclasses.replace(H200, cores=128, gpus=8, memory_mib=2**20), 12),
+        (H200, 16),
+        (dataclasses.replace(H200, cores=8), 8),
+        (dataclasses.replace(H200, cores=1), 1),
+        (dataclasses.replace(H200, cores=128, gpus=8, memory_mib=2**20), 16),
         (dataclasses.replace(H200, cores=256, memory_mib=2**20), MAX_SHARING),
         (dataclasses.replace(H200, memory_mib=16 * 1024), 5),
         (dataclasses.replace(H200, gpu_mib=None), MAX_SHARING_BLIND),
@@ -42,11 +42,11 @@ def test_the_poorest_node_decides_and_nodes_without_a_gpu_do_not():
 
     sharing = work_out("auto", "cuda", nodes, None)
 
-    assert (sharing.tasks, sharing.cores, sharing.gpu_mib) == (6, 8, 80_000)
+    assert (sharing.tasks, sharing.cores, sharing.gpu_mib) == (8, 8, 80_000)
 
 
 def test_cores_that_the_manifest_asks_for_are_counted():
-    assert work_out("auto", "cuda", [H200], 3.0).tasks == 4
+    assert work_out("auto", "cuda", [H200], 3.0).tasks == 5
 
 
 def test_a_number_is_taken_as_it_is_and_cores_do_not_stand_in_its_way():
@@ -71,3 +71,7 @@ def test_as_many_as_are_allowed_fit_and_never_more_than_memory_has(tasks, cores,
     assert at_once == 1 or at_once * peak_mib <= gpu_mib or share == sharing.gpu_share(0.0)
     assert sharing.gpu_share(0.0) * tasks <= 1.0
     assert tasks == 1 or cpus * tasks <= cores + 1e-6
+
+
+def test_a_task_that_ran_out_of_memory_asks_for_several_times_its_share():
+    assert (roomier(0.0625), roomier(0.5)) == (pytest.approx(0.1875), 1.0)

@@ -691,6 +691,42 @@ def test_a_takeover_between_the_two_files_of_a_batch_commits_nothing(store, monk
     assert (run.terminal(), run.samples().num_rows) == ({}, 0)
 
 
+@pytest.mark.parametrize("compacting", [False, True])
+def test_a_takeover_while_the_commit_is_written_takes_rows_back_and_loses_none(store, monkeypatch, compacting):
+    run = a_run(store, TASKS)
+    for task in TASKS[:2]:
+        run.append([(task, passed(task))])
+    lost = []
+    publish, check = LocalFiles._publish, RunLock.check
+
+    def publish_as_the_other_takes_over(files, partial, path):
+        publish(files, partial, path)
+        if path.parent.name == "tasks":
+            lost.append(path)
+
+    def look(lock):
+        if lost:
+            raise RunLockedError("the run was taken over")
+        check(lock)
+
+    monkeypatch.setattr(LocalFiles, "_publish", publish_as_the_other_takes_over)
+    monkeypatch.setattr(RunLock, "check", look)
+    with pytest.raises(RunLockedError, match="taken over"):
+        run.compact() if compacting else run.append(NEW)
+    assert lost
+    assert set(run.terminal()) == {task.task_id for task in TASKS[:2]}
+
+
+def test_a_row_that_another_replaces_is_known(store):
+    run = a_run(store, TASKS)
+    run.append([(TASKS[0], failed(TASKS[0])), (TASKS[1], failed(TASKS[1]))])
+    assert run.beaten() == set()
+    run.append([(TASKS[0], passed(TASKS[0], attempt=2))])
+    assert run.beaten() == {TASKS[0].task_id}
+    run.compact()
+    assert run.beaten() == set()
+
+
 # --- the spool ------------------------------------------------------------------------------------------------------------------------
 
 
@@ -713,6 +749,29 @@ def test_outcomes_of_a_dead_driver_are_ingested_once(store):
     assert run.ingest_orphans() == []
     run.clear_spool((outcome.task_id, outcome.attempt) for outcome in (*kept, passed(TASKS[5])))
     assert len(list(run.spool_path.glob("*.json"))) == 2
+
+
+def test_a_stored_attempt_clears_the_earlier_ones_and_what_dead_writers_left(store):
+    with a_run(store, TASKS) as run:
+        for attempt in (1, 2, 3):
+            spooled(run, passed(TASKS[0], attempt))
+        assert run.find_spooled(TASKS[0].task_id, 2) == passed(TASKS[0], 2)
+        assert run.find_spooled(TASKS[1].task_id, 1) is None
+        run.clear_spool([(TASKS[0].task_id, 2)])
+        assert [path.name.split(".")[-2] for path in run.spool_path.iterdir()] == ["3"]
+        for name, age_s in (("dead.1.json.7.partial", 3600), ("writing.1.json.8.partial", 1)):
+            (run.spool_path / name).write_text("{")
+            os.utime(run.spool_path / name, (time.time() - age_s,) * 2)
+    run = store.resolve("latest")
+    run.acquire()
+    assert [path.name for path in run.spool_path.glob("*.partial")] == ["writing.1.json.8.partial"]
+
+
+def test_places_for_other_processes_do_not_depend_on_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store = Store("results")
+    assert store.bundles_path == tmp_path / "results" / "bundles"
+    assert a_run(store, TASKS).spool_path == tmp_path / "results" / "run-1" / "spool"
 
 
 def test_half_a_spooled_outcome_is_set_aside_and_named(store, caplog):

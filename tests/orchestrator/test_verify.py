@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.errors import ExitCode
-from orchestrator.record import PlannedTask
+from orchestrator.record import PlannedTask, RunState
 from orchestrator.store import Store
 from orchestrator.verify import AA, DERIVED, verify
 from tasks.merge import merge
@@ -25,7 +25,7 @@ def run(tmp_path):
     """A finished run: two passes, a crash, a skip."""
     plan = [*map(PlannedTask, TASKS[:3]), PlannedTask(TASKS[3], "excluded: too big")]
     run = Store(str(tmp_path)).create(a_record(), plan)
-    run.append([(TASKS[0], passed(TASKS[0], seed=1)), (TASKS[1], passed(TASKS[1], seed=2))])
+    run.append([(task, passed(task, seed=seed, on_device=True)) for seed, task in enumerate(TASKS[:2], start=1)])
     skipped = failed(TASKS[3], status=Status.SKIPPED, failure_class=FailureClass.EXCLUDED, error="excluded: too big")
     run.append([(TASKS[2], failed(TASKS[2])), (TASKS[3], skipped)])
     return run
@@ -58,6 +58,14 @@ def test_a_later_attempt_is_no_duplicate_and_the_same_one_is(run):
     assert rules(run) == {("row", TASKS[2].task_id)}
 
 
+def test_in_a_finished_run_no_row_is_left_beside_the_one_that_replaced_it(run):
+    run.append([(TASKS[2], passed(TASKS[2], attempt=2))])
+    run.set_state(RunState.FINISHED, 3)
+    assert rules(run) == {("row", TASKS[2].task_id)}
+    run.compact()
+    assert verify(run) == []
+
+
 def test_missing_and_unplanned_rows_are_found(tmp_path):
     run = Store(str(tmp_path)).create(a_record(), [PlannedTask(task) for task in TASKS[:2]])
     run.append([(TASKS[0], failed(TASKS[0])), (TASKS[3], failed(TASKS[3]))])
@@ -69,11 +77,40 @@ def test_missing_and_unplanned_rows_are_found(tmp_path):
 
 @pytest.mark.parametrize("column", [column for column in DERIVED if column not in AA])
 def test_every_published_number_is_derived_again_to_the_last_bit(run, column):
-    nudged = {"pairs": lambda value: value + 1, "process_speedups": lambda values: [value * (1 + 2**-52) for value in values]}
+    nudged = {
+        "pairs": lambda value: value + 1,
+        "process_speedups": lambda values: [value * (1 + 2**-52) for value in values],
+        "launch_bound": lambda value: not value,
+    }
     rewrite(run, "tasks", column, nudged.get(column, lambda value: value * (1 + 2**-52)))
     found = verify(run)
     assert {violation.subject for violation in found if violation.rule == "samples"} == {task.task_id for task in TASKS[:2]}
     assert all(column in violation.message for violation in found if violation.rule == "samples")
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("process_speedups", []), ("eager_device_ms", None), ("launch_bound", None), ("speedup_low", None)]
+)
+def test_a_number_that_is_taken_away_is_found(run, column, value):
+    rewrite(run, "tasks", column, lambda _: value)
+    assert ("samples", TASKS[0].task_id) in rules(run)
+
+
+@pytest.mark.parametrize(("pairs", "sound"), [(3, True), (6, True), (7, False)])
+def test_too_few_pairs_for_an_interval_are_no_violation(tmp_path, pairs, sound):
+    run = Store(str(tmp_path)).create(a_record(), [PlannedTask(TASKS[0])])
+    run.append([(TASKS[0], passed(TASKS[0], pairs=pairs))])
+    assert verify(run) == []
+    for column in ("speedup_low", "speedup_high"):
+        rewrite(run, "tasks", column, lambda _: None)
+    assert (verify(run) == []) is sound
+    rewrite(run, "tasks", "speedup_low", lambda _: 0.5)
+    assert ("speedup", TASKS[0].task_id) in rules(run)
+
+
+def test_a_run_of_arms_against_themselves_from_before_their_device_times_were_told_apart_is_sound(aa_run):
+    rewrite(aa_run, "samples", "phase", lambda phase: "device" if phase.endswith("_device") else phase)
+    assert verify(aa_run) == []
 
 
 @pytest.fixture
@@ -90,7 +127,7 @@ def test_a_run_of_arms_against_themselves_is_sound_without_a_speedup(aa_run):
     assert (row["speedup"], row["aa"]) == (None, True)
 
 
-@pytest.mark.parametrize("column", [*AA, "eager_ms", "compiled_ms"])
+@pytest.mark.parametrize("column", [*AA, "eager_ms", "compiled_ms", "eager_device_ms", "compiled_device_ms"])
 def test_every_number_of_an_arm_against_itself_is_derived_again(aa_run, column):
     rewrite(aa_run, "tasks", column, lambda value: value * (1 + 2**-52))
     assert rules(aa_run) == {("samples", TASKS[0].task_id)}

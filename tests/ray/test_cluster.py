@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import time
 
 import psutil
 import pytest
+import ray.exceptions as raised
 
-from orchestrator.cluster import RayCluster
+from orchestrator.cluster import RayCluster, _classify
 from orchestrator.errors import InfrastructureError
 from orchestrator.events import Ended, Lost, PhaseStarted, Started
 from tasks.probe import NodeProbe, code_version
@@ -105,6 +107,31 @@ def test_the_death_of_a_supervisor_is_a_lost_worker(cluster):
     os.kill(supervisor.pid, signal.SIGKILL)
     lost = events_until(cluster, Lost)[-1]
     assert lost.failure_class is FailureClass.WORKER_LOST
+
+
+def test_a_mistake_on_the_node_is_no_death_of_it(cluster):
+    broken = dataclasses.replace(toy("pass"), deadlines="not what a task has there")
+    launch(cluster, broken)
+    lost = events_until(cluster, Lost)[-1]
+    assert lost.failure_class is FailureClass.INTERNAL
+    assert "deadlines" in lost.error
+
+
+@pytest.mark.parametrize(
+    ("error", "failure_class"),
+    [
+        (raised.OutOfMemoryError("killed"), FailureClass.HOST_OOM),
+        (raised.ObjectStoreFullError("no room"), FailureClass.DISK_FULL),
+        (raised.OutOfDiskError("no room"), FailureClass.DISK_FULL),
+        (raised.RayTaskError("f", "Traceback", raised.ObjectStoreFullError("no room")).as_instanceof_cause(), FailureClass.DISK_FULL),
+        (raised.NodeDiedError("gone"), FailureClass.NODE_LOST),
+        (raised.WorkerCrashedError(), FailureClass.WORKER_LOST),
+        (raised.TaskUnschedulableError("no such node"), FailureClass.UNSCHEDULED),
+        (raised.RayTaskError("f", "Traceback", ValueError("bug")).as_instanceof_cause(), FailureClass.INTERNAL),
+    ],
+)
+def test_rays_failures_have_causes_of_their_own(error, failure_class):
+    assert _classify(error)[0] is failure_class
 
 
 def test_every_node_says_what_it_has(cluster):

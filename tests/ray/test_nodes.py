@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import re
 import threading
 import time
+import urllib.request
 
 import pytest
+import ray
 from ray.cluster_utils import Cluster
 from rich.console import Console
 
@@ -17,7 +20,12 @@ from orchestrator.journal import read_standing, read_story
 from orchestrator.store import Store
 
 WAIT_S = 90.0
-FAST_HEALTH_CHECKS = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
+FAST_HEALTH_CHECKS = {
+    "metrics_report_interval_ms": 1000,
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 500,
+    "health_check_failure_threshold": 4,
+}
 
 
 @pytest.fixture
@@ -27,9 +35,9 @@ def cluster():
     cluster.shutdown()
 
 
-def manifest(tmp_path, *models):
+def manifest(tmp_path, *models, labels="{}"):
     path = tmp_path / "nodes.yaml"
-    head = "schema_version: 1\nname: nodes\nmatrix: {dtype: [float32]}\nexecution: {num_cpus: 1}\nsuites:\n  toy:\n"
+    head = f"schema_version: 1\nname: nodes\nmatrix: {{dtype: [float32]}}\nexecution: {{num_cpus: 1, labels: {labels}}}\nsuites:\n  toy:\n"
     path.write_text(head + "".join(f"    - {model}\n" for model in models))
     return path
 
@@ -79,3 +87,28 @@ def test_a_node_that_is_removed_is_noticed_and_its_task_runs_elsewhere(cluster, 
     assert len(moved) == 1
     assert moved[0]["node"] != name
     assert any("node" in entry["what"] and entry["state"] == "retrying" for entry in read_story(store.files, moved[0]["task_id"]))
+
+
+def scraped(nodes):
+    """What a monitoring system would read from all of ``nodes``."""
+    pages = []
+    for node in nodes:
+        with urllib.request.urlopen(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", timeout=10) as page:
+            pages.append(page.read().decode())
+    return "".join(pages)
+
+
+@pytest.mark.slow
+def test_labels_choose_the_nodes_and_a_monitoring_system_sees_the_run(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    chosen = cluster.add_node(num_cpus=1, labels={"pool": "nightly"})
+    cluster.wait_for_nodes()
+    path = manifest(tmp_path, *[f"{{name: slow_pass.{i}, options: {{seconds: 6}}}}" for i in range(3)], labels="{pool: nightly}")
+    runner = Runner(cluster.address, path, tmp_path / "out")
+    runner.start()
+    wait_for(lambda: standing(tmp_path / "out"))
+    running = re.compile(r'^ray_sweep_tasks{(?=.*run="r")(?=.*what="running").*} 1\.0$', re.MULTILINE)
+    wait_for(lambda: running.search(page := scraped(ray.nodes())) and "ray_sweep_device_idle_seconds" in page)
+    runner.join(WAIT_S)
+    assert runner.code is ExitCode.PASSED, runner.seen.getvalue()
+    assert {row["node"].partition(":")[2] for row in Store(str(tmp_path / "out")).resolve("r").rows().to_pylist()} == {chosen.node_id[:8]}

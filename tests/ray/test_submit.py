@@ -1,4 +1,4 @@
-"""Submitting to a real cluster of two nodes that asks for a token: what a node, a client and a stop in the middle do to a run."""
+"""Submitting to a real cluster, a head and two nodes that ask for a token: what a node, a client and a stop in the middle do to a run."""
 
 from __future__ import annotations
 
@@ -16,15 +16,20 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
+from orchestrator import kuberay
 from orchestrator.errors import ExitCode, HeadError
 from orchestrator.jobs import Head, Token
+from orchestrator.journal import read_standing
+from orchestrator.manifest import load_manifest
+from orchestrator.plan import plan_tasks
 from orchestrator.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SECRET = "0123456789abcdef" * 2
-WAIT_S = 120.0
+WAIT_S = 240.0
 TOY = Path(__file__).parent.parent.parent / "manifests" / "toy.yaml"
 HEALTH = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 6}
 
@@ -64,13 +69,14 @@ class RealCluster:
             f"--system-config={json.dumps(HEALTH)}",
         )  # fmt: skip
         self.head = Head(self.address, Token(SECRET, "the test"))
-        self.wait_for_nodes(1)
+        wait_for(self.node_ids)
 
     def join(self):
-        before = self.alive()
+        """A node more, and Ray's id of it."""
+        before = self.node_ids()
         node = self.start(f"--address=127.0.0.1:{self._port}")
-        self.wait_for_nodes(before + 1)
-        return node
+        [node_id] = wait_for(lambda: self.node_ids() - before)
+        return node, node_id
 
     def start(self, *arguments):
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1", "--object-store-memory=100000000"]
@@ -81,14 +87,11 @@ class RealCluster:
         self._started.append(node)
         return node
 
-    def alive(self):
+    def node_ids(self):
         try:
-            return sum(node["state"] == "ALIVE" for node in self.head.nodes())
+            return {node["node_id"] for node in self.head.nodes() if node["state"] == "ALIVE"}
         except HeadError:
-            return 0
-
-    def wait_for_nodes(self, count):
-        wait_for(lambda: self.alive() == count)
+            return set()
 
     def kill(self, node):
         tree = [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]
@@ -111,6 +114,7 @@ def cluster(tmp_path_factory):
     cluster = RealCluster(tmp_path_factory.mktemp("home"))
     try:
         cluster.join()
+        cluster.doomed = cluster.join()
         yield cluster
     finally:
         cluster.close()
@@ -130,7 +134,7 @@ def sweep(cluster, *arguments, **env):
 
 def rows(results, run):
     store = Store(str(results))
-    return store.resolve(run).rows(("task_id", "status", "attempt")).to_pylist() if store.runs() else []
+    return store.resolve(run).rows(("task_id", "status", "attempt", "node")).to_pylist() if store.runs() else []
 
 
 def slow_manifest(tmp_path, count=12, seconds=5):
@@ -152,31 +156,55 @@ def test_without_the_token_nothing_is_sent_and_the_message_says_what_to_set(clus
     assert cluster.head.jobs() == []
 
 
+def toys_and_slow_ones(tmp_path):
+    """The toy manifest, and tasks that last long enough to be seen at work. The number of its tasks."""
+    path = tmp_path / "toys.yaml"
+    slow = "{name: slow_pass.%d, options: {seconds: 15}, deadlines: {compile_s: 90, task_s: 180}}"
+    path.write_text(TOY.read_text().replace("    - pass.1\n", "".join(f"    - {line}\n" for line in ("pass.1", slow % 1, slow % 2))))
+    return path, len(plan_tasks(load_manifest(path), "cpu").tasks)
+
+
+def at_work_on(results, run, node_id):
+    """A slow task that the driver has seen on the node a moment ago."""
+    active = (
+        read_standing(Store(str(results)).resolve(run).files).get("active", ()) if results.exists() and Store(str(results)).runs() else ()
+    )
+    tasks = [task["task_id"] for task in active if task["node"] and task["node"].endswith(node_id[:8]) and "slow_pass." in task["task_id"]]
+    return tasks[0] if tasks else None
+
+
 def test_a_run_outlives_a_node_and_whoever_submitted_it(cluster, tmp_path):
     results = tmp_path / "results"
-    arguments = ("submit", str(TOY), "--address", cluster.address, "--results", str(results), "--run-id", "toys", "--wait")
+    manifest, planned = toys_and_slow_ones(tmp_path)
+    arguments = ("submit", str(manifest), "--address", cluster.address, "--results", str(results), "--run-id", "toys", "--wait")
     client = start(cluster, *arguments)
-    doomed = cluster._started[1]
-    wait_for(lambda: client.poll() is None and len(rows(results, "toys")) >= 8)
+    node, node_id = cluster.doomed
+    lost = wait_for(lambda: client.poll() is None and at_work_on(results, "toys", node_id))
+    cluster.kill(node)
     client.kill()
     first = client.communicate()
-    cluster.kill(doomed)
     code, out, said = sweep(cluster, *arguments)
     assert code == ExitCode.SOME_FAILED, said
     assert out == "sweep-toys\n"
     assert "is there already, as sweep-toys: running" in said
-    assert "52/52" in said
+    assert f"{planned}/{planned}" in said
     stored = rows(results, "toys")
-    assert len(stored) == len({row["task_id"] for row in stored}) == 52
+    assert len(stored) == len({row["task_id"] for row in stored}) == planned
     assert "infra_error" not in {row["status"] for row in stored}
+    [again] = [row for row in stored if row["task_id"] == lost]
+    assert (again["status"], again["attempt"]) == ("pass", 2)
+    assert not again["node"].endswith(node_id[:8])
     assert [job.submission_id for job in cluster.head.jobs()] == ["sweep-toys"]
     assert [path.name for path in results.iterdir()] == ["toys"]
     code, listed, _ = sweep(cluster, "list", "--results", str(results), "--address", cluster.address, "--json")
     assert [(run["run_id"], run["exit_code"]) for run in json.loads(listed)["runs"]] == [("toys", 3)]
-    code, seen, _ = sweep(cluster, "status", "toys", "--results", str(results), "--address", cluster.address)
+    code, seen, _ = sweep(cluster, "status", "latest", "--results", str(tmp_path / "elsewhere"), "--address", cluster.address)
     assert code == 0
-    assert re.search(r"job sweep-toys: failed, exit status 3; 1 nodes \(1 gone\)", seen)
-    for text in (*first, out, said, listed, seen, cluster.head.logs("sweep-toys")):
+    assert re.search(r"toys: not in the results store.*\n.*job sweep-toys: failed, exit status 3; 2 nodes \(1 gone\)", seen)
+    code, log, said_log = sweep(cluster, "logs", "fail_run/amp", "--run", "toys", "--address", cluster.address)
+    assert code == 0, said_log
+    assert "toy/fail_run/amp/training/inductor: fail_run" in log
+    for text in (*first, out, said, listed, seen, log, cluster.head.logs("sweep-toys")):
         assert SECRET not in text
     assert [path for path in results.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()] == []
     cluster.join()
@@ -205,16 +233,17 @@ def test_a_stop_drains_and_a_new_job_goes_on(cluster, tmp_path, through):
     assert all(row in done for row in kept)
 
 
-def test_a_forced_stop_takes_back_what_runs(cluster, tmp_path):
+def test_the_second_stop_takes_back_what_runs(cluster, tmp_path):
     results = tmp_path / "results"
     manifest = slow_manifest(tmp_path, 2, 100)
-    submit = ("submit", str(manifest), "--address", cluster.address, "--results", str(results), "--run-id", "forced")
+    submit = ("submit", str(manifest), "--address", cluster.address, "--results", str(results), "--run-id", "twice")
     assert sweep(cluster, *submit)[0] == 0
     wait_for(lambda: results.exists() and Store(str(results)).runs())
-    assert "to stop at once" in sweep(cluster, "stop", "forced", "--address", cluster.address, "--force")[1]
+    assert "to launch nothing more" in sweep(cluster, "stop", "twi", "--address", cluster.address)[1]
+    assert "to stop at once" in sweep(cluster, "stop", "latest", "--address", cluster.address)[1]
     assert sweep(cluster, *submit, "--wait")[0] == ExitCode.INTERRUPTED
-    assert rows(results, "forced") == []
-    assert "nothing to stop" in sweep(cluster, "stop", "forced", "--address", cluster.address)[1]
+    assert rows(results, "twice") == []
+    assert "nothing to stop" in sweep(cluster, "stop", "twice", "--address", cluster.address)[1]
 
 
 def test_a_driver_that_is_killed_is_no_success(cluster, tmp_path):
@@ -224,3 +253,43 @@ def test_a_driver_that_is_killed_is_no_success(cluster, tmp_path):
     owner = wait_for(lambda: Store(str(results)).resolve("killed").holder() if results.exists() and Store(str(results)).runs() else None)
     os.kill(owner.pid, signal.SIGKILL)
     assert sweep(cluster, *submit, "--wait")[0] == ExitCode.INFRASTRUCTURE
+
+
+def inline_manifest(tmp_path, models, extra=""):
+    path = tmp_path / "inline.yaml"
+    head = "schema_version: 1\nname: inline\nmatrix: {dtype: [float32]}\nexecution: {num_cpus: 1, device: cpu, isolation: inline}\n"
+    path.write_text(f"{head}suites: {{toy: [{models}]}}\n{extra}")
+    return path
+
+
+def test_one_submission_runs_in_each_environment_and_the_runs_compare(cluster, tmp_path):
+    results = tmp_path / "results"
+    manifest = inline_manifest(tmp_path, "pass", "environments: {old: {env_vars: {WHICH: old}}, new: {env_vars: {WHICH: new}}}\n")
+    submit = ("submit", str(manifest), "--address", cluster.address, "--results", str(results), "--run-id", "both", "--wait")
+    code, out, said = sweep(cluster, *submit)
+    assert code == ExitCode.PASSED, said
+    assert out == "sweep-both-old\nsweep-both-new\n"
+    for name in ("old", "new"):
+        assert cluster.head.job(f"sweep-both-{name}").runtime_env["env_vars"]["WHICH"] == name
+        assert Store(str(results)).resolve(f"both-{name}").record.environment == name
+    [compare] = re.findall(r"sweep (compare .*)", said)
+    code, compared, said = sweep(cluster, *compare.split())
+    assert code == 0, said
+    assert "toy" in compared
+
+
+def test_the_entrypoint_of_a_rayjob_runs_and_resumes(cluster, tmp_path):
+    """As a job, as KubeRay passes it on; what another try would not change is no failure."""
+    manifest = inline_manifest(tmp_path, "pass, fail_accuracy")
+    text = kuberay.rayjob(load_manifest(manifest), f"file://{tmp_path}/results", "k")
+    [entrypoint] = [document["spec"]["entrypoint"] for document in yaml.safe_load_all(text) if document["kind"] == "RayJob"]
+    parts = []
+    for number in (1, 2):
+        env = {"env_vars": {"PYTHONPATH": str(TOY.parent.parent)}}
+        job = {"entrypoint": entrypoint.replace("/sweep/", f"{tmp_path}/"), "submission_id": f"k{number}", "runtime_env": env}
+        cluster.head.post("/api/jobs/", job)
+        ended = wait_for(lambda name=f"k{number}": (job := cluster.head.job(name)).over and job)
+        assert ended.status == "SUCCEEDED", cluster.head.logs(f"k{number}")
+        assert Store(f"{tmp_path}/results").resolve("k").record.exit_code == ExitCode.SOME_FAILED
+        parts.append(sorted(path.name for path in (tmp_path / "results" / "k" / "tasks").iterdir()))
+    assert parts[0] == parts[1]

@@ -64,6 +64,39 @@ def shaken(request):
     return benchmark(Shaken(), (torch.randn(16, 8),), squares, request.training)
 
 
+class Wavering(nn.Module):
+    """Draws random numbers that move its gradient and not its result."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, inputs):
+        outputs = self.layer(inputs)
+        noise = outputs * torch.randn_like(outputs)
+        return outputs + noise - noise.detach()
+
+
+def wavering(request):
+    return benchmark(Wavering(), (torch.randn(16, 8),), squares, request.training)
+
+
+class Rooted(nn.Module):
+    """Its loss is a number, and its gradient is not: the square root has none at zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, inputs):
+        outputs = self.layer(inputs)
+        return outputs + torch.sqrt((outputs * 0).abs())
+
+
+def rooted(request):
+    return benchmark(Rooted(), (torch.randn(16, 8),), squares, request.training)
+
+
 class Counting(nn.Module):
     """Compiles anew at every call: it depends on a number that changes."""
 
@@ -79,6 +112,33 @@ class Counting(nn.Module):
 
 def counting(request):
     return benchmark(Counting(), (torch.randn(16, 8),), squares, request.training)
+
+
+class Breaking(nn.Module):
+    """Breaks the graph inside of a loop, where it cannot be resumed."""
+
+    def __init__(self, *, whole):
+        super().__init__()
+        self.layer, self.whole = nn.Linear(8, 8), whole
+
+    def forward(self, inputs):
+        if self.whole:
+            return self.broken(inputs)
+        return torch.relu(self.broken(self.layer(inputs) + 1))
+
+    def broken(self, values):
+        for _ in range(2):
+            torch._dynamo.graph_break()
+            values = values + 1
+        return values
+
+
+def breaking(request):
+    return benchmark(Breaking(whole=True), (torch.randn(16, 8),), squares, request.training)
+
+
+def partly_breaking(request):
+    return benchmark(Breaking(whole=False), (torch.randn(16, 8),), squares, request.training)
 
 
 class Failing(nn.Module):

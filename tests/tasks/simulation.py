@@ -92,6 +92,9 @@ class Clockwork:
     def contaminated(self) -> str | None:
         return None
 
+    def event_ms(self, step) -> float | None:
+        return None
+
     def device_ms(self, step) -> float | None:
         return None
 

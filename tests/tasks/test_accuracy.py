@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tasks import accuracy, comparison, references, step
+from tasks import accuracy, comparison, judgement, references, step
 from tasks.accuracy import check, rule_for, tolerance_for
 from tasks.comparison import Errors, Rule, compare_plain, compare_tensors, errors_of, leaves, rms
+from tasks.judgement import Randomness, draws_others, identical, movement, randomness_of
 from tasks.spec import Accuracy, PrecisionSpec
 from tests.tasks import models
 
@@ -121,6 +122,14 @@ class TestTensors:
         compiled[:11] = 1
         assert not compare(eager, compiled).passes
         assert "11 of 10000" in compare(eager, compiled).reason
+
+    def test_a_wide_tolerance_does_not_let_more_of_them_differ(self):
+        eager, wide = torch.zeros(10_000).bool(), dataclasses.replace(RULE, tolerance=0.16)
+        compiled = eager.clone()
+        compiled[:10] = True
+        assert compare(eager, compiled, rule=wide).passes
+        compiled[:11] = True
+        assert not compare(eager, compiled, rule=wide).passes
 
     def test_a_single_integer_must_be_right(self):
         assert not compare(torch.tensor(3), torch.tensor(4)).passes
@@ -260,9 +269,9 @@ def workload(module=None, inputs=None, loss=models.squares, mode="training", dty
     return step.prepare(made, mode, PrecisionSpec(dtype), optimizer, CPU)
 
 
-def checked(work, compiled=None, iterations=2, rule=RULE):
+def checked(work, compiled=None, iterations=2, rule=RULE, **more):
     state = step.State(work, seed=0)
-    return check(work, compiled or work.step, state, iterations=iterations, rule=rule, device=CPU)
+    return check(work, compiled or work.step, state, iterations=iterations, rule=rule, device=CPU, **more)
 
 
 class NoDouble(nn.Linear):
@@ -366,6 +375,22 @@ class TestCheck:
         assert verdict.reason.startswith("2 of 6 values differ, most of all loss.0: error ")
         assert verdict.margin < 0
         assert verdict.compiled_rmse > verdict.eager_rmse
+
+    def test_a_finite_loss_is_no_verdict_on_gradients_that_are_not(self):
+        work = workload(models.Rooted())
+
+        def without_gradients():
+            return models.squares(work.module(*work.args)).detach()
+
+        for compiled in (work.step, without_gradients):
+            verdict = checked(work, compiled)
+            assert verdict.accuracy is Accuracy.SKIPPED
+            assert "no gradient holds a number" in verdict.reason
+
+    def test_what_is_left_out_is_counted(self):
+        work = workload(mode="inference", inputs=torch.tensor([[NAN] * 8, [1.0] * 8, [2.0] * 8]))
+        verdict = checked(work)
+        assert (verdict.accuracy, verdict.reason) == (Accuracy.PASS, "4 elements of 1 values are not finite, and were left out")
 
     def test_a_result_that_is_overwritten_by_the_next_step_is_copied_in_time(self):
         """As CUDA graphs do it."""
@@ -533,8 +558,90 @@ def test_rms_neither_overflows_nor_vanishes():
 
 def test_distances_are_relative():
     one, other = {"result": torch.tensor([2.0])}, {"result": torch.tensor([3.0])}
-    assert accuracy.distance(one, other) == 0.5
-    assert accuracy.distance(one, one) == 0.0
+    assert judgement.distance(one, other) == 0.5
+    assert judgement.distance(one, one) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ([NAN, 1], [NAN, 1], True),
+        ([NAN, 1], [0, 1], False),
+        ([0, 1], [NAN, 1], False),
+        ([INF, 1], [INF, 1], True),
+        ([INF, 1], [3.4028234663852886e38, 1], False),
+        ([-INF, 1], [INF, 1], False),
+        ([-0.0, 1], [0.0, 1], True),
+    ],
+)
+def test_what_is_identical(one, other, same):
+    assert identical({"value": torch.tensor(one)}, {"value": torch.tensor(other)}) is same
+
+
+class TestRandomNumbers:
+    def test_a_gradient_that_is_nothing_but_rounding_moves_nothing(self):
+        one, other = ({"output": torch.ones(1), "gradient.a": torch.ones(100), "gradient.b": 1e-9 * normal(9, seed=n)} for n in (1, 2))
+        assert movement(one, other) == (0.0, pytest.approx(0.0, abs=1e-8))
+        assert judgement.distance(one, other) > 0.1
+
+    def test_losses_and_outputs_count_one_by_one(self):
+        one = {"output[0]": torch.full((9,), 1e6), "output[1]": torch.ones(3), "gradient.a": torch.ones(3)}
+        assert movement(one, one | {"output[1]": torch.full((3,), 1.5)}) == (0.5, 0.0)
+        assert movement(one, one | {"gradient.a": torch.full((3,), 0.5)}) == (0.0, 0.5)
+
+    @pytest.mark.parametrize(
+        ("other_seed", "same_seed", "expected"),
+        [
+            ((0.0, 0.0), (0.0, 0.0), Randomness.NONE),
+            ((1e-3, 1e-3), (2e-4, 2e-4), Randomness.NONE),
+            ((1e-5, 1e-4), (0.0, 0.0), Randomness.NEGLIGIBLE),
+            ((1e-5, 1e-2), (0.0, 0.0), Randomness.DECISIVE),
+            ((1e-2, 0.0), (1e-4, 0.0), Randomness.DECISIVE),
+            ((0.5, 1e-4), (0.5, 1e-6), Randomness.NEGLIGIBLE),
+        ],
+    )
+    def test_what_they_do(self, other_seed, same_seed, expected):
+        assert randomness_of(other_seed, same_seed, tolerance=1e-3) is expected
+
+    @pytest.mark.parametrize(
+        ("loss", "gradient", "expected"), [(1.003, 1.0, False), (1.005, 1.0, True), (1.0, 1.003, False), (1.0, 1.1, True)]
+    )
+    def test_a_reference_that_is_too_far_away_is_another_sample(self, loss, gradient, expected):
+        eager = {"loss.0": torch.ones(1), "gradient.a": torch.ones(9)}
+        truth = {"loss.0": torch.full((1,), loss), "gradient.a": torch.full((9,), gradient)}
+        assert draws_others(eager, truth, RULE) is expected
+
+    @pytest.mark.parametrize(("dtype", "instead"), [("float32", "none"), ("amp", "float32")])
+    @pytest.mark.parametrize("mode", ["training", "inference"])
+    def test_such_a_reference_is_passed_over(self, mode, dtype, instead):
+        work = workload(models.Noisy(), inputs=torch.randn(64, 8), mode=mode, dtype=dtype)
+        verdict = checked(work, random=Randomness.DECISIVE)
+        assert (verdict.accuracy, verdict.margin) == (Accuracy.PASS, 1.0)
+        assert verdict.reference == f"{instead} (float64: draws other random numbers than eager)"
+
+    @pytest.mark.parametrize("factor", [1.02, 1.1, 1.5, 0.5])
+    @pytest.mark.parametrize("what", ["loss", "gradient", "output"])
+    def test_faults_of_a_model_that_draws_are_found(self, what, factor):
+        """A float64 reference of another sample is so far away that it would let each of them pass."""
+        work = workload(models.Noisy(), inputs=torch.randn(64, 8), mode="inference" if what == "output" else "training")
+
+        def wrong():
+            result = work.step()
+            if what == "gradient":
+                work.module.layer.weight.grad.mul_(factor)
+            return result if what == "gradient" else result * factor
+
+        assert checked(work, wrong, random=Randomness.DECISIVE).accuracy is Accuracy.FAIL
+        assert checked(work, wrong).reference == "float64"
+
+    def test_a_reference_that_draws_the_same_is_kept(self):
+        """As a model does that draws in a dtype of its own."""
+
+        class SameForAll(nn.Linear):
+            def forward(self, inputs):
+                return super().forward(inputs + torch.randn(inputs.shape, dtype=torch.float32).to(inputs.dtype))
+
+        assert checked(workload(SameForAll(8, 4)), random=Randomness.DECISIVE).reference == "float64"
 
 
 def test_ratios_have_a_ceiling():

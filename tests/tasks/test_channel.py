@@ -71,11 +71,35 @@ def test_the_device_is_given_back_when_the_block_raises(ends):
     assert receive(guardian, 2) == [{"lease": "acquire"}, {"lease": "release"}]
 
 
-def test_paused_seconds_are_answered(ends):
+def test_who_owns_the_device_knows(ends):
     channel, guardian, _ = ends
-    guardian.answer({"paused_s": 1.5})
-    assert channel.paused_s() == 1.5
-    assert receive(guardian, 1) == [{"ask": "paused_s"}]
+    guardian.grant(Grant())
+    assert not channel.owns
+    with channel.exclusive():
+        assert channel.owns
+    assert not channel.owns
+
+
+def test_the_running_clock_leaves_out_what_does_not_count(ends):
+    channel, guardian, _ = ends
+    for _ in range(2):
+        guardian.answer({"halted_s": 1.5})
+    assert channel.running_s(lambda: 10.0) == 8.5
+    assert receive(guardian, 2) == [{"ask": "halted_s"}] * 2
+
+
+@pytest.mark.parametrize(
+    ("halted_s", "now_s"),
+    [([0.0, 4.0, 4.0], [10.0, 14.0]), ([0.0, 0.0], [10.0]), ([0.0, 4.0, 7.0, 7.0], [10.0, 14.0, 17.0])],
+    ids=["a pause before the clock was read", "none", "two pauses"],
+)
+def test_a_pause_while_the_running_clock_is_read_is_not_half_counted(ends, halted_s, now_s):
+    channel, guardian, _ = ends
+    for answer in halted_s:
+        guardian.answer({"halted_s": answer})
+    times = iter(now_s)
+    assert channel.running_s(lambda: next(times)) == 10.0
+    assert len(receive(guardian, len(halted_s))) == len(halted_s)
 
 
 def test_a_worker_whose_guardian_is_gone_does_not_wait(ends):
@@ -91,7 +115,7 @@ def test_without_a_guardian_everything_is_granted(monkeypatch):
     channel.phase(Phase.TIME)
     with channel.exclusive() as grant:
         assert grant == Grant()
-    assert channel.paused_s() == 0.0
+    assert channel.running_s(lambda: 3.0) == 3.0
 
 
 def test_the_channel_is_not_handed_on_to_other_processes(monkeypatch):
@@ -128,7 +152,7 @@ def test_whatever_a_worker_writes_the_guardian_takes_and_then_hears_it_again(pie
 def test_a_worker_that_does_not_read_does_not_block_its_guardian(ends):
     _, guardian, _ = ends
     for _ in range(10_000):
-        guardian.answer({"paused_s": 0.0})
+        guardian.answer({"halted_s": 0.0})
 
 
 def test_answers_are_lines_of_json(ends):

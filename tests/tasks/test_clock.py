@@ -26,6 +26,18 @@ def test_a_phase_expires_and_so_does_the_task():
     assert clock.expired(12.0) == "the task took longer than its 12 s"
 
 
+def test_owned_seconds_are_counted_beside_the_phases():
+    clock = PhaseClock(DeadlineSpec(), 0.0)
+    for began in (1.0, 4.0):
+        clock.own(began)
+        clock.disown(began + 0.5)
+    clock.own(6.0)
+    assert clock.owned_s(6.25) == 1.25
+    clock.restart(7.0)
+    assert clock.owned_s(9.0) == 2.0
+    assert clock.phase_s(9.0) == {"start": 9.0}
+
+
 def test_halted_time_does_not_count_and_reasons_may_overlap():
     clock = PhaseClock(DeadlineSpec(start_s=5), 0.0)
     clock.halt(WAITING, 1.0)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tasks import compilation
+from tasks.channel import Channel
 from tasks.compilation import autotune_under, compile_step, compiler_activity, first_calls, report, stance
 from tasks.spec import CompileSpec
 from tasks.stepper import RecompiledError
@@ -18,7 +19,7 @@ EAGER = CompileSpec(backend="eager")
 def tidy():
     yield
     torch._dynamo.reset()
-    torch._dynamo.config.suppress_errors = False
+    torch._dynamo.config.suppress_errors = torch._dynamo.config.fail_on_recompile_limit_hit = False
     if "torch._inductor.config" in __import__("sys").modules:
         torch._inductor.config.fallback_random = False
 
@@ -75,13 +76,15 @@ class TestReport:
         compile_step(squared({"value": torch.ones(3)}), CompileSpec(backend=unable, suppress_errors=True))()
         assert report().fell_back
 
+    @pytest.mark.parametrize("may_fall_back", [True, False])
     @torch._dynamo.config.patch(recompile_limit=2)
-    def test_too_many_recompiles_are_a_fall_back_too(self):
+    def test_too_many_recompiles_are_a_fall_back_too_or_an_error(self, may_fall_back):
         state = {"value": torch.ones(3)}
-        compiled = compile_step(squared(state), EAGER)
-        for size in range(3, 9):
-            state["value"] = torch.ones(size)
-            compiled()
+        compiled = compile_step(squared(state), CompileSpec(backend="eager", suppress_errors=may_fall_back))
+        with contextlib.nullcontext() if may_fall_back else pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+            for size in range(3, 9):
+                state["value"] = torch.ones(size)
+                compiled()
         assert report().fell_back
 
     @pytest.mark.parametrize(
@@ -92,8 +95,8 @@ class TestReport:
 
 
 class TestFirstCalls:
-    def run(self, monkeypatch, calls, activity, cpu=None, paused=lambda: 0.0):
-        """Calls that take so many seconds, and what the compiler's counters say after each."""
+    def run(self, monkeypatch, calls, activity, cpu=None, halted=lambda: 0.0):
+        """Calls that take so many seconds, and what the compiler's counters say after each; ``halted``: seconds that do not count."""
         clock, states, taken = {"now": 0.0}, iter([0, *activity]), iter(calls)
         current = {"state": next(states)}
 
@@ -101,9 +104,8 @@ class TestFirstCalls:
             clock["now"] += next(taken)
             current["state"] = next(states)
 
-        monkeypatch.setattr(compilation.time, "perf_counter", lambda: clock["now"])
         monkeypatch.setattr(compilation, "compiler_activity", lambda: current["state"])
-        return first_calls(compiled, lambda: None, cpu or (lambda: None), paused)
+        return first_calls(compiled, lambda: None, cpu or (lambda: None), lambda: clock["now"] - halted())
 
     def test_compile_time_is_what_is_beyond_a_steady_step(self, monkeypatch):
         found = self.run(monkeypatch, [30.0, 0.5], [1, 1])
@@ -113,8 +115,8 @@ class TestFirstCalls:
         assert self.run(monkeypatch, [30.0, 8.0, 0.5], [1, 2, 2]).compile_s == 37.0
 
     def test_pauses_do_not(self, monkeypatch):
-        paused = iter([0.0, 10.0, 10.0, 10.0])
-        assert self.run(monkeypatch, [30.0, 0.5], [1, 1], paused=lambda: next(paused)).compile_s == 19.5
+        halted = iter([0.0, 10.0, 10.0, 10.0])
+        assert self.run(monkeypatch, [30.0, 0.5], [1, 1], halted=lambda: next(halted)).compile_s == 19.5
 
     def test_cpu_time_is_counted_likewise(self, monkeypatch):
         seconds = iter([1.0, 61.0, 61.0, 62.0])
@@ -141,6 +143,59 @@ class TestActivity:
             compiled()
             seen.append(compiler_activity())
         assert [one != other for one, other in itertools.pairwise(seen)] == [True, False, True]
+
+
+class FakeManager:
+    """What is read of Inductor's manager of CUDA graphs: each function is run once to warm up, then recorded, then replayed."""
+
+    def __init__(self):
+        self.warmed_up_functions, self.graph_counter, self.recorded = set(), itertools.count(0), set()
+
+    def run(self, function):
+        if function not in self.warmed_up_functions:
+            self.warmed_up_functions.add(function)
+        elif function not in self.recorded:
+            next(self.graph_counter)
+            self.recorded.add(function)
+
+
+class TestCudaGraphs:
+    def seen(self, manager, *functions):
+        states = [compilation.graphs_recorded(manager)]
+        for function in functions:
+            manager.run(function)
+            states.append(compilation.graphs_recorded(manager))
+        return [one != other for one, other in itertools.pairwise(states)]
+
+    def test_warming_up_and_recording_are_activity_and_replaying_is_not(self):
+        assert self.seen(FakeManager(), 1, 1, 1, 1, 2, 2, 2) == [True, True, False, False, True, True, False]
+
+    def test_a_manager_of_another_kind_tells_nothing(self):
+        assert compilation.graphs_recorded(object()) == compilation.graphs_recorded(object())
+        assert compilation.graphs_recorded(None) == ()
+
+    def test_inductors_own_manager_has_what_is_read(self):
+        """Were it renamed, recording would look like replaying."""
+        import inspect
+
+        from torch._inductor import cudagraph_trees
+
+        source = inspect.getsource(cudagraph_trees.CUDAGraphTreeManager.__init__)
+        assert "self.warmed_up_functions" in source
+        assert "self.graph_counter = itertools.count(" in source
+        assert list(inspect.signature(cudagraph_trees.get_manager).parameters) == ["device_index", "create_if_none_exists"]
+
+    @pytest.mark.parametrize("initialized", [True, False])
+    def test_they_are_part_of_the_compilers_activity(self, monkeypatch, initialized):
+        from torch._inductor import cudagraph_trees
+
+        manager = FakeManager()
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: initialized)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        monkeypatch.setattr(cudagraph_trees, "get_manager", lambda index, create_if_none_exists: manager)
+        before = compiler_activity()
+        manager.run(1)
+        assert (compiler_activity() != before) is initialized
 
 
 class TestStances:
@@ -228,6 +283,45 @@ class TestAutotuning:
             assert Benchmarker().benchmark_gpu("inside") == 1.0
         Benchmarker().benchmark_gpu("after")
         assert heard == ["acquire", "inside", "release", "after"]
+
+    def test_the_candidates_of_a_kernel_are_compared_in_one_go(self, monkeypatch):
+        from torch._inductor.runtime import benchmarking, triton_heuristics
+
+        owned = []
+
+        class ReentrantChannel(Channel):
+            def _send(self, message):
+                owned.append(message["lease"])
+
+        class Autotuner:
+            def autotune_to_one_config(self):
+                return [Benchmarker().benchmark_gpu() for _ in range(3)]
+
+        class Benchmarker(benchmarking.Benchmarker):
+            def benchmark_gpu(self):
+                owned.append("benchmark")
+
+        monkeypatch.setattr(triton_heuristics, "CachingAutotuner", Autotuner)
+        monkeypatch.setattr(benchmarking, "OursForTesting", Benchmarker, raising=False)
+        monkeypatch.delattr(benchmarking, "set_gpu_benchmark_lock_context", raising=False)
+        with autotune_under(ReentrantChannel(None).exclusive):
+            Autotuner().autotune_to_one_config()
+        assert owned == ["acquire", *["benchmark"] * 3, "release"]
+
+    def test_a_torch_without_that_method_is_left_alone(self, monkeypatch):
+        from torch._inductor.runtime import triton_heuristics
+
+        monkeypatch.setattr(triton_heuristics, "CachingAutotuner", type("Autotuner", (), {}))
+        with autotune_under(contextlib.nullcontext):
+            assert not hasattr(triton_heuristics.CachingAutotuner, "autotune_to_one_config")
+
+    def test_this_torch_has_that_method(self):
+        from torch._inductor.runtime import triton_heuristics
+
+        original = triton_heuristics.CachingAutotuner.autotune_to_one_config
+        with autotune_under(contextlib.nullcontext):
+            assert triton_heuristics.CachingAutotuner.autotune_to_one_config is not original
+        assert triton_heuristics.CachingAutotuner.autotune_to_one_config is original
 
     def test_it_is_undone_after_an_error(self):
         from torch._inductor.runtime import benchmarking

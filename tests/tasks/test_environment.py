@@ -12,6 +12,7 @@ import torch
 from tasks import environment, hardware
 from tasks.hardware import CudaMachine, HostMachine, read_host, share
 from tasks.nvml import GpuReading, Nvml
+from tasks.probe import cpu_model
 from tasks.spec import Measurement, decode, encode
 from tasks.stepper import Border
 
@@ -51,8 +52,8 @@ class TestOnce:
     def test_the_processors_name_comes_from_the_kernel(self, tmp_path):
         cpuinfo = tmp_path / "cpuinfo"
         cpuinfo.write_text("processor : 0\nmodel name\t: Fast One 3000\nmodel name\t: Other\n")
-        assert environment.cpu_model(cpuinfo) == "Fast One 3000"
-        assert environment.cpu_model(tmp_path / "none")
+        assert cpu_model(cpuinfo) == "Fast One 3000"
+        assert cpu_model(tmp_path / "none")
 
 
 def stat(path, pid, parent, *ticks):
@@ -149,6 +150,9 @@ class FakeGpu:
         self.readings = iter(readings)
         self.others = others
 
+    def sees_processes(self):
+        return bool(self.others)
+
     def read(self):
         return next(self.readings)
 
@@ -197,7 +201,13 @@ class TestCuda:
         machine = CudaMachine(torch.device("cuda"), None, proc(tmp_path))
         machine.mark()
         assert machine.fault() is None
-        assert not {name for name in machine.summary() if "gpu" in name or "clock" in name}
+        assert not {name for name in machine.summary() if "gpu" in name or "clock" in name} - {"gpu_others_visible"}
+        assert machine.summary()["gpu_others_visible"] is False
+
+    def test_a_gpu_that_was_busy_from_the_start_makes_the_row_contaminated(self, tmp_path):
+        busy = CudaMachine(torch.device("cuda"), None, proc(tmp_path), busy="the GPU was not idle")
+        assert busy.contaminated() == "the GPU was not idle"
+        assert CudaMachine(torch.device("cuda"), None, proc(tmp_path)).contaminated() is None
 
     def test_a_border_says_how_the_gpu_is_and_what_it_counted_since_the_last(self, tmp_path, seconds):
         marked, one, two = (
@@ -213,10 +223,15 @@ class TestCuda:
         assert (second.sm_clock_mhz, second.energy_mj, second.power_cap_ns, second.slowdown_ns, second.cpu_wait_s) == (1850, 5, 0, 0, 0.0)
         assert machine.fault() == "the GPU throttled: hardware thermal"  # over the pair, borders or not
 
-    def test_a_border_without_nvml_knows_the_host_alone(self, tmp_path):
+    def test_a_border_without_nvml_knows_the_host_and_the_clock(self, tmp_path, monkeypatch):
         machine = CudaMachine(torch.device("cuda"), None, proc(tmp_path))
+        monkeypatch.setattr(machine, "_spin_ms", lambda cycles: 0.3 + cycles / 1.5e6)
         machine.mark()
-        assert machine.border() == Border(cpu_pressure_s=0.0, cpu_steal_s=0.0, cpu_wait_s=0.0)
+        assert machine.border() == Border(sm_clock_mhz=pytest.approx(1500), cpu_pressure_s=0.0, cpu_steal_s=0.0, cpu_wait_s=0.0)
+
+    @pytest.mark.parametrize("others", [(), (77,)])
+    def test_the_row_says_whether_others_can_be_seen(self, tmp_path, others):
+        assert self.machine(tmp_path, others=others).summary()["gpu_others_visible"] is bool(others)
 
     def test_the_row_says_how_the_gpu_was(self, tmp_path, seconds):
         readings = [
@@ -313,13 +328,22 @@ class TestNvml:
         def entry(pid, busy, at_us):
             return types.SimpleNamespace(pid=pid, smUtil=busy, timeStamp=at_us)
 
-        def others(*entries):
-            return Nvml(FakeNvml(nvmlDeviceGetProcessUtilization=entries), "GPU-1", 42).others_busy(1000)
+        def others(*entries, listed=()):
+            running = [types.SimpleNamespace(pid=pid) for pid in listed]
+            nvml = FakeNvml(nvmlDeviceGetProcessUtilization=entries, nvmlDeviceGetComputeRunningProcesses=running)
+            return Nvml(nvml, "GPU-1", 42).others_busy(1000)
 
         assert others(entry(42, 90, 2000), entry(7, 30, 2000)) == (7,)
         assert others(entry(42, 90, 2000), entry(7, 0, 2000), entry(8, 50, 900)) == ()
         assert others(entry(7, 30, 2000)) == ()  # we are not on the list: the numbers are another namespace's
+        assert others(entry(7, 30, 2000), listed=(7, 8)) == ()
+        assert others(entry(7, 30, 2000), listed=(7, 8, 42)) == (7,)  # we are, and were idle; 8 is idle, too
         assert others() == ()
+
+    def test_it_may_not_see_processes_by_their_numbers(self):
+        entries = {pid: FakeNvml(nvmlDeviceGetComputeRunningProcesses=[types.SimpleNamespace(pid=pid)]) for pid in (42, 9)}
+        assert [Nvml(nvml, "GPU-1", 42).sees_processes() for nvml in entries.values()] == [True, False]
+        assert Nvml(FakeNvml(), "GPU-1", 42).sees_processes() is False
 
     def test_it_need_not_be_there(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "pynvml", None)
@@ -336,5 +360,4 @@ def _fails():
 
 
 def test_the_machine_fits_the_device():
-    assert type(hardware.machine_for(CPU, None)) is HostMachine
-    assert hardware.peak_mib(_fails, _fails, CPU) is None
+    assert type(hardware.machine_for(CPU, None, "a neighbour that does not stop")) is HostMachine

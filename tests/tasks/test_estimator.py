@@ -16,6 +16,7 @@ from tasks.estimator import (
     critical_rank_sum,
     estimate,
     estimate_pairs,
+    lopsided,
     pairs_from,
     signed_rank_interval,
     summarise,
@@ -250,10 +251,22 @@ def test_the_interval_covers_at_its_rate():
     assert 0.96 <= np.mean((low <= 0) & (high >= 0)) <= 0.985
 
 
-def test_autocorrelation_is_measured():
-    slow = np.cumsum(np.random.default_rng(4).normal(size=40)) / 100 + 1
-    rows = [row for number, factor in enumerate(slow) for row in pair(number, [int(1e6 * factor)], [10**6])]
-    assert summarise(samples_of(*rows)).autocorrelation > 0.5
+def test_an_excess_of_one_arms_mean_is_told_from_chance():
+    rng = np.random.default_rng(4)
+
+    def excess(spikes_of_eager, spikes_of_compiled):
+        rows = []
+        for number in range(20):
+            times = [
+                rng.lognormal(0, 0.01, 5) * np.where(rng.random(5) < share, 1.4, 1.0) for share in (spikes_of_eager, spikes_of_compiled)
+            ]
+            rows += pair(number, *([int(1e6 * time) for time in part] for part in times))
+        return lopsided(samples_of(*rows))
+
+    assert excess(0.25, 0.0) == pytest.approx(0.25 * np.log(1.4), abs=0.05)
+    assert excess(0.0, 0.25) == pytest.approx(-0.25 * np.log(1.4), abs=0.05)
+    assert [excess(0.25, 0.25), excess(0.0, 0.0)].count(None) >= 1
+    assert lopsided(samples_of(*pair(0, [10**6], [10**6]))) is None
 
 
 def test_a_trend_is_found_and_measured():

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import re
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,8 +14,8 @@ import pytest
 from tasks import lease
 from tasks.channel import Grant
 from tasks.lease import Lease
-from tasks.spec import Phase, ResourceSpec, Status
-from tasks.supervisor import PhaseStarted, device_of, supervise
+from tasks.spec import Phase, Status
+from tasks.supervisor import PhaseStarted, supervise
 from tests.tasks.processes_fixtures import attempt, toy
 
 
@@ -68,6 +70,8 @@ def test_neighbours_stand_still_while_one_times_and_are_not_charged_for_it(node_
     assert not [at for at in ticks(compiled) for began, ended, _ in times if began < at < ended]
     stood_still_s = sum(ended - began for began, ended, _ in times if ticks(compiled)[0] < began and ended < ticks(compiled)[-1])
     assert compiled.paused_s >= stood_still_s > 0
+    assert sum(ended - began for began, ended, _ in times) <= timed.owned_s <= timed.phase_s["time"]
+    assert compiled.owned_s < 0.5
     counted_s = sum(compiled.phase_s.values())
     assert compiled.ended - compiled.started > counted_s + compiled.paused_s
     took_s = ticks(compiled)[-1] - ticks(compiled)[0]
@@ -146,12 +150,6 @@ def test_other_devices_are_no_concern(make):
     assert [call.neighbours for call in (*one_tree.calls, *two_tree.calls)] == [0, 0]
 
 
-def test_a_device_is_the_gpus_that_an_attempt_was_given_or_the_cpu():
-    cuda = ResourceSpec(device="cuda", num_gpus=0.5)
-    assert device_of(toy("pass", resources=cuda), attempt(gpu_ids=("3",))) == "3"
-    assert device_of(toy("pass"), attempt(gpu_ids=("3",))) == "cpu"
-
-
 def test_nobody_joins_while_another_owns(make):
     (one, one_tree), (two, _) = make(), make()
     assert one.try_join()
@@ -170,6 +168,36 @@ def test_an_owner_that_leaves_or_dies_gives_way(make):
     attend(two, one, until=lambda: one_tree.calls)
     one.leave()
     attend(two, until=lambda: two_tree.calls == ["pause", "resume"])
+
+
+@pytest.mark.parametrize("waits_to", ["resume", "time"])
+def test_who_leaves_while_it_waits_touches_nothing_that_is_opened_afterwards(make, monkeypatch, waits_to):
+    (one, one_tree), (two, two_tree) = make(), make()
+    flock, locked = fcntl.flock, set()
+    monkeypatch.setattr(lease.fcntl, "flock", lambda number, kind: locked.add((threading.get_ident(), number)) or flock(number, kind))
+    assert one.try_join()
+    assert two.try_join()
+    one.acquire()
+    if waits_to == "time":
+        two.acquire()
+    attend(two, one, until=lambda: one_tree.calls)
+    assert two_tree.calls == ["pause"]
+    waiting = next(thread for thread in threading.enumerate() if thread.name.endswith("(_wait)"))
+    numbers = {two._queue, two._turn}
+    two.leave()
+    (next_one, _) = make("another device")
+    assert {next_one._queue, next_one._turn} & numbers  # the next process of the task has these numbers now
+    assert next_one.try_join()
+    one.release()
+    waiting.join(10)
+    assert not waiting.is_alive()
+    assert not numbers & {number for thread, number in locked if thread == waiting.ident}
+    (beside, _) = make("another device")
+    assert beside.try_join()  # nobody holds its queue
+    (last, last_tree) = make()
+    assert last.try_join()
+    last.acquire()
+    attend(one, last, until=lambda: last_tree.calls)  # nor does who has left hold anything of the device
 
 
 def test_who_waits_in_the_queue_makes_way_and_is_resumed_before_it_owns(make):

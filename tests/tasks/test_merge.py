@@ -6,7 +6,7 @@ import pytest
 
 from tasks.estimator import summarise
 from tasks.merge import merge
-from tasks.spec import FailureClass, Measurement, Phase, Status, WorkerResult
+from tasks.spec import FailureClass, Measurement, Phase, Samples, Status, WorkerResult
 from tests.orchestrator.stored import some_samples
 
 
@@ -60,10 +60,22 @@ def test_the_machine_is_described_by_its_extremes():
     }
 
 
-def test_launch_bound_is_told_from_the_merged_times():
-    parts = [result(eager_device_ms=device_ms, launch_bound=True) for device_ms in (1.0, 1.49, 1.5)]
-    assert merge(parts).measurement.launch_bound is False
+def test_device_time_is_the_median_of_the_processes_and_tells_what_is_launch_bound():
+    parts = [with_device_times(result(), device_ms) for device_ms in (1.0, 1.49, 1.5)]
+    found = merge(parts).measurement
+    assert (found.eager_device_ms, found.compiled_device_ms, found.launch_bound) == (1.49, None, False)
     assert merge(parts[:1] * 2).measurement.launch_bound is True
+
+
+def with_device_times(one, *times_ms):
+    """``one`` with so many samples of the device's own time of an eager iteration."""
+    columns = {field.name: list(getattr(one.samples, field.name)) for field in fields(one.samples)}
+    for time_ms in times_ms:
+        for name, column in columns.items():
+            column.append(
+                {"phase": "device", "pair": -1, "block": -1, "order": -1, "arm": "eager", "device_ms": time_ms}.get(name, column[0])
+            )
+    return replace(one, samples=Samples(**{name: tuple(column) for name, column in columns.items()}))
 
 
 def test_a_process_without_a_measurement_is_a_bug():

@@ -53,7 +53,7 @@ MODELS: dict[str, Entry] = {
     "squeezenet1_1": Entry("torchvision_models:build_classifier", 32, 16),
     "Super_SloMo": Entry("slomo:build_super_slomo", 6, 6),
     "tacotron2": Entry("tacotron:build_tacotron2", 64, 64),
-    "timm_efficientdet": Entry("timm_models:build_timm_efficientdet", 1, 128),
+    "timm_efficientdet": Entry("timm_models:build_timm_efficientdet", 1, 32),
     "timm_efficientnet": Entry("timm_models:build_classifier", 32, 64),
     "timm_nfnet": Entry("timm_models:build_classifier", 128, 128),
     "timm_regnet": Entry("timm_models:build_classifier", 32, 32),
@@ -80,3 +80,18 @@ EXTRA: dict[str, Entry] = {
     "pyhpc_turbulent_kinetic_energy": Entry("scientific:build_pyhpc_turbulent_kinetic_energy", 1_048_576, 1_048_576),
     "resnet50_quantized_qat": Entry("torchvision_models:build_quantized_classifier", 32, 32),
 }
+
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "grammar:build_pytorch_struct": ("seq_len",),
+    "recommendation:build_dlrm": ("table_rows",),
+    "speaker:build_tts_angular": ("frames",),
+    "tacotron:build_tacotron2": ("mel_frames",),
+    "torchvision_models:build_classifier": ("image_size",),
+    "torchvision_models:build_vision_maskrcnn": ("min_size", "max_size", "rpn_post_nms_top_n_test"),
+    "transformers_models:build_language_model": ("seq_len",),
+    "unet:build_pytorch_unet": ("height", "width"),
+}
+"""What the builders that take options take; all are positive integers."""
+
+CONFIGURED_BUILDERS = frozenset({"transformers_models:build_language_model"})
+"""Builders that also take any scalar of their configuration."""

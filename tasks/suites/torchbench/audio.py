@@ -163,9 +163,7 @@ def build_demucs(request: BuildRequest) -> Benchmark:
         raise ValueError(f"{request.name}: batch_size must be below {_REMIX_GROUP} or a multiple of it, not {batch_size}")
     module = Separation(Demucs(), _SHIFT, group)
     args = (torch.rand(batch_size, _STREAMS, _CHANNELS, _SAMPLES),)
-    benchmark = assemble(request, module, args, batch_size, fidelity=_FIDELITY)
-    benchmark.module.train()
-    return benchmark
+    return assemble(request, module, args, batch_size, fidelity=_FIDELITY, always_train=True)
 
 
 def _encoder_level(inner: int, outer: int) -> nn.Sequential:

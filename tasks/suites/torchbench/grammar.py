@@ -94,5 +94,5 @@ def build_pytorch_struct(request: BuildRequest) -> Benchmark:
         raise ValueError(f"{request.name}: batch_size must be a multiple of {default_batch // per_batch}, not {batch_size}")
     words = request.integer_option("seq_len", _WORDS)
     tokens = torch.randint(0, _VOCABULARY, (words, sentences)).t()
-    fidelity = f"random words; a batch of {batch_size} is {sentences} sentences of {words} words"
-    return assemble(request, NeuralCfg(), (tokens,), batch_size, fidelity=fidelity)
+    fidelity = f"random words; a batch of {batch_size} is {sentences} sentences of {words} words; train mode in inference too"
+    return assemble(request, NeuralCfg(), (tokens,), batch_size, fidelity=fidelity, always_train=True)

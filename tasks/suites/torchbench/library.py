@@ -13,18 +13,13 @@ from torch import nn
 
 from tasks.suites.benchmark import Benchmark, BuildRequest, mean_of_outputs
 
-# The limits that pytorch/benchmarks/dynamo gave these models, in both modes.
-_TOLERANCES = {
-    "alexnet": 1e-3,
-    "densenet121": 1e-3,
-    "hf_Albert": 1e-3,
-    "mobilenet_v3_large": 1e-3,
+# The limits that pytorch/benchmarks/dynamo gave these models in training. Its list of models with 1e-3 has no place here: that is the
+# suite's limit in training, and the list did not apply in inference either.
+_TRAINING_TOLERANCES = {
     "shufflenet_v2_x1_0": 8e-2,
     "squeezenet1_1": 8e-2,
     "timm_efficientdet": 8e-2,
     "timm_efficientnet": 8e-2,
-    "vgg16": 1e-3,
-    "vision_maskrcnn": 1e-3,
 }
 
 
@@ -39,7 +34,7 @@ def assemble(
     fidelity: str | None = None,
 ) -> Benchmark:
     """The benchmark of ``module(*args, **kwargs)``; the module's mode is the caller's business."""
-    tolerance = _TOLERANCES.get(request.name)
+    tolerance = _TRAINING_TOLERANCES.get(request.name) if request.training else None
     return Benchmark(
         module=module,
         args=args,
@@ -49,5 +44,5 @@ def assemble(
         source="library",
         fidelity=fidelity,
         tolerance=tolerance,
-        tolerance_reason=None if tolerance is None else f"pytorch/benchmarks/dynamo allows this model {tolerance:g}",
+        tolerance_reason=None if tolerance is None else f"pytorch/benchmarks/dynamo allows this model {tolerance:g} in training",
     )

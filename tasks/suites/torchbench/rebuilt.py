@@ -38,18 +38,23 @@ def assemble(
     *,
     loss: Callable[[Any], torch.Tensor] = mean_of_outputs,
     fidelity: str | None = None,
-    tolerance: float | None = None,
+    always_train: bool = False,
+    training_tolerance: float | None = None,
     tolerance_reason: str | None = None,
 ) -> Benchmark:
-    """The benchmark of a rebuilt model, in train mode for training and in eval mode otherwise."""
+    """The benchmark of a rebuilt model, in train mode for training and in eval mode otherwise.
+
+    ``always_train``: in train mode in inference too, as the historical harness ran the model. The tolerance is upstream's for training.
+    """
+    wide = training_tolerance is not None and request.training
     return Benchmark(
-        module=module.train(request.training),
+        module=module.train(request.training or always_train),
         args=args,
         kwargs={},
         loss=loss,
         batch_size=batch_size,
         source="rebuilt",
         fidelity=fidelity,
-        tolerance=tolerance,
-        tolerance_reason=tolerance_reason,
+        tolerance=training_tolerance if wide else None,
+        tolerance_reason=tolerance_reason if wide else None,
     )

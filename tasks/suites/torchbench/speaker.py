@@ -59,5 +59,6 @@ def build_tts_angular(request: BuildRequest) -> Benchmark:
         SpeakerEncoder(),
         (torch.rand(batch_size, frames, _MEL_BANDS),),
         batch_size,
-        fidelity="random spectrograms in place of speech",
+        fidelity="random spectrograms in place of speech; train mode in inference too, as in the historical harness",
+        always_train=True,
     )

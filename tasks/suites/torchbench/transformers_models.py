@@ -1,7 +1,8 @@
 """The TorchBench models that are transformers': eleven language models, and two later ones, from configurations written out here.
 
 Inputs are uniform random token ids and nothing else, as in 2022: no labels, and for sequence-to-sequence models a second draw as the
-decoder's input. The loss is the mean of the logits. Dropout stays as the configuration has it.
+decoder's input. The loss is the mean of the logits. Dropout is built as the configuration has it; the step that is timed makes its rates
+negligible, as those of every other model (``tasks.step.neutralise_dropout``).
 """
 
 from __future__ import annotations

@@ -375,3 +375,25 @@ def test_a_dtype_that_nobody_planned_did_not_fail():
     assert build(small(amp=[2.0])).configurations[0].score.why_not == "no task was planned in float32"
     run = with_rows(small(amp=[2.0], float32=[2.0]), lambda place, row: failed(row) if row.dtype == "float32" else row)
     assert build(run).configurations[0].score.why_not == "no task passed in float32"
+
+
+def test_devices_that_are_mixed_on_purpose_have_tables_of_their_own():
+    run = small(amp=[2.0, 2.0, 4.0, 1.0], float32=[2.0, 2.0, 4.0, 1.0])
+    new = "NVIDIA H200"
+    run = with_rows(run, lambda _, row: replace(row, device=new, node="b") if row.model == "m2" else replace(row, device="A100", node="a"))
+    run = with_rows(run, lambda _, row: failed(replace(row, device=None)) if row.model == "m1" else row)  # it never knew its device
+    run = replace(run, by_device=True, rows=tuple(row for row in run.rows if row.model != "m3"))
+    answers = build(run)
+    assert [part.title for part in answers.configurations] == [
+        ("training", "inductor", "A100"),
+        ("training", "inductor", new),
+        ("training", "inductor", "no device known"),
+    ]
+    assert [part.score.value for part in answers.configurations] == [pytest.approx(2.0), pytest.approx(4.0), None]
+    assert [(part.rate.passed, part.rate.planned) for part in answers.configurations] == [(2, 4), (2, 2), (0, 2)]
+    assert as_json(answers)["score"]["device"] == "A100"
+    for form in ("text", "markdown"):
+        assert f"training, inductor, {new}" in as_text(answers, form)
+    assert f"Training with inductor on {new}" in render_html(answers)
+    alike = build(with_rows(run, lambda _, row: replace(row, device=new, node="b")))
+    assert [part.device for part in alike.configurations] == [None]  # it might have mixed them, and did not

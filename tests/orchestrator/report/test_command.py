@@ -12,6 +12,7 @@ from orchestrator.cli import main
 from orchestrator.errors import ExitCode
 from orchestrator.report.synthetic import failed, store_run, synthetic_run, true_logs
 from orchestrator.store import Store
+from tests.orchestrator import stored
 from tests.orchestrator.stored import a_plan, a_record, a_task, against_itself
 
 RUN = synthetic_run(true_logs({"timm": 3}), run_id="whole")
@@ -110,3 +111,24 @@ def test_an_aa_run_is_reported_without_a_score_and_compared_with_nothing(sweep, 
         code, out, errors = sweep(*refused, where=tmp_path)
         assert (code, out) == (ExitCode.USAGE, "")
         assert "A/A run" in errors
+
+
+def test_a_log_goes_to_stdout_and_its_story_with_it_as_json(sweep, tmp_path):
+    task = a_task(1)
+    with Store(str(tmp_path)).create(a_record("logged"), a_plan([task, a_task(2)])) as run:
+        run.append([(task, stored.failed(task))])
+    assert sweep("logs", "model_0001", where=tmp_path) == (0, "boom\n", f"{task.task_id}: crash: the worker died\n")
+    code, out, error = sweep("logs", "model_0001", "--json", where=tmp_path)
+    assert (code, error) == (0, "")
+    assert json.loads(out) == {"task_id": task.task_id, "status": "crash", "error": "the worker died", "log": "boom\n"}
+    assert sweep("logs", "model_0002", "--json", where=tmp_path)[0] == ExitCode.USAGE
+
+
+def test_runs_are_listed_under_a_head(sweep, tmp_path):
+    for run_id in ("first", "the-second"):
+        Store(str(tmp_path)).create(replace(a_record(run_id), ended=1_800_000_060.0), a_plan([a_task(1)])).close()
+    code, out, _ = sweep("list", where=tmp_path)
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["run", "the-second", "first"]
+    assert len({line.index(word) for line, word in zip(out.splitlines(), ("planned", "1  ", "1  "), strict=True)}) == 1
+    assert sweep("list", where=tmp_path / "empty")[1].startswith("no runs in")

@@ -7,7 +7,10 @@ import torch
 from orchestrator.report.environment import OBSERVED, differences, environment_of
 from orchestrator.report.synthetic import synthetic_run, true_logs
 from tasks import environment, hardware
+from tasks.channel import Channel
+from tasks.cuda_queue import CudaQueue
 from tasks.nvml import GpuReading
+from tasks.ownership import Ownership
 
 ROWS = synthetic_run(true_logs({"toy": 3}), run_id="r").rows
 
@@ -35,6 +38,7 @@ def test_all_that_is_read_while_measuring_is_left_out():
         }
     )
     read = hardware.HostMachine().summary().keys() | hardware._summary([reading, reading], 1.0).keys()
+    read |= Ownership(Channel(None), CudaQueue(torch.device("cuda"))).summary().keys()
     assert read <= OBSERVED
     assert OBSERVED - read == {"load_average", "quality_reason"}
     assert "load_average" in environment.machine(torch.device("cpu"))

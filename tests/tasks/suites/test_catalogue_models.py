@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from torch.utils import _pytree as pytree
 
 from tasks.spec import ModelSpec
 from tasks.suites.benchmark import UnsupportedModelError
@@ -16,6 +17,7 @@ from tests.tasks.suites.fake import fake_tensors
 from tests.tasks.suites.parameter_counts import PARAMETERS
 
 CPU = torch.device("cpu")
+META = torch.device("meta")
 SEED = 1337
 CATALOGUE = [f"{suite}/{name}" for suite, names in (("huggingface", HUGGINGFACE), ("timm", TIMM), ("torchbench", MODELS)) for name in names]
 OPTIONAL_PACKAGES = {"torchbench/timm_efficientdet": "effdet"}
@@ -43,6 +45,7 @@ NEED_REAL_DATA = {
         "selects boxes by score and overlap", {"min_size": 96, "max_size": 128, "rpn_post_nms_top_n_test": 20}
     ),
 }
+NEED_OPERATORS = ("torchbench/timm_efficientdet", "torchbench/vision_maskrcnn")  # whose detection operators have no kernel without data
 ONE_PER_FAMILY = [
     "huggingface/BertForMaskedLM",
     "huggingface/BlenderbotForCausalLM",
@@ -56,10 +59,10 @@ ONE_PER_FAMILY = [
 ]
 
 
-def build(task, batch_size=None, options=None):
+def build(task, batch_size=None, options=None, device=CPU):
     suite, name = task.split("/")
     try:
-        return load(ModelSpec(suite, name, batch_size=batch_size, options=options or {}), "training", CPU, SEED)
+        return load(ModelSpec(suite, name, batch_size=batch_size, options=options or {}), "training", device, SEED)
     except UnsupportedModelError as error:
         package = OPTIONAL_PACKAGES.get(task)
         if package is None or f"pip install {package}" not in str(error):
@@ -67,9 +70,9 @@ def build(task, batch_size=None, options=None):
         pytest.skip(f"{package} is an optional package and not installed")
 
 
-def assert_steps(benchmark, autocast):
+def assert_steps(benchmark, autocast=None):
     benchmark.module.zero_grad()
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    with torch.autocast("cpu", autocast, enabled=autocast is not None):
         loss = benchmark.loss(benchmark.module(*benchmark.args, **benchmark.kwargs))
     loss.backward()
     assert loss.shape == ()
@@ -85,12 +88,12 @@ def assert_model_works(task):
         assert sum(parameter.numel() for parameter in benchmark.module.parameters()) == PARAMETERS[task]
         assert {parameter.dtype for parameter in benchmark.module.parameters()} == {torch.float32}
         if task not in NEED_REAL_DATA:
-            for autocast in (False, True):
+            for autocast in (None, torch.float16):  # as the sweep has it
                 assert_steps(benchmark, autocast)
             return
     small = NEED_REAL_DATA[task]
     benchmark = build(task, small.batch_size, small.options)
-    for autocast in (False, True):
+    for autocast in (None, torch.bfloat16):  # the arithmetic of float16 takes a CPU minutes
         assert torch.isfinite(assert_steps(benchmark, autocast))
 
 
@@ -108,3 +111,17 @@ def test_one_model_per_family_works(task):
 @pytest.mark.parametrize("task", [task for task in CATALOGUE if task not in ONE_PER_FAMILY])
 def test_every_model_works(task):
     assert_model_works(task)
+
+
+def tensors_of(benchmark):
+    """All of a model's: parameters, buffers, what its parts hold as plain attributes, and the inputs."""
+    attributes = [vars(part) for part in benchmark.module.modules()]
+    plain = [{name: value for name, value in held.items() if name not in ("_parameters", "_buffers", "_modules")} for held in attributes]
+    held = (*benchmark.module.parameters(), *benchmark.module.buffers(), plain, benchmark.args, benchmark.kwargs)
+    return [leaf for leaf in pytree.tree_leaves(held) if isinstance(leaf, torch.Tensor)]
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("task", [task for task in CATALOGUE if task not in NEED_OPERATORS])
+def test_all_of_a_model_is_on_its_device(task):
+    assert {tensor.device.type for tensor in tensors_of(build(task, device=META))} == {"meta"}

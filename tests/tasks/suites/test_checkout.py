@@ -152,6 +152,7 @@ def test_some_models_never_train_and_some_never_evaluate(bench):
         ("raise NotImplementedError('no train')", "cannot do training on cpu: no train"),
         ("raise AssertionError('run install.py first')", "lacks data.*install.py"),
         ("raise FileNotFoundError(2, 'No such file or directory', 'x.pt')", "lacks data"),
+        ("raise AssertionError('the coco dataset is missing')", "lacks data"),
         ("raise RuntimeError('set HUGGING_FACE_HUB_TOKEN')", "is gated"),
         ("import a_package_that_nobody_has", "is not installed.*a_package_that_nobody_has"),
     ],
@@ -162,6 +163,16 @@ def test_what_a_checkout_lacks_is_unsupported(bench, body, message):
         from_checkout("resnet18")
 
 
+def test_the_detector_keeps_as_few_boxes_as_the_harness_had_it_keep(bench):
+    takes_arguments = TODAYS.replace("extra_args=[]", "extra_args=[], model_kwargs=None").replace("{body}", "self.kept = model_kwargs")
+    returns_them = "{'kept': self.kept}"
+    bench("vision_maskrcnn", takes_arguments, inputs=returns_them)
+    bench("vgg16", takes_arguments, inputs=returns_them)
+
+    assert from_checkout("vision_maskrcnn").kwargs == {"kept": {"box_detections_per_img": 4}}
+    assert from_checkout("vgg16").kwargs == {"kept": None}
+
+
 def test_a_missing_dependency_of_the_module_is_not_a_missing_model(bench):
     bench("resnet18", "\n    import a_package_that_nobody_has")
     with pytest.raises(UnsupportedModelError, match=r"is not installed.*a_package_that_nobody_has"):
@@ -170,7 +181,15 @@ def test_a_missing_dependency_of_the_module_is_not_a_missing_model(bench):
         from_checkout("resnet19")
 
 
-@pytest.mark.parametrize("body", ["raise RuntimeError('CUDA out of memory')", "assert 1 + 1 == 3", "raise torch.OutOfMemoryError('x')"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "raise RuntimeError('CUDA out of memory')",
+        "assert 1 + 1 == 3",
+        "raise AssertionError('bad metadata of the dataloader')",
+        "raise torch.OutOfMemoryError('x')",
+    ],
+)
 def test_any_other_failure_is_the_models(bench, body):
     bench("resnet18", body=body)
     with pytest.raises((RuntimeError, AssertionError)):

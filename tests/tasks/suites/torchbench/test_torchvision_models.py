@@ -23,7 +23,7 @@ def test_a_classifier_has_torchbenchs_batch_and_size(mode, batch_size):
         benchmark = build("densenet121", mode)
     assert benchmark.args[0].shape == (batch_size, 3, 224, 224)
     assert benchmark.module.training is (mode == "training")
-    assert (benchmark.loss, benchmark.source, benchmark.tolerance) == (mean_of_outputs, "library", 1e-3)
+    assert (benchmark.loss, benchmark.source, benchmark.tolerance) == (mean_of_outputs, "library", None)
 
 
 def test_a_classifier_takes_a_step():

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tasks.spec import ModelSpec
+from tasks.spec import ModelSpec, PrecisionSpec
+from tasks.step import NEGLIGIBLE, prepare
 from tasks.suites.loader import load
 from tests.tasks.suites.fake import fake_tensors
 
@@ -55,9 +56,15 @@ def test_a_sequence_to_sequence_model_gets_tokens_for_both_sides():
     assert not torch.equal(*benchmark.kwargs.values())
 
 
-def test_dropout_stays_as_configured():
-    module = build("hf_GPT2", batch_size=1, **TINY_GPT2).module
-    assert {part.p for part in module.modules() if isinstance(part, torch.nn.Dropout)} == {0.1}
+def test_dropout_is_there_as_configured_and_negligible_in_what_is_timed():
+    benchmark = build("hf_GPT2", batch_size=1, **TINY_GPT2)
+
+    def rates():
+        return {part.p for part in benchmark.module.modules() if isinstance(part, torch.nn.Dropout)}
+
+    assert rates() == {0.1}
+    prepare(benchmark, "training", PrecisionSpec("float32"), "none", CPU)
+    assert rates() == {NEGLIGIBLE}
 
 
 @pytest.mark.parametrize("mode", ["training", "inference"])

@@ -1,0 +1,58 @@
+"""The verdict on two runs, strict and shared, as the benchmark of sharing gives it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+import sys
+
+import pytest
+
+from orchestrator.record import Session
+from orchestrator.report.synthetic import store_run, synthetic_run, true_logs
+from orchestrator.store import Store
+from tests.benchmarks import bench_sharing
+from tests.benchmarks.bench_sharing import agreement, throughput
+from tests.orchestrator.stored import a_record
+
+RUN = synthetic_run(true_logs({"timm": 8, "huggingface": 6}))
+
+
+def test_the_interval_is_students():
+    found = agreement([0.001, 0.002, 0.003])
+
+    assert found.mean == pytest.approx(0.002)
+    assert found.high - found.mean == pytest.approx(2.919986 * 0.001 / math.sqrt(3), rel=1e-5)
+    assert found.holds
+    assert not agreement([0.006] * 5).holds  # the mean is too far off
+    assert not agreement([0.03, -0.03, 0.0]).holds  # nobody knows
+    assert not agreement([0.0]).holds
+
+
+def test_throughput_counts_the_time_that_devices_were_held():
+    record = dataclasses.replace(a_record(), sessions=(Session(0.0, 1800.0, devices=1), Session(3600.0, 5400.0, devices=1)))
+
+    assert throughput(record, 40) == 40.0
+    assert throughput(a_record(), 40) is None
+
+
+@pytest.mark.parametrize(("bias", "code"), [(0.0, 0), (0.02, 1)])
+def test_two_stored_runs_are_judged(tmp_path, monkeypatch, capsys, bias, code):
+    noise = random.Random(1)
+
+    def remeasured(row):
+        factor = math.exp(bias + noise.gauss(0.0, 0.002))
+        ends = {name: value * factor for name in ("speedup", "speedup_low", "speedup_high") if (value := getattr(row, name))}
+        return dataclasses.replace(row, **ends, compiled_ms=row.compiled_ms and row.compiled_ms / factor)
+
+    shared = dataclasses.replace(RUN, run_id="shared", rows=tuple(map(remeasured, RUN.rows)))
+    for run in (dataclasses.replace(RUN, run_id="strict"), shared):
+        store_run(str(tmp_path), run)
+    monkeypatch.setattr(sys, "argv", ["bench_sharing", "strict", "shared", "--results", str(tmp_path)])
+
+    assert Store(str(tmp_path)).resolve("shared").rows(("task_id",)).num_rows == len(RUN.rows)
+    assert bench_sharing.main() == code
+    out = capsys.readouterr().out
+    assert "0 tasks differ" in out or code
+    assert f"mean {bias:+.3f}"[:-1] in out
