@@ -60,7 +60,7 @@ def logs(head: Head, job: Job, task_id: str) -> str:
     name = _name(job, "logs")
     software = {key: value for key, value in (job.runtime_env or {}).items() if key in ("pip", "uv", "env_vars")}
     with tempfile.TemporaryDirectory(prefix="sweep-logs-") as folder:
-        write(own_code(), Path(folder))
+        write(own_code(), Path(folder), name)
         hand_over(head, **_description(job, name, words), runtime_env=software | {"working_dir": folder})
     ended = _wait(head, name)
     if ended is None:

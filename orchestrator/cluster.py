@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from orchestrator.connection import HeadState, HeadWatch, connect, within
+from orchestrator.connection import HeadState, HeadWatch, connect, let_go, within
 from orchestrator.errors import ClusterLostError
 from orchestrator.events import Ended, Event, Heartbeat, Lost, PhaseStarted, Refused, Started
 from orchestrator.metrics import COUNTERS, GAUGES, TAGS, Meters
@@ -216,8 +216,7 @@ class RayCluster:
             self.cancel(task_id, attempt)
         for warden in self._wardens if there else ():
             self._ray.cancel(warden, force=True)
-        # Without its head Ray's goodbye never ends; nor does the process, unless the goodbye is a daemon's.
-        within(None if there else GOODBYE_S, self._ray.shutdown)
+        let_go(self._ray.shutdown, None if there else GOODBYE_S)
 
 
 def _options(resources: ResourceSpec, alone: bool, avoid: Sequence[str] = ()) -> dict[str, Any]:

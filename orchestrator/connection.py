@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from enum import StrEnum
@@ -122,6 +123,25 @@ def within(limit_s: float | None, ask: Callable[[], T]) -> T | None:
     thread.start()
     thread.join(limit_s)
     return answer[0] if answer else None
+
+
+_goodbyes: list[threading.Thread] = []
+
+
+def let_go(shutdown: Callable[[], object], limit_s: float | None) -> None:
+    """Say goodbye to Ray, for at most ``limit_s``: without its head that may never end."""
+    goodbye = threading.Thread(target=shutdown, daemon=True)
+    _goodbyes.append(goodbye)
+    goodbye.start()
+    goodbye.join(limit_s)
+
+
+def end_process(code: int) -> None:
+    """End this process with ``code`` if Ray has not let go of it, for then an ordinary end would wait for Ray, or crash in it."""
+    if any(goodbye.is_alive() for goodbye in _goodbyes):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _cluster_id(address: str) -> bytes | None:

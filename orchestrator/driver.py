@@ -40,6 +40,7 @@ from orchestrator.events import (
 )
 from orchestrator.lock import STALE_AFTER_S
 from orchestrator.room import Room
+from orchestrator.sharing import roomier
 from orchestrator.sweep import State, Sweep
 from tasks.spec import Attempt, Outcome, TaskSpec
 
@@ -150,7 +151,8 @@ class Driver:
             events = self._cluster.poll(POLL_S)
             now_s = self._clock()
             if (asked := self._signals + self._requests) > seen:
-                events.append(Drain(now_s) if seen == 0 and asked == 1 else Force(now_s))
+                # What has just ended makes room that a drain is not to fill; what is taken back may just have ended.
+                events = [Drain(now_s), *events] if seen == 0 and asked == 1 else [*events, Force(now_s)]
                 seen = asked
             if now_s >= next_tick_s:
                 events.append(Tick(now_s))
@@ -191,7 +193,7 @@ class Driver:
         for action in actions:
             match action:
                 case Launch():
-                    task = self._tasks[action.task_id]
+                    task = _roomier(self._tasks[action.task_id]) if action.roomy else self._tasks[action.task_id]
                     attempt = replace(self._attempt(action.attempt), refuse=tuple(sorted(action.refuse)))
                     self._cluster.launch(task, attempt, action.avoid, action.alone)
                 case Cancel():
@@ -283,3 +285,8 @@ class Driver:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+
+def _roomier(task: TaskSpec) -> TaskSpec:
+    """``task`` with several times its share of a device; what its row says of it stays as planned."""
+    return replace(task, resources=replace(task.resources, num_gpus=roomier(task.resources.num_gpus)))

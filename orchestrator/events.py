@@ -167,7 +167,7 @@ Event = (
 class Launch:
     """Hand the attempt to the cluster, on none of the nodes ``avoid`` and, if ``alone``, with the device to itself.
 
-    ``refuse``: GPUs, as ``device_name`` calls them, on which it is not to begin.
+    ``refuse``: GPUs, as ``device_name`` calls them, on which it is not to begin. ``roomy``: with several times its share of the device.
     """
 
     task_id: str
@@ -175,6 +175,7 @@ class Launch:
     avoid: frozenset[str] = frozenset()
     alone: bool = False
     refuse: frozenset[str] = frozenset()
+    roomy: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,7 @@ def definition_differences(base: TaskSpec, new: TaskSpec) -> tuple[Difference, .
     """In what two definitions of one task differ, beyond how it is measured."""
     before, after = (dict(_flat("", {k: v for k, v in identity(spec).items() if k not in NOT_OF_THE_DEFINITION})) for spec in (base, new))
     names = dict.fromkeys([*before, *after])
-    found = tuple((name, *(side.get(name, "none") for side in (before, after))) for name in names if before.get(name) != after.get(name))
+    found = tuple((name, before.get(name, "none"), after.get(name, "none")) for name in names if before.get(name) != after.get(name))
     if not found and base.measure == new.measure and base.digest != new.digest:
         return (("protocol, by the digest", base.digest, new.digest),)
     return found

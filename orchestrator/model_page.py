@@ -36,12 +36,21 @@ CHECK = """\
 
 """
 TITLES = {"huggingface": "Hugging Face", "timm": "TIMM", "torchbench": "TorchBench"}
-COLUMNS = """\
-| model | source | parameters | batch | inputs | eager float32 | AMP | peak MiB | remarks |
-|---|---|---:|---:|---|---:|---:|---:|---|
-"""
+LEFT, RIGHT = "---", "---:"
+COLUMNS = {
+    "model": LEFT,
+    "source": LEFT,
+    "parameters": RIGHT,
+    "batch": RIGHT,
+    "inputs": LEFT,
+    "eager float32": RIGHT,
+    "AMP": RIGHT,
+    "peak MiB": RIGHT,
+    "remarks": LEFT,
+}
 FAILED = "fails"
 DTYPES = ("float32", "amp")
+BREAK_COLUMNS = {"model": LEFT, "CPU": RIGHT, "graphs": RIGHT, "H200": RIGHT, "upstream": RIGHT, "reasons": LEFT}
 
 
 def page(rows: Sequence[ModelRow], checked: Mapping[str, Any], breaks: Mapping[str, Any]) -> str:
@@ -58,15 +67,15 @@ def _sections(rows: Sequence[ModelRow]) -> Iterable[tuple[str, list[ModelRow]]]:
 
 
 def _section(title: str, rows: Sequence[ModelRow], measured: Mapping[str, Any]) -> str:
-    return f"## {title}\n\n{COLUMNS}" + "".join(_line(row, measured.get(row.key, {})) for row in rows)
+    return f"## {title}\n\n{_table(COLUMNS, [_cells(row, measured.get(row.key, {})) for row in rows])}"
 
 
-def _line(row: ModelRow, measured: Mapping[str, Any]) -> str:
+def _cells(row: ModelRow, measured: Mapping[str, Any]) -> tuple[str, ...]:
     name = row.name if row.sweep == REFERENCE else row.key
     inputs = row.inputs or row.eval_inputs or ""
     remarks = "; ".join(text for text in (row.fidelity, row.note, _options(row)) if text)
     sizes = (_count(row.parameters), _batch(row), shorten(inputs))
-    return _table_line(f"`{name}`", row.source or "", *sizes, *_measured(measured), remarks.replace("|", "\\|"))
+    return (f"`{name}`", row.source or "", *sizes, *_measured(measured), remarks.replace("|", "\\|"))
 
 
 def _measured(measured: Mapping[str, Any]) -> tuple[str, ...]:
@@ -84,23 +93,26 @@ def _failures(checked: Mapping[str, Any]) -> str:
     ]
     head = f"## What failed on {checked['machine']}\n\n"
     if not failed:
-        return head + "Nothing: every model took its steps in both dtypes, and every result was finite.\n"
-    lines = "".join(_table_line(f"`{name}`", dtype, error, checked["mended"].get(name, "")) for name, dtype, error in failed)
-    count = f"{len(failed)} of {len(DTYPES) * len(checked['models'])} checks; every other result was finite."
-    return f"{head}{count}\n\n| model | dtype | error | since |\n|---|---|---|---|\n{lines}"
+        return head + "Nothing: every model took its steps in both dtypes.\n"
+    count = f"{len(failed)} of {len(DTYPES) * len(checked['models'])} checks."
+    cells = [(f"`{name}`", dtype, error, checked["mended"].get(name, "")) for name, dtype, error in failed]
+    return f"{head}{count}\n\n{_table(dict.fromkeys(('model', 'dtype', 'error', 'since'), LEFT), cells)}"
 
 
 def _breaks(breaks: Mapping[str, Any]) -> str:
     """Graph breaks beside upstream's."""
-    head = f"## Graph breaks of rebuilt models\n\n{breaks['about']}\n\n| model | H200 | CPU | upstream |\n|---|---:|---:|---|\n"
-    cells = [
-        (f"`{name}`", *(str(found.get(where, "")) for where in ("h200", "cpu", "upstream"))) for name, found in breaks["models"].items()
-    ]
-    return head + "".join(_table_line(*line) for line in cells)
+    keys = [title.lower() for title in BREAK_COLUMNS if title != "model"]
+    cells = [(f"`{name}`", *(str(found.get(key, "")) for key in keys)) for name, found in breaks["models"].items()]
+    return f"## Graph breaks of rebuilt models\n\n{breaks['about']}\n\n{_table(BREAK_COLUMNS, cells)}"
 
 
-def _table_line(*cells: str) -> str:
-    return "| " + " | ".join(cells) + " |\n"
+def _table(columns: Mapping[str, str], rows: Sequence[tuple[str, ...]]) -> str:
+    """A table of ``columns``, titles with their alignment; one that is empty in all rows is left out."""
+    kept = [number for number in range(len(columns)) if any(row[number] for row in rows)]
+    titles, rules = list(columns), list(columns.values())
+    lines = [[titles[number] for number in kept], *([row[number] for number in kept] for row in rows)]
+    head, *body = ("| " + " | ".join(cells) + " |\n" for cells in lines)
+    return head + "|" + "|".join(rules[number] for number in kept) + "|\n" + "".join(body)
 
 
 def _options(row: ModelRow) -> str:

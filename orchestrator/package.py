@@ -77,9 +77,16 @@ def own_code(left_out: list[str] | None = None) -> dict[str, Path | str]:
     return files
 
 
-def write(files: Mapping[str, Path | str], folder: Path) -> None:
-    """Put files into ``folder``, each at its place."""
-    for name, content in files.items():
+JOB_FILE = "job.txt"
+
+
+def write(files: Mapping[str, Path | str], folder: Path, job: str) -> None:
+    """Put files into ``folder``, each at its place, and the name of the job that they are for.
+
+    With the name no two jobs have the same package: of two that begin at once with the same one, Ray unpacks it for the second over the
+    directory in which the first already works.
+    """
+    for name, content in {**files, JOB_FILE: job}.items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, Path):

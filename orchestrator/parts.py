@@ -356,7 +356,10 @@ def concat(tables: Iterable[pa.Table], arrow_schema: pa.Schema, columns: Sequenc
 
 
 def _present(file: pq.ParquetFile, columns: Sequence[str] | None) -> list[str] | None:
-    return None if columns is None else [name for name in file.schema_arrow.names if name in set(columns)]
+    if columns is None:
+        return None
+    wanted = set(columns)
+    return [name for name in file.schema_arrow.names if name in wanted]
 
 
 def _row_groups(file: pq.ParquetFile, column: str, values: set[str]) -> list[int]:

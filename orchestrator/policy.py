@@ -32,7 +32,9 @@ RULES: dict[FailureClass, Rule] = {
     FailureClass.MODEL: Rule(why="the model fails in eager mode; it would again"),
     FailureClass.COMPILER: Rule(why="the compiler's result is what we measure"),
     FailureClass.ACCURACY: Rule(why="a verdict, not an accident"),
-    FailureClass.DEVICE_OOM: Rule(retries=1, alone=True, why="a neighbour may have held the memory"),
+    FailureClass.DEVICE_OOM: Rule(
+        retries=1, alone=True, why="a neighbour may have held the memory; before that once beside fewer, where it asked for little"
+    ),
     FailureClass.HOST_OOM: Rule(retries=1, elsewhere=True, backoff_s=5.0, why="the node's other processes may have held the memory"),
     FailureClass.DISK_FULL: Rule(INFRASTRUCTURE, elsewhere=True, backoff_s=10.0, why="a neighbour or somebody else filled the node's disk"),
     FailureClass.DEADLINE: Rule(why="the deadline is the manifest's word; raise it there"),
@@ -51,11 +53,15 @@ RULES: dict[FailureClass, Rule] = {
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """The next attempt: not before ``delay_s`` seconds from now, not on ``avoid_node`` if there is another, ``alone`` on its device."""
+    """The next attempt: not before ``delay_s`` seconds from now, not on ``avoid_node`` if there is another, ``alone`` on its device.
+
+    ``roomy``: with several times its share of the device, which need not become empty for that.
+    """
 
     delay_s: float
     avoid_node: str | None = None
     alone: bool = False
+    roomy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,25 +71,29 @@ class Policy:
     infrastructure_retries: int = 2
     rules: dict[FailureClass, Rule] = field(default_factory=lambda: dict(RULES))
 
-    def retry(self, outcome: Outcome, shared: bool, past: tuple[FailureClass, ...]) -> Retry | None:
+    def retry(self, outcome: Outcome, shared: bool, past: tuple[FailureClass, ...], *, small: bool = False) -> Retry | None:
         """The next attempt after ``outcome``, or None if it is final.
 
         Args:
             outcome: how the attempt ended.
             shared: whether it had neighbours on its device.
             past: the failure classes of the task's attempts so far, this one included.
+            small: whether it would still have neighbours with several times its share.
         """
         if outcome.failure_class is None:
             return None
         rule = self.rules[outcome.failure_class]
         allowed = self.infrastructure_retries if rule.retries == INFRASTRUCTURE else rule.retries
         used = self._used(rule, past) - 1
+        roomy = rule.alone and small and used == 0
+        allowed += int(rule.alone and small)
         if used >= allowed or (rule.alone and not shared):
             return None
         return Retry(
             delay_s=rule.backoff_s * 2**used,
             avoid_node=outcome.node if rule.elsewhere and outcome.node else None,
-            alone=rule.alone,
+            alone=rule.alone and not roomy,
+            roomy=roomy,
         )
 
     def _used(self, rule: Rule, past: tuple[FailureClass, ...]) -> int:

@@ -41,7 +41,7 @@ from orchestrator.progress import LiveProgress, PlainProgress
 from orchestrator.record import PlannedTask, RunRecord, RunState
 from orchestrator.room import Room
 from orchestrator.sessions import Site, gpu_name, hours, outlook, replanned, require_same_gpu, took
-from orchestrator.sharing import Sharing, work_out
+from orchestrator.sharing import Sharing, roomier, work_out
 from orchestrator.store import RunStore, Store
 from orchestrator.sweep import Sweep, SweepTask
 from tasks.preload import modules_of
@@ -472,13 +472,23 @@ def _sweep_tasks(run_store: RunStore, plan: Sequence[PlannedTask], rerun: frozen
         first = row["attempt"] + 1 if row and not keep else 1
         done, shares = status if keep else None, _shares(planned.task)
         request = room.request(planned.task.resources) if planned.skip_reason is None else 0
-        tasks.append(SweepTask(planned.task.task_id, planned.task.deadlines, planned.skip_reason, done, first, shares, request))
+        tasks.append(
+            SweepTask(
+                *(planned.task.task_id, planned.task.deadlines, planned.skip_reason, done, first, shares, request),
+                small=_small(planned.task),
+            )
+        )
     return tasks
 
 
 def _shares(task: TaskSpec) -> bool:
     """Whether other tasks may be placed on the device beside it."""
     return task.resources.device == "cuda" and task.resources.num_gpus < 1
+
+
+def _small(task: TaskSpec) -> bool:
+    """Whether they may be even if it asks for more, after it ran out of memory."""
+    return _shares(task) and roomier(task.resources.num_gpus) < 1
 
 
 def _progress(console: Console, planned: int, done: int) -> AbstractContextManager[Progress]:

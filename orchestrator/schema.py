@@ -468,7 +468,8 @@ def conform(table: pa.Table, schema: pa.Schema, columns: Iterable[str] | None = 
     Raises:
         pa.ArrowInvalid: a column holds another type.
     """
-    wanted = schema.names if columns is None else [name for name in schema.names if name in set(columns)]
+    asked = None if columns is None else set(columns)
+    wanted = [name for name in schema.names if asked is None or name in asked]
     present = set(table.column_names)
     arrays = [
         table.column(name).cast(schema.field(name).type) if name in present else pa.nulls(table.num_rows, schema.field(name).type)

@@ -102,7 +102,7 @@ def took(session: Session) -> str | None:
     took_s = session.ended - session.started
     if session.forecast_s is None or not session.complete:
         return f"took {hours(took_s)}"
-    return f"took {hours(took_s)}; expected were {hours(session.forecast_s)} ({took_s / session.forecast_s - 1:+.0%})"
+    return f"took {hours(took_s)}; the forecast was {hours(session.forecast_s)} ({took_s / session.forecast_s - 1:+.0%})"
 
 
 def device_hours(record: RunRecord, last_row: float | None = None) -> float | None:
@@ -128,7 +128,7 @@ def facts(record: RunRecord, last_row: float | None = None) -> dict[str, str]:
     found = {"held": f"{held:.2f} {kind} hours in {len(record.sessions)} session{'s' * (len(record.sessions) > 1)}"}
     for number, session in enumerate(record.sessions, start=1):
         where = f"{session.devices} x {session.gpu or 'CPU node'}, {session.sharing} sharing each"
-        found[f"session {number}"] = f"{where}, {session.tasks} tasks left; {took(session) or 'its driver was killed, or runs'}"
+        found[f"session {number}"] = f"{where}, {session.tasks} tasks to do; {took(session) or 'its driver was killed, or runs'}"
     return found
 
 

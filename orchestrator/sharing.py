@@ -2,7 +2,8 @@
 
 Compiling is Python on about one core, and timing pauses the neighbours, so cores decide how many tasks a device can feed. Its memory
 decides for each task by itself: one that needs a third of it asks for a third, and only that many neighbours are placed beside it.
-Ray places tasks by these shares; nothing enforces them. A task that runs out of memory all the same runs once more, alone.
+Ray places tasks by these shares; nothing enforces them. A task that runs out of memory all the same runs again with ``ROOMIER`` times its
+share, and then alone.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ because the others stand still meanwhile."""
 USABLE_MEMORY = 0.95
 HOST_MIB = 3072.0
 """Host memory that a task's worker takes with its libraries loaded and kernels compiled, roughly."""
+
+ROOMIER = 3.0
+"""For a device to become empty takes as long as its longest task; for a few places, as long as the next few."""
 
 _RAY_STEPS = 10_000
 """Ray counts resources in ten thousandths."""
@@ -89,6 +93,11 @@ def work_out(wanted: int | Literal["auto"], device: str, machines: Sequence[Mach
         bounds["GPUs of unknown memory"] = MAX_SHARING_BLIND
     why = min(bounds, key=lambda name: bounds[name])
     return Sharing(bounds[why], cores, gpu_mib, why)
+
+
+def roomier(share: float) -> float:
+    """What a task asks for that ran out of memory with ``share``."""
+    return min(1.0, ROOMIER * share)
 
 
 def _by_cores(device: str, cores: float, num_cpus: float | None) -> int:

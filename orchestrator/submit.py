@@ -171,7 +171,7 @@ def submit(head: Head, submission: Submission) -> bool:
         InfrastructureError: the head takes neither the package nor the job.
     """
     with tempfile.TemporaryDirectory(prefix="sweep-submit-") as folder:
-        write(submission.package.files, Path(folder))
+        write(submission.package.files, Path(folder), submission.submission_id)
         try:
             hand_over(
                 head,

@@ -91,7 +91,8 @@ class IllegalTransition(RuntimeError):  # noqa: N818 - it is a transition, and a
 class SweepTask:
     """What the machine needs to know of a task. ``done`` is the status of a terminal row that an earlier driver wrote.
 
-    ``shares``: other tasks may be placed on its device. ``request``: which of ``NodesChanged.fitting`` are the nodes that can run it.
+    ``shares``: other tasks may be placed on its device; ``small``: even if it asked for several times as much.
+    ``request``: which of ``NodesChanged.fitting`` are the nodes that can run it.
     ``expected_s``: how long an attempt is expected to take from its launch, beside all others.
     """
 
@@ -103,6 +104,7 @@ class SweepTask:
     shares: bool = False
     request: int = 0
     expected_s: float = 0.0
+    small: bool = False
 
 
 @dataclass(slots=True)
@@ -120,6 +122,7 @@ class _Record:
     avoid: frozenset[str] = frozenset()  # its own wish
     shunned: frozenset[str] = frozenset()  # where the attempt that is on cannot be placed
     alone: bool = False
+    roomy: bool = False
     not_before_s: float = 0.0
     launched_s: float = 0.0
     started_s: float = 0.0
@@ -399,7 +402,7 @@ class Sweep:
         self._suspect(record, outcome)
         # A worker that dies early has not said whether it had neighbours; that it could have had some is enough.
         shared = not record.alone and (record.task.shares or bool(outcome.measurement.neighbours))
-        retry = self._policy.retry(outcome, shared, record.failures)
+        retry = self._policy.retry(outcome, shared, record.failures, small=record.task.small)
         if retry is None:
             self._decide(record, at_s, outcome, actions, here=here)
             return
@@ -410,6 +413,7 @@ class Sweep:
         record.attempt += 1
         record.not_before_s = at_s + retry.delay_s
         record.alone = record.alone or retry.alone
+        record.roomy = record.roomy or retry.roomy
         if outcome.failure_class is FailureClass.UNSCHEDULED:  # perhaps nothing but the node that it avoids has room
             record.avoid = frozenset()
         record.avoid |= {retry.avoid_node} if retry.avoid_node else frozenset()
@@ -459,7 +463,7 @@ class Sweep:
             self._active[record.task.task_id] = record
             self._note(record, at_s, State.LAUNCHED, f"attempt {record.attempt}")
             record.shunned = self._shunned(record)
-            actions.append(Launch(record.task.task_id, record.attempt, record.shunned, record.alone, self._bad_gpus))
+            actions.append(Launch(record.task.task_id, record.attempt, record.shunned, record.alone, self._bad_gpus, record.roomy))
 
     def _next(self, at_s: float) -> _Record | None:
         """The first task in the queue that can end in time."""

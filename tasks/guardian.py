@@ -44,7 +44,7 @@ from tasks.spec import FailureClass, Outcome, Phase, Status, WorkerResult, decod
 from tasks.spool import leave
 from tasks.supervisor import Heartbeat, PhaseStarted, Request, Started
 from tasks.uplink import SupervisorGoneError, Uplink
-from tasks.verdict import Ending, blame_for_disk, has_risen, judge, oom_kills
+from tasks.verdict import DISK_FULL, Ending, blame_for_disk, has_risen, judge, oom_kills
 
 DUMP_S = 1.0
 """How long a worker that has run out of time may take to write its stacks."""
@@ -119,7 +119,9 @@ class Guardian:
         except (NoDeviceError, DirtyDeviceError) as error:
             result = self._infrastructure(FailureClass.DEVICE, str(error))
         except (OSError, UnsafeDirectoryError, ToldToEndError) as error:
-            result = self._infrastructure(FailureClass.WORKER_LOST, f"the guardian of the worker could not go on: {error}")
+            full = isinstance(error, OSError) and error.errno in DISK_FULL
+            failure_class = FailureClass.DISK_FULL if full else FailureClass.WORKER_LOST
+            result = self._infrastructure(failure_class, f"the guardian of the worker could not go on: {error}")
         except SupervisorGoneError:
             raise
         except Exception:  # noqa: BLE001 - a mistake in this module: an outcome of its own class, with all that helps to find it

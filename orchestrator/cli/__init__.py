@@ -16,6 +16,7 @@ import typer
 
 from orchestrator import __version__
 from orchestrator.cli.streams import outlive_readers
+from orchestrator.connection import end_process
 from orchestrator.errors import ExitCode, SweepError
 
 COMMANDS = {
@@ -107,6 +108,7 @@ def _with_status(command: Callable[..., ExitCode | None]) -> Callable[..., None]
         except KeyboardInterrupt as interruption:
             sys.stderr.write("".join(f"{note}\n" for note in _notes(interruption)))
             code = ExitCode.INTERRUPTED
+        end_process(int(code or ExitCode.PASSED))
         raise typer.Exit(int(code or ExitCode.PASSED))
 
     return run

@@ -193,12 +193,6 @@ class ProcessError:
     source: str  # where it is from, in words
     tasks: int
 
-    @property
-    def words(self) -> str:
-        """One line for a report."""
-        tasks = "1 task" if self.tasks == 1 else f"{self.tasks} tasks"
-        return f"intervals include {100 * self.sd:.2f} % between processes for {tasks} ({self.kind}; {self.source})"
-
 
 @dataclass(frozen=True, slots=True)
 class Answers:
@@ -227,7 +221,15 @@ class Answers:
     @property
     def process_lines(self) -> tuple[str, ...]:
         """What is known of fresh processes, and what the intervals take it to be."""
-        return tuple(each.words for each in (*self.process_spread, *(error for error in self.process_errors if error.sd)))
+        alike: dict[tuple[float, str], list[str]] = {}
+        for error in self.process_errors:
+            if error.sd:
+                alike.setdefault((error.sd, error.source), []).append(f"{error.tasks} {error.kind}")
+        added = (
+            f"intervals include {100 * sd:.2f} % between processes ({source}; tasks: {', '.join(kinds)})"
+            for (sd, source), kinds in alike.items()
+        )
+        return (*(spread.words for spread in self.process_spread), *added)
 
     @property
     def processes_covered(self) -> bool:

@@ -115,8 +115,11 @@ def _readable(store: Store, records: Sequence[RunRecord]) -> tuple[list[RunRecor
             return None, [f"{error}; the run is left out"]
 
     # Waiting for an object store is done side by side. A disk keeps nobody waiting, and threads would fight over the interpreter.
-    with ThreadPoolExecutor(READERS_OF_OBJECTS if "://" in store.root else 1) as readers:
-        found = list(readers.map(read, records))
+    if "://" in store.root:
+        with ThreadPoolExecutor(READERS_OF_OBJECTS) as readers:
+            found = list(readers.map(read, records))
+    else:
+        found = [read(record) for record in records]
     left_out = [f"{reason}; the run is left out" for reason in store.damaged.values()]
     remarks = tuple(plain(remark) for remark in [*left_out, *(remark for _, remarks in found for remark in remarks)])
     kept = [(record, table) for record, (table, _) in zip(records, found, strict=True) if table is not None]

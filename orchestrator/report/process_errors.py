@@ -40,7 +40,7 @@ def _error(kind: str, tasks: int, spread: ProcessSpread | None, process_sd: floa
     if process_sd is not None:
         return ProcessError(kind, process_sd, "given", tasks)
     if spread is None or spread.freedom < ENOUGH_FREEDOM:
-        return ProcessError(kind, ASSUMED_PROCESS_SD, "assumed; --process-sd names another, 0 leaves it out", tasks)
+        return ProcessError(kind, ASSUMED_PROCESS_SD, "assumed, --process-sd names another", tasks)
     # Made larger by what the few degrees of freedom leave open, so that the normal law can be used with it.
     share = 0.5 + LEVEL / 2
     wider = float(special.stdtrit(spread.freedom, share) / special.ndtri(share))

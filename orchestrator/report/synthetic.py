@@ -111,6 +111,7 @@ def failed(row: Row, kind: int = 0) -> Row:
         speedup_high=None,
         compiled_ms=None,
         quality=None,
+        accuracy="fail" if status == "fail_accuracy" else None,
     )
 
 

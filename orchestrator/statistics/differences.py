@@ -105,7 +105,7 @@ def pooled_freedom(parts: Sequence[tuple[FloatArray, FloatArray]]) -> FloatArray
     """Degrees of freedom of the sum of variances, each known with its own (Welch & Satterthwaite): pairs of variances and freedoms."""
     total = np.sum([variances for variances, _ in parts], axis=0)
     uncertain = np.sum([variances**2 / freedom for variances, freedom in parts], axis=0)
-    return np.divide(total**2, uncertain, out=np.full(total.shape, math.inf), where=uncertain > 0)
+    return np.asarray(np.divide(total**2, uncertain, out=np.full(total.shape, math.inf), where=uncertain > 0))
 
 
 def mean_half_width(errors: Sequence[float] | FloatArray) -> float:

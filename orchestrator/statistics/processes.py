@@ -45,7 +45,7 @@ class Scale:
     """
 
     process_sd: float
-    source: str  # "estimated", "assumed" or "given"
+    source: str  # "estimated", "capped", "assumed" or "given"
     freedom: float = math.inf
     slower_tail: float = math.inf
     faster_tail: float = math.inf
@@ -63,7 +63,7 @@ def process_scale(changes: FloatArray, errors: FloatArray, single: npt.NDArray[n
     own = errors[used] ** 2
     spread = math.sqrt(max((robust_sd(changes[used]) ** 2 - float(np.median(own))) / 2, 0.0))
     if spread > MOST_PROCESS_SD:  # most tasks have changed: their distances say nothing of the noise
-        return Scale(MOST_PROCESS_SD, "estimated", math.inf, ASSUMED_TAIL, ASSUMED_TAIL, spread)
+        return Scale(MOST_PROCESS_SD, "capped", math.inf, ASSUMED_TAIL, ASSUMED_TAIL, spread)
     sd = max(spread, LEAST_PROCESS_SD)
     scaled = (changes[used] - np.median(changes[used])) / np.sqrt(own + 2 * sd**2)
     return Scale(

@@ -157,7 +157,11 @@ def _time_exclusively(act: Act) -> None:
         began = time.monotonic()
         if seconds := act.number("exclusive_seconds"):
             time.sleep(seconds)
-            print(f"exclusive {began!r} {time.monotonic()!r}", flush=True)  # noqa: T201 - a worker's output is its log
+            line = f"exclusive {began!r} {time.monotonic()!r}"
+            print(line, flush=True)  # noqa: T201 - a worker's output is its log
+            if act.options.get("exclusive_log"):
+                with Path(str(act.options["exclusive_log"])).open("a") as file:
+                    file.write(line + "\n")
 
 
 def planted_samples(act: Act) -> Samples:
@@ -359,7 +363,15 @@ def _phase_of(act: Act) -> Phase:
     return Phase(str(act.options["phase"]))
 
 
-_LONGER: dict[str, Scalar] = {**PLANTED, "seconds": 1.0, "tick_ms": 0, "orphans": 0, "exclusive_seconds": 0.0, "rounds": 1}
+_LONGER: dict[str, Scalar] = {
+    **PLANTED,
+    "seconds": 1.0,
+    "tick_ms": 0,
+    "orphans": 0,
+    "exclusive_seconds": 0.0,
+    "rounds": 1,
+    "exclusive_log": "",
+}
 _IN_COMPILE: dict[str, Scalar] = {"phase": Phase.COMPILE.value}
 
 MODELS: dict[str, Toy] = {

@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import io
 import json
+import os
+import platform
 import resource
 import subprocess
 import sys
@@ -19,6 +22,7 @@ from rich.console import Console
 
 from orchestrator import run as runs
 from orchestrator.cluster import RayCluster
+from tasks.probe import cpu_model
 from tests.orchestrator.fakes import NODE, FakeCluster, passed
 
 MANIFEST = """\
@@ -59,6 +63,13 @@ def one_run(tasks: int, core_only: bool) -> dict[str, float]:
     return {"tasks": tasks, "seconds": wall_s, "per_second": tasks / wall_s, "driver_cpu_ms": 1e3 * cpu_s / tasks, "peak_mib": peak_mib}
 
 
+def _where() -> str:
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("ray", "pyarrow"))
+    load = os.getloadavg()[0]
+    cores = len(os.sched_getaffinity(0))
+    return f"{time.strftime('%Y-%m-%d')}, {cores} cores of {cpu_model()}, load {load:.1f}, Python {platform.python_version()}, {versions}"
+
+
 def _ended(task_id: str, attempt: int):
     from orchestrator.events import Ended
 
@@ -86,6 +97,7 @@ def main() -> None:
     if arguments.one:
         sys.stdout.write(json.dumps(one_run(arguments.one, arguments.core_only)) + "\n")
         return
+    sys.stdout.write(_where() + "\n")
     # A tenth first: if a step is quadratic, its cost per task grows with the number of tasks.
     for label, tasks, core_only in (
         ("Ray", arguments.tasks // 10, False),

@@ -31,6 +31,8 @@ def watched(monkeypatch, clusters, state=None, step_s=1.0):
 def test_a_dropped_connection_does_not_end_the_watching_where_only_the_cluster_sees_the_store(monkeypatch):
     clusters = [JOB | {"status": "running"}, SILENT, SILENT, JOB | {"status": "running"}, JOB | {"status": "failed"}]
     assert watched(monkeypatch, clusters) == ["running", None, None, "running", "failed"]
+    again = [SILENT, SILENT, JOB | {"status": "running"}] * 2 + [JOB | {"status": "failed"}]
+    assert len(watched(monkeypatch, again, step_s=200.0)) == 7  # each silence counts from its own beginning
 
 
 def test_a_head_that_stays_silent_is_given_up(monkeypatch):

@@ -100,6 +100,25 @@ def test_equal_tensors_of_the_page_are_counted():
     assert model_page.shorten("int64[2, 3], int64[2, 3], float32[1]") == "int64[2, 3] x2, float32[1]"
 
 
+def test_a_column_of_graph_breaks_without_figures_is_left_out():
+    breaks = {"about": "Seen on a CPU.", "models": {"a": {"cpu": 0, "reasons": ""}, "b": {"cpu": 3, "reasons": "", "upstream": "10"}}}
+    checked = json.loads(model_page.CHECKED.read_text())
+
+    section = model_page.page(known(), checked, breaks).partition("## Graph breaks of rebuilt models\n\n")[2]
+
+    table = "| model | CPU | upstream |\n|---|---:|---:|\n| `a` | 0 |  |\n| `b` | 3 | 10 |\n"
+    assert section == f"Seen on a CPU.\n\n{table}"
+
+
+def test_graph_breaks_are_those_of_the_rebuilt_models_that_the_manifest_lists():
+    found = json.loads(model_page.BREAKS.read_text())["models"]
+    rebuilt = {row.name for row in known() if (row.suite, row.source, row.sweep) == ("torchbench", "rebuilt", "pt2")}
+
+    assert set(found) == {row.name for row in of_manifests([ROOT / "manifests/graph_breaks.yaml"])}
+    assert set(found) == rebuilt - {"Background_Matting", "demucs"}  # too large for two cores
+    assert all(isinstance(counts["cpu"], int) for counts in found.values())
+
+
 def test_rows_survive_json():
     assert [model_table.row_of(data) for data in json.loads(model_table.as_json(map(plain, known())))] == list(known())
 

@@ -223,7 +223,7 @@ def test_a_large_uneven_regression_is_not_taken_for_noise():
     new = changed(new, lambda _, row: scaled_by(row, 1 - rng.uniform(0.05, 0.3)) if rng.random() < 0.6 else row)
     found = compare(base, new)
     (noise,) = found.noise
-    assert noise.scale.process_sd == processes.MOST_PROCESS_SD
+    assert (noise.scale.process_sd, noise.scale.source) == (processes.MOST_PROCESS_SD, "capped")
     assert noise.margin <= differences.MOST_MARGIN
     assert any("more unknown on CUDA tasks changed than noise explains" in remark for remark in found.remarks)
     assert len(found.of(Verdict.SLOWER)) > 40
@@ -302,6 +302,16 @@ def test_the_power_of_both_stages_is_the_references(process_sd, effect, least):
     print(f"process sd {process_sd}, effect {effect}: power {power:.2f}, false {false:.2f}, measured again {again:.0f}")
     assert power >= least
     assert false <= 0.45
+
+
+def test_a_side_of_several_processes_brings_its_own_error():
+    """The process sd counts once, for the side of one process; the other's interval is Student's."""
+    base = synthetic_run(TRUTH, seed=1)
+    new = synthetic_run(TRUTH, seed=2, processes=4)
+    found = compare(base, new, process_sd=0.01)
+    for change in found.changes[:20]:
+        half = math.log(change.new.speedup_high / change.new.speedup_low) / 2 / stats.t.ppf(0.975, 3)
+        assert change.judgement.error == pytest.approx(math.sqrt(half**2 + 0.003**2 + 0.01**2), rel=1e-6)
 
 
 # What is compared, and what is not -----------------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -70,3 +72,10 @@ def test_nobody_waits_longer_than_they_said():
     assert within(0.05, never.wait) is None
     never.set()
     assert within(5.0, lambda: "answer") == "answer"
+
+
+def test_a_process_that_ray_does_not_let_go_ends_all_the_same():
+    program = "import threading; from orchestrator.connection import end_process, let_go; let_go({}, 0.1); print('said'); end_process(4)"
+    for shutdown, code in (("threading.Event().wait", ExitCode.INFRASTRUCTURE), ("lambda: None", ExitCode.PASSED)):
+        done = subprocess.run([sys.executable, "-c", program.format(shutdown)], capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stdout) == (code, "said\n")

@@ -17,7 +17,7 @@ from orchestrator.events import Ended, Lost, Started
 from orchestrator.policy import Policy
 from orchestrator.room import Room
 from orchestrator.sweep import SILENCE_S, Sweep, SweepTask
-from tasks.spec import Attempt, FailureClass, Status
+from tasks.spec import Attempt, FailureClass, Outcome, Phase, ResourceSpec, Status
 from tests.orchestrator.fakes import NODE, FakeCluster, FakeProgress, FakeSink, passed, task
 
 
@@ -81,6 +81,24 @@ def test_the_first_signal_drains(number):
     assert ending.exit_code is ExitCode.INTERRUPTED
     assert len(cluster.launched) == 2
     assert [row.status for row in sink.rows] == [Status.PASS, Status.PASS]
+
+
+def test_what_ends_as_the_signal_comes_makes_no_room():
+    polls, started = itertools.count(), []
+
+    def behave(task_id, attempt):
+        started.append((task_id, attempt))
+        return [Started(0.0, task_id, attempt, NODE.name)]
+
+    def polled():
+        if next(polls) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            cluster.ready.extend(Ended(0.0, *key, passed(*key)) for key in started)
+
+    cluster = FakeCluster(behave, polled)
+    ending, sink, _ = drive([task(f"m{i}") for i in range(5)], cluster, max_in_flight=2)
+    assert ending.exit_code is ExitCode.INTERRUPTED
+    assert len(cluster.launched) == len(sink.rows) == 2
 
 
 def test_the_second_signal_takes_back_what_runs():
@@ -304,3 +322,23 @@ def test_a_node_that_comes_gets_its_share():
     cluster = Growing(slow, polled)
     drive([task(f"m{i}") for i in range(9)], cluster, max_in_flight=None)
     assert (in_flight[0], in_flight[-1]) == (3, 5)
+
+
+def test_a_task_that_needs_room_asks_for_more_and_its_row_says_what_was_planned():
+    asked = []
+
+    class Device(FakeCluster):
+        def launch(self, task, attempt, avoid, alone):
+            asked.append((task.resources.num_gpus, alone))
+            super().launch(task, attempt, avoid, alone)
+
+    def behave(task_id, attempt):
+        out = Outcome(task_id, attempt, Status.OOM, Phase.COMPILE, FailureClass.DEVICE_OOM, node=NODE.name)
+        return [Ended(0.0, task_id, attempt, out if attempt < 3 else passed(task_id, attempt))]
+
+    shared = task("pass", resources=ResourceSpec("cuda", 1.0, 0.25))
+    ending, sink, _ = drive([shared], Device(behave), planned=[SweepTask(shared.task_id, shares=True, small=True)])
+
+    assert ending.exit_code is ExitCode.PASSED
+    assert asked == [(0.25, False), (0.75, False), (0.75, True)]
+    assert [spec.resources.num_gpus for batch in sink.batches for spec, _ in batch] == [0.25]

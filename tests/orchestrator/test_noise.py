@@ -152,10 +152,8 @@ def test_the_report_says_it_beside_the_score_and_only_where_it_is_known():
     for form in ("text", "markdown"):
         text = " ".join(as_text(known, form).split())
         assert "109 tasks, 436 degrees of freedom" in text
-        assert "between processes for 326 tasks (unknown on CUDA; as measured by the tasks with several processes)" in text.replace(
-            "\\", ""
-        )
-        assert "2.00 % between processes for 326 tasks (unknown on CUDA; assumed" in as_text(build(run), form).replace("\\", "")
+        assert "between processes (as measured by the tasks with several processes; tasks: 326 unknown on CUDA)" in text.replace("\\", "")
+        assert "2.00 % between processes (assumed" in as_text(build(run), form).replace("\\", "")
         assert "between processes" not in as_text(build(run, process_sd=0.0), form)
     assert as_json(known)["process_spread"][0]["freedom"] == 436
     covered = replace(repeated(run, 0.02, every=1), planned=tuple(replace(task, processes=5) for task in run.planned))

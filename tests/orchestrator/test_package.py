@@ -37,7 +37,7 @@ OWN = "suites: {mine: [{name: a, factory: 'pieces.nets:build', batch_size: 1}]}\
 def test_a_shipped_manifest_validates_where_it_is_unpacked(tmp_path):
     """The real thing: includes stay where the manifest looks for them, and the code runs without this checkout."""
     package = pack(load_manifest(ROOT / "manifests" / "pt2.yaml"))
-    write(package.files, tmp_path)
+    write(package.files, tmp_path, "sweep-r")
     command = [sys.executable, "-m", "orchestrator", "validate", package.manifest]
     done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -55,7 +55,7 @@ def test_only_code_and_manifest_go_along(loaded):
 def test_code_that_the_manifest_names_goes_along_and_is_named(loaded):
     package = pack(loaded(OWN, pieces__nets_py="def build(request): ...\n", pieces__results__old_py="x = 1\n"))
     assert "pieces/nets.py" in package.files
-    assert not [name for name in package.files if "old" in name]
+    assert not [name for name in package.files if name.startswith("pieces/results")]
     assert "results" in package.left_out
     assert any("pieces.nets:build" in line and "goes along" in line for line in package.describe())
 
@@ -104,7 +104,15 @@ def test_what_runs_beside_factories_is_named(loaded):
 
 
 def test_a_suite_of_an_installed_package_is_named(loaded, monkeypatch):
-    monkeypatch.setattr("orchestrator.catalogue._installed_suites", lambda: {"ours": "ours:entry"})
+    monkeypatch.setattr("orchestrator.catalogue._installed", lambda group: frozenset({"ours"}))
     assert any(
         "the suite ours comes from a package" in line for line in pack(loaded("suites: {ours: [{name: a, batch_size: 1}]}\n")).describe()
     )
+
+
+def test_no_two_jobs_have_the_same_package(loaded, tmp_path):
+    """Ray would unpack it for the second over the directory of the first."""
+    package = pack(loaded("suites: {toy: [pass]}\n"))
+    for name in ("sweep-r", "sweep-s"):
+        write(package.files, tmp_path / name, name)
+        assert (tmp_path / name / "job.txt").read_text() == name

@@ -86,7 +86,7 @@ def test_held_hours_are_those_of_all_sessions_and_devices_and_of_killed_drivers_
     [
         (Session(0.0), None),
         (Session(0.0, 60.0), "took 60 s"),
-        (Session(0.0, 3960.0, forecast_s=3600.0, complete=True), "took 1.10 h; expected were 1.00 h (+10%)"),
+        (Session(0.0, 3960.0, forecast_s=3600.0, complete=True), "took 1.10 h; the forecast was 1.00 h (+10%)"),
         (Session(0.0, 1800.0, forecast_s=3600.0), "took 0.50 h"),
     ],
 )
@@ -99,7 +99,7 @@ def test_readers_are_told_of_every_session():
 
     assert facts(record(done)) == {
         "held": "1.10 GPU hours in 1 session",
-        "session 1": "1 x NVIDIA H200, 16 sharing each, 326 tasks left; took 1.10 h; expected were 1.00 h (+10%)",
+        "session 1": "1 x NVIDIA H200, 16 sharing each, 326 tasks to do; took 1.10 h; the forecast was 1.00 h (+10%)",
     }
     two = facts(record(Session(0.0, devices=1, tasks=3), Session(360.0, 720.0, devices=1)))
     assert two["held"] == "0.20 node hours in 2 sessions"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import re
 import subprocess
@@ -11,12 +12,20 @@ import time
 
 import pyarrow.fs as pafs
 import pytest
+from rich.console import Console
 
-from orchestrator.errors import RunLockedError, StoreError, UsageError
+from orchestrator import run as runs
+from orchestrator.control import request_stop, stop_requests
+from orchestrator.errors import ExitCode, RunLockedError, StoreError, UsageError
+from orchestrator.events import Ended, Started
+from orchestrator.journal import read_standing, read_story
 from orchestrator.record import RunState
 from orchestrator.store import Store
 from orchestrator.verify import verify
+from tasks.probe import probe
 from tasks.spec import encode
+from tests.orchestrator.fakes import NODE, FakeCluster
+from tests.orchestrator.fakes import passed as passed_at_once
 from tests.orchestrator.stored import a_run, a_task, failed, passed
 
 pytest.importorskip("moto.server", reason="needs moto[server]")
@@ -104,3 +113,77 @@ def test_a_bucket_that_is_not_there_is_a_clear_message(store, endpoint):
     elsewhere = Store(f"s3://no-such-bucket/results?scheme=http&endpoint_override={endpoint}&region=us-east-1")
     with pytest.raises(StoreError, match="no-such-bucket/results/run-1"):
         a_run(elsewhere, TASKS)
+
+
+# --- a whole run ------------------------------------------------------------------------------------------------------------------
+
+TOYS = """\
+schema_version: 1
+name: toys
+matrix: {dtype: [float32]}
+execution: {device: cpu, num_cpus: 1, max_in_flight: 1}
+suites:
+  toy: [pass.1, pass.2, pass.3]
+"""
+
+
+class Slow(FakeCluster):
+    """Starts attempts; each ends at the next poll. With a ``store``, asks for a stop when the second has been launched, and lets that run
+    until the driver has ``heard``.
+    """
+
+    def __init__(self, store=None):
+        super().__init__(self.start, self.go_on)
+        self.store, self.started, self.attempts, self.heard = store, [], [], True
+
+    def probe(self):
+        return {NODE.name: probe()}
+
+    def launch(self, task, attempt, avoid, alone):
+        self.attempts.append(attempt)
+        super().launch(task, attempt, avoid, alone)
+
+    def start(self, task_id, attempt):
+        self.started.append((task_id, attempt))
+        return [Started(time.monotonic(), task_id, attempt, NODE.name)]
+
+    def go_on(self):
+        if self.store and len(self.launched) == 2:
+            request_stop(self.store.resolve("r").files)
+            self.store, self.heard = None, False
+        if not self.heard:
+            return
+        self.ready.extend(Ended(time.monotonic(), *key, passed_at_once(*key)) for key in self.started)
+        self.started.clear()
+
+
+def test_a_run_in_a_bucket_is_driven_stopped_and_resumed(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("orchestrator.driver.HOUSEKEEPING_S", 0.1)
+    (tmp_path / "toys.yaml").write_text(TOYS)
+    request = runs.RunRequest(tmp_path / "toys.yaml", store.root, "r", resume=True)
+    cluster = Slow(store)
+
+    def hear(files):
+        asked = stop_requests(files)
+        cluster.heard = cluster.heard or asked > 0
+        return asked
+
+    monkeypatch.setattr(runs, "stop_requests", hear)
+    ended = runs.run(request, Console(file=io.StringIO()), connect=lambda _: cluster)
+    assert ended.ending.exit_code is ExitCode.INTERRUPTED
+    assert ended.go_on.endswith("--run-id r --resume")
+    assert len(cluster.launched) == 2
+    assert {attempt.spool for attempt in cluster.attempts} == {None}, "nodes do not write to a bucket"
+    run = store.resolve("r")
+    assert run.record.state is RunState.INTERRUPTED
+    first = run.rows().to_pylist()
+    assert len(first) == 2
+    assert "row written" in read_story(run.files, cluster.launched[0][0])[-1]["what"]
+    assert read_standing(run.files)["active"] == []
+    again = Slow()
+    assert runs.run(request, Console(file=io.StringIO()), connect=lambda _: again).ending.exit_code is ExitCode.PASSED
+    run = store.resolve("r")
+    assert len(again.launched) == 1
+    assert [row for row in run.rows().to_pylist() if row["task_id"] != again.launched[0][0]] == first
+    assert run.record.state is RunState.FINISHED
+    assert run.holder() is None

@@ -156,6 +156,16 @@ def test_out_of_memory_before_anything_is_known_of_neighbours_means_once_more_al
     assert sweep.handle(Ended(3.0, "t", 2, again)) == [WriteRow("t", again)]
 
 
+def test_a_small_task_without_memory_asks_for_more_before_it_waits_for_an_empty_device():
+    sweep, _ = started((SweepTask("t", shares=True, small=True),))
+    for attempt in (1, 2):
+        assert sweep.handle(Ended(float(attempt), "t", attempt, outcome("t", attempt, Status.OOM, FailureClass.DEVICE_OOM))) == []
+        (launch,) = sweep.handle(Tick(attempt + 0.5))
+        assert (launch.attempt, launch.roomy, launch.alone) == (attempt + 1, True, attempt == 2)
+    last = outcome("t", 3, Status.OOM, FailureClass.DEVICE_OOM)
+    assert sweep.handle(Ended(4.0, "t", 3, last)) == [WriteRow("t", last)]
+
+
 def test_out_of_memory_alone_is_final():
     sweep, _ = started()
     oom = outcome("t", 1, Status.OOM, FailureClass.DEVICE_OOM, neighbours=0)

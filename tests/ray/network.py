@@ -16,6 +16,8 @@ import psutil
 
 ROOT = Path(__file__).parent.parent.parent
 PORT = 6379
+OWN = (Path("/tmp/ray"), Path(f"/tmp/sweep-{os.getuid()}"), Path(f"/dev/shm/sweep-{os.getuid()}"))
+"""Where each site sees a folder of its own: Ray's, and those in which tasks of one machine agree who has its devices."""
 DELAY = ("netem", "delay", "150ms", "20ms")
 NARROW = ("tbf", "rate", "1mbit", "burst", "16kb", "latency", "2s")
 """In place of a delay, where the kernel knows none: what queues for a thin line is late, too."""
@@ -47,7 +49,8 @@ class Network:
         self.switch = f"{self._mark}-switch"
         self._sites = []
         self.folder = Path(tempfile.mkdtemp(prefix="sw", dir="/tmp"))  # short: sockets have short names
-        Path("/tmp/ray").mkdir(exist_ok=True)  # each site sees one of its own there
+        for shared in OWN:
+            shared.mkdir(mode=0o700, exist_ok=True)
         ip("netns", "add", self.switch)
         ip("-n", self.switch, "link", "add", "lan", "type", "bridge")
         ip("-n", self.switch, "link", "set", "lan", "up")
@@ -66,12 +69,15 @@ class Network:
 
 
 class Site:
-    """One machine: an address, a cable to the switch, a name, processes of its own, and a folder that it has as /tmp/ray."""
+    """One machine: an address, a cable to the switch, a name, processes of its own, and folders of its own in the places of ``OWN``."""
 
     def __init__(self, network, name, namespace, cable, address):
         self._network, self.name, self.namespace, self._cable, self.address = network, name, namespace, cable, address
         self.folder = network.folder / cable
         self.folder.mkdir()
+        self._own = {place: self.folder / str(number) for number, place in enumerate(OWN)}
+        for folder in self._own.values():
+            folder.mkdir(mode=0o700)
         switch = network.switch
         ip("netns", "add", namespace)
         ip("-n", switch, "link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", namespace)
@@ -85,9 +91,10 @@ class Site:
 
     def boot(self):
         """Start the first process. Ray looks for its own among all that it sees, and shall see no other machine's."""
-        first = f'hostname {self.name} && mount --bind "$0" /tmp/ray && echo up && exec sleep infinity'
+        binds = " && ".join(f"mount --bind {folder} {place}" for place, folder in self._own.items())
+        first = f"hostname {self.name} && {binds} && echo up && exec sleep infinity"
         command = ["ip", "netns", "exec", self.namespace, "unshare", "--pid", "--uts", "--fork", "--kill-child", "--mount-proc"]
-        self._machine = subprocess.Popen([*command, "sh", "-c", first, str(self.folder)], stdout=subprocess.PIPE, text=True)
+        self._machine = subprocess.Popen([*command, "sh", "-c", first], stdout=subprocess.PIPE, text=True)
         assert self._machine.stdout.readline() == "up\n"
         self._first = psutil.Process(self._machine.pid).children()[0].pid
 

@@ -131,7 +131,8 @@ def test_a_slow_link_costs_time_and_nothing_else(machines, tmp_path):
 
 @pytest.mark.parametrize("then", ["starts anew", "is cut off"])
 def test_a_head_that_is_lost_ends_the_run_in_words_and_it_goes_on_with_the_next(machines, tmp_path, then):
-    path = manifest(tmp_path, 8, 4)
+    count = 20 if then == "is cut off" else 8  # more than nodes can do before the head is given up: they need none for it
+    path = manifest(tmp_path, count, 6)
     driver = run(machines.a, machines, path)
     wait_for(lambda: len(rows(tmp_path)) >= 2)
     if then == "starts anew":
@@ -144,7 +145,7 @@ def test_a_head_that_is_lost_ends_the_run_in_words_and_it_goes_on_with_the_next(
     assert ("has been started anew" if then == "starts anew" else "has not answered for 40 s") in said
     assert "--resume" in said
     kept = rows(tmp_path)
-    assert 2 <= len(kept) < 8
+    assert 2 <= len(kept) < count
     for site in (machines.a, machines.b) if then == "starts anew" else (machines.a, machines.b, machines.head):
         site.reboot()
     if then == "is cut off":
@@ -155,5 +156,5 @@ def test_a_head_that_is_lost_ends_the_run_in_words_and_it_goes_on_with_the_next(
     _, said = again.communicate(timeout=WAIT_S)
     assert again.returncode == ExitCode.PASSED, said
     done = rows(tmp_path)
-    assert len(done) == 8
+    assert len(done) == count
     assert all(row in done for row in kept)

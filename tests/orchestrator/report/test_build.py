@@ -168,12 +168,12 @@ def test_the_interval_of_the_score_covers_what_fresh_processes_change(monkeypatc
 def test_a_calibration_set_is_used_for_its_class_and_named():
     (error,) = build(calibrated(1)).process_errors
     assert (error.kind, error.tasks) == ("unknown on CUDA", 24)
-    assert "as measured by the tasks with several processes" in error.words
+    assert error.source == "as measured by the tasks with several processes"
     assert error.sd == pytest.approx(0.01, rel=0.5)
     few = replace(calibrated(1), rows=calibrated(1).rows[:2])
     (error,) = build(few).process_errors
     assert (error.sd, error.tasks) == (0.02, 1)
-    assert "assumed" in error.words
+    assert "assumed" in error.source
 
 
 def test_how_long_a_run_took_is_what_its_own_tasks_took():
