@@ -8,11 +8,10 @@ from __future__ import annotations
 import logging
 import math
 import shlex
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,10 +19,11 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator import __version__
+from orchestrator.broken_off import marked_when_broken_off, resumable, sigterm_is_ctrl_c
 from orchestrator.carry import carriable
 from orchestrator.cluster import Cluster, RayCluster
 from orchestrator.connection import in_submitted_job
-from orchestrator.control import clear_stop, stop_requests
+from orchestrator.control import clear_stop
 from orchestrator.costs import recorded
 from orchestrator.driver import Driver, Ending, Progress
 from orchestrator.environments import only, run_name
@@ -42,11 +42,12 @@ from orchestrator.record import PlannedTask, RunRecord, RunState
 from orchestrator.room import Room
 from orchestrator.sessions import Site, gpu_name, hours, outlook, replanned, require_same_gpu, took
 from orchestrator.sharing import Sharing, roomier, work_out
+from orchestrator.sink import StoreSink, clear_spool, store_rows
 from orchestrator.store import RunStore, Store
 from orchestrator.sweep import Sweep, SweepTask
 from tasks.preload import modules_of
 from tasks.probe import NodeProbe, code_version
-from tasks.spec import Attempt, Outcome, ResourceSpec, Status, TaskSpec
+from tasks.spec import Attempt, ResourceSpec, Status, TaskSpec
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +114,11 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
     store.check_ready(request.run_id, resume=request.resume)
     earlier = _earlier_run(store, request, loaded)
     source = store.resolve(request.carry) if request.carry else None
-    with _resumable(request, earlier), closing(connect(request.address)) as cluster, _sigterm_is_ctrl_c():
+    with (
+        resumable(resume_command(request, earlier.run_id) if earlier else None),
+        closing(connect(request.address)) as cluster,
+        sigterm_is_ctrl_c(),
+    ):
         nodes, probes = survey(cluster)
         device = resolve_device(loaded.manifest.execution.device, nodes)
         sharing = _sharing(loaded, device, nodes, probes)
@@ -128,7 +133,7 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
         if request.address:  # before the run's lock is taken: it may last
             _warm_up(cluster, nodes, specs, console)
         run_store = earlier or store.create(_record(request, loaded, nodes, device, sharing), plan)
-        with _resumable(request, run_store), run_store, _marked_when_broken_off(run_store):
+        with resumable(resume_command(request, run_store.run_id)), run_store, marked_when_broken_off(run_store):
             if earlier:
                 _reopen(run_store, console, request.lock_wait_s)
             take_over = partial(_take_over, run_store, source, specs, nodes, probes, console)
@@ -166,44 +171,6 @@ def _go_on(request: RunRequest, run_id: str, ending: Ending) -> str | None:
     if ending.reason != "finished":
         return resume_command(request, run_id)
     return resume_command(replace(request, rerun=frozenset()), run_id) if ending.exit_code is ExitCode.INFRASTRUCTURE else None
-
-
-@contextmanager
-def _resumable(request: RunRequest, run_store: RunStore | None) -> Iterator[None]:
-    """Whatever breaks off the run says how to go on."""
-    try:
-        yield
-    except BaseException as error:
-        note = f"to go on: {resume_command(request, run_store.run_id)}" if run_store else None
-        if note and note not in getattr(error, "__notes__", ()):
-            error.add_note(note)
-        raise
-
-
-@contextmanager
-def _marked_when_broken_off(run_store: RunStore) -> Iterator[None]:
-    """The record of a run that an error ends says so, if it can be written."""
-    try:
-        yield
-    except BaseException as error:
-        code = ExitCode.INTERRUPTED if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", ExitCode.BUG)
-        try:
-            run_store.set_state(RunState.INTERRUPTED if code is ExitCode.INTERRUPTED else RunState.INCOMPLETE, int(code))
-        except RunLockedError:
-            pass  # it is another driver's by now, and so is its record
-        except StoreError as unwritten:
-            log.error("run %s is not marked as ended: %s", run_store.run_id, unwritten)
-        raise
-
-
-@contextmanager
-def _sigterm_is_ctrl_c() -> Iterator[None]:
-    """Outside the driver's loop, where signals drain, they end the run alike. To be entered after Ray, which sets its own."""
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 # --- before ---------------------------------------------------------------------------------------------------------------------
@@ -325,48 +292,6 @@ def _acquire(run_store: RunStore, console: Console, wait_s: float) -> None:
 # --- during ---------------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _StoreSink:
-    """The run's store, its spool kept to what is not stored, and its journal. ``first_attempts``: the first ones of this driver."""
-
-    run_store: RunStore
-    journal: Journal
-    policy: Policy
-    first_attempts: Mapping[str, int]
-
-    def tell(self, sweep: Sweep, decided: Sequence[str]) -> None:
-        try:
-            self.journal.stories((task_id, sweep.story(task_id)) for task_id in decided)
-            self.journal.standing(sweep.active())
-        except StoreError as error:  # a run whose story cannot be told still has its results
-            log.warning("the journal of run %s cannot be written: %s", self.run_store.run_id, error)
-
-    def find(self, task_id: str, attempt: int) -> Outcome | None:
-        for number in range(attempt, self.first_attempts[task_id] - 1, -1):
-            try:
-                outcome = self.run_store.find_spooled(task_id, number)
-            except OSError as error:
-                log.warning("what attempt %d of %s may have left cannot be read: %s", number, task_id, error)
-                continue
-            # An earlier attempt that was given up may have come to its end all the same; only a verdict is as good as a new attempt.
-            if outcome is not None and outcome.task_id == task_id and (number == attempt or self.policy.is_verdict(outcome)):
-                return outcome
-        return None
-
-    def append(self, batch: Sequence[tuple[TaskSpec, Outcome]]) -> None:
-        _append(self.run_store, batch)
-
-    def refresh_lock(self) -> None:
-        self.run_store.refresh_lock()
-
-    def stop_requests(self) -> int:
-        try:
-            return stop_requests(self.run_store.files)
-        except StoreError as error:  # whether anybody asked is not worth a run
-            log.warning("%s", error)
-            return 0
-
-
 def _drive(
     run_store: RunStore,
     plan: Sequence[PlannedTask],
@@ -387,7 +312,7 @@ def _drive(
         _store_orphans(run_store, plan, policy, console)
         take_over()
         tasks = begin(_sweep_tasks(run_store, plan, rerun | RERUN_ALWAYS, room))
-    sink = _StoreSink(run_store, Journal(run_store.files, time.monotonic()), policy, {task.task_id: task.first_attempt for task in tasks})
+    sink = StoreSink(run_store, Journal(run_store.files, time.monotonic()), policy, {task.task_id: task.first_attempt for task in tasks})
     sweep = Sweep(tasks, policy, until_s=until_s)
     spool, kept = (str(path) if path else None for path in (run_store.spool_path, bundles))
     first = Attempt(run_store.run_id, 1, spool, kept)
@@ -413,18 +338,6 @@ def _begin_session(
     return [replace(task, expected_s=expected.task_s.get(task.task_id, 0.0)) for task in tasks]
 
 
-def _append(run_store: RunStore, batch: Sequence[tuple[TaskSpec, Outcome]]) -> None:
-    run_store.append(batch)
-    _clear_spool(run_store, [outcome for _, outcome in batch])
-
-
-def _clear_spool(run_store: RunStore, outcomes: Sequence[Outcome]) -> None:
-    try:
-        run_store.clear_spool((outcome.task_id, outcome.attempt) for outcome in outcomes)
-    except StoreError as error:  # what is stored is not stored once more: a resume leaves it where it is
-        log.warning("%s", error)
-
-
 def _store_orphans(run_store: RunStore, plan: Sequence[PlannedTask], policy: Policy, console: Console) -> None:
     """Results that finished while no driver was there to store them. What policy would try again is left to be run again."""
     specs = {planned.task.task_id: planned.task for planned in plan}
@@ -435,9 +348,9 @@ def _store_orphans(run_store: RunStore, plan: Sequence[PlannedTask], policy: Pol
         if policy.retry(outcome, _shares(specs[outcome.task_id]), (outcome.failure_class,) if outcome.failure_class else ()) is None
     }
     if final:
-        _append(run_store, [(specs[task_id], outcome) for task_id, outcome in final.items()])
+        store_rows(run_store, [(specs[task_id], outcome) for task_id, outcome in final.items()])
         console.print(f"stored {len(final)} result(s) that the last driver did not live to store", highlight=False)
-    _clear_spool(run_store, found)
+    clear_spool(run_store, found)
 
 
 def _take_over(

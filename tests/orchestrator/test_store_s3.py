@@ -168,7 +168,7 @@ def test_a_run_in_a_bucket_is_driven_stopped_and_resumed(store, tmp_path, monkey
         cluster.heard = cluster.heard or asked > 0
         return asked
 
-    monkeypatch.setattr(runs, "stop_requests", hear)
+    monkeypatch.setattr("orchestrator.sink.stop_requests", hear)
     ended = runs.run(request, Console(file=io.StringIO()), connect=lambda _: cluster)
     assert ended.ending.exit_code is ExitCode.INTERRUPTED
     assert ended.go_on.endswith("--run-id r --resume")
