@@ -191,16 +191,16 @@ def _variants(planned: Sequence[Planned], rows: Sequence[Row], dtypes: Sequence[
         )
 
     return (
-        of("passing only", "tasks that passed, slowdowns as they are; the score of this report", passing),
+        of("passing only", "tasks that were timed, slowdowns as they are; the score of this report", passing),
         of("failures as 1.0", "every planned task; one that did not pass counts as 1.0, since its user stays with eager", failing_as_one),
-        of("clipped at 1.0", "tasks that passed; a slowdown counts as 1.0, as in upstream's summary of 2022", no_slowdown),
+        of("clipped at 1.0", "tasks that were timed; a slowdown counts as 1.0, as in upstream's summary of 2022", no_slowdown),
         of(
             "weights in logs",
-            "tasks that passed; the dtypes' means to the power of their weights, multiplied",
+            "tasks that were timed; the dtypes' means to the power of their weights, multiplied",
             passing,
             weighted_score_in_logs,
         ),
-        of("suite-balanced", "tasks that passed; each suite counts the same, however many models it has", balanced),
+        of("suite-balanced", "tasks that were timed; each suite counts the same, however many models it has", balanced),
     )
 
 

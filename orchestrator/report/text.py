@@ -129,7 +129,7 @@ def _statuses(answers: Answers) -> Text:
     counts = ", ".join(f"{count} {status}" for status, count in answers.statuses.items()) or "no rows"
     missing = f", {len(answers.missing)} planned tasks without a row" if answers.missing else ""
     quality = ", ".join(f"{count} {state}" for state, count in answers.quality.items())
-    lines = [f"\n{answers.rate.planned} planned: {counts}{missing}", *([f"quality of those that passed: {quality}"] if quality else [])]
+    lines = [f"\n{answers.rate.planned} planned: {counts}{missing}", *([f"quality of the measurements: {quality}"] if quality else [])]
     lines += [
         text if name == "held" else f"  {text}" for name, text in answers.facts.items() if name == "held" or name.startswith("session ")
     ]

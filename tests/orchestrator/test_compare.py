@@ -287,9 +287,10 @@ def two_stages(sweeps, effect, process_sd, truth, slow):
 
 
 def test_four_processes_per_side_find_what_one_leaves_unclear():
-    power, false, _ = two_stages(6, 0.05, 0.01, true_logs({"toy": 30}), 4)
-    assert power > 0.9
-    assert false < 1.0
+    """Each task's variance by itself, that of two times four values, would find half of them."""
+    power, false, _ = two_stages(8, 0.035, 0.01, true_logs({"toy": 60}), 6)
+    assert power > 0.7
+    assert false < 0.7
 
 
 @pytest.mark.slow
