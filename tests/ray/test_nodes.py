@@ -103,12 +103,18 @@ def test_labels_choose_the_nodes_and_a_monitoring_system_sees_the_run(cluster, t
     monkeypatch.setattr("signal.signal", lambda *_: None)
     chosen = cluster.add_node(num_cpus=1, labels={"pool": "nightly"})
     cluster.wait_for_nodes()
-    path = manifest(tmp_path, *[f"{{name: slow_pass.{i}, options: {{seconds: 6}}}}" for i in range(3)], labels="{pool: nightly}")
+    path = manifest(tmp_path, *[f"{{name: slow_pass.{i}, options: {{seconds: 10}}}}" for i in range(3)], labels="{pool: nightly}")
     runner = Runner(cluster.address, path, tmp_path / "out")
     runner.start()
     wait_for(lambda: standing(tmp_path / "out"))
-    running = re.compile(r'^ray_sweep_tasks{(?=.*run="r")(?=.*what="running").*} 1\.0$', re.MULTILINE)
-    wait_for(lambda: running.search(page := scraped(ray.nodes())) and "ray_sweep_device_idle_seconds" in page)
+    nodes = ray.nodes()
+    names = set()
+
+    def complete():  # gauges are on a page only once for each report
+        names.update(re.findall(r'^(ray_sweep_\w+){(?=.*run="r").*what="\w+"', scraped(nodes), re.MULTILINE))
+        return {"ray_sweep_tasks", "ray_sweep_quarantined_nodes", "ray_sweep_device_idle_seconds_total"} <= names
+
+    wait_for(complete)
     runner.join(WAIT_S)
     assert runner.code is ExitCode.PASSED, runner.seen.getvalue()
     assert {row["node"].partition(":")[2] for row in Store(str(tmp_path / "out")).resolve("r").rows().to_pylist()} == {chosen.node_id[:8]}
