@@ -159,9 +159,9 @@ class Parts:
     def _read_details(self, source: Any, arrow_schema: pa.Schema, task_ids: set[str] | None, columns: Sequence[str] | None) -> pa.Table:
         with pq.ParquetFile(source, page_checksum_verification=True) as file:
             if task_ids is None:
-                return schema.conform(file.read(_present(file, columns)), arrow_schema, columns)
+                return schema.conform(file.read(_listed(columns)), arrow_schema, columns)
             groups = _row_groups(file, "task_id", task_ids)
-            table = file.read_row_groups(groups, _present(file, None if columns is None else [*columns, "task_id"]))
+            table = file.read_row_groups(groups, _listed(None if columns is None else [*columns, "task_id"]))
         table = table.filter(_is_one_of(table.column("task_id"), task_ids))
         return schema.conform(table, arrow_schema, columns)
 
@@ -186,7 +186,7 @@ class Parts:
 
     def _read_rows(self, source: Any, columns: Sequence[str] | None) -> pa.Table:
         with pq.ParquetFile(source, page_checksum_verification=True) as file:
-            return schema.conform(file.read(_present(file, columns)), schema.ROWS, columns)
+            return schema.conform(file.read(_listed(columns)), schema.ROWS, columns)
 
     def _guarded(self, path: str, read: Callable[[Any], Any]) -> Any:
         """What ``read`` makes of the file; None for a damaged one, which is noted.
@@ -355,11 +355,9 @@ def concat(tables: Iterable[pa.Table], arrow_schema: pa.Schema, columns: Sequenc
     return pa.concat_tables(found or [schema.conform(arrow_schema.empty_table(), arrow_schema, columns)])
 
 
-def _present(file: pq.ParquetFile, columns: Sequence[str] | None) -> list[str] | None:
-    if columns is None:
-        return None
-    wanted = set(columns)
-    return [name for name in file.schema_arrow.names if name in wanted]
+def _listed(columns: Sequence[str] | None) -> list[str] | None:
+    """``columns`` as pyarrow takes them; it passes over those that a file does not have."""
+    return None if columns is None else list(dict.fromkeys(columns))
 
 
 def _row_groups(file: pq.ParquetFile, column: str, values: set[str]) -> list[int]:

@@ -125,6 +125,12 @@ class Store:
             return self._run(matches[0])
         raise UsageError(_unknown_run(self.root, name, matches, runs))
 
+    def opened(self, record: RunRecord) -> RunStore:
+        """The run of a record that ``runs`` gave, which is not read a second time."""
+        run = self._run(record.run_id)
+        run.know(record)
+        return run
+
     def create(self, record: RunRecord, plan: Sequence[PlannedTask]) -> RunStore:
         """A new run, locked for this process.
 
@@ -200,6 +206,10 @@ class RunStore:
     def record(self) -> RunRecord:
         """What the run says of itself, as of the first look; ``reload`` looks again."""
         return self._record or self.reload()
+
+    def know(self, record: RunRecord) -> None:
+        """Take ``record`` for what the run says of itself."""
+        self._record = record
 
     def reload(self) -> RunRecord:
         """Read the record anew."""

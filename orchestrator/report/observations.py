@@ -109,7 +109,7 @@ def observe(store: Store, *, newest: int | None = None) -> Observations:
 def _readable(store: Store, records: Sequence[RunRecord]) -> tuple[list[RunRecord], list[pa.Table], tuple[str, ...]]:
     def read(record: RunRecord) -> tuple[pa.Table | None, list[str]]:
         try:
-            run = store.resolve(record.run_id)
+            run = store.opened(record)
             return run.rows(OBSERVED), [f"{record.run_id}: {path} is damaged and left out: {why}" for path, why in run.damaged().items()]
         except StoreError as error:
             return None, [f"{error}; the run is left out"]
@@ -168,7 +168,7 @@ def _described(
     """Every series' task, each looked up in the first run that has it."""
     known: dict[str, dict[str, str]] = {}
     for run in np.unique(first_run):
-        for row in store.resolve(records[run].run_id).rows(IDENTITY).to_pylist():
+        for row in store.opened(records[run]).rows(IDENTITY).to_pylist():
             known.setdefault(row["task_id"], {name: plain(text) for name, text in row.items()})
     return tuple(Task(**known[name], batch_size=int(size) if size >= 0 else None) for name, size in zip(task_ids, sizes, strict=True))
 

@@ -27,10 +27,10 @@ FROM_MANIFESTS = ("suite", "name", "sweep", "batch_size", "eval_batch_size", "no
 HEAD = "schema_version: 1\nname: few\n"
 
 
-def sweep(*arguments, without=("torch", "transformers", "timm", "ray")):
+def sweep(*arguments, without=("torch", "transformers", "timm", "ray"), timeout_s=300):
     block = f"import sys\nfor name in {without!r}: sys.modules[name] = None\nfrom orchestrator.cli import main; main()"
     command = [sys.executable, "-c", block, "models", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s)
 
 
 def rows(done):
@@ -276,9 +276,10 @@ def test_names_of_the_extra_models_are_known_to_manifests():
 
 
 @pytest.mark.models
+@pytest.mark.timeout(1200)  # two processes build every model in both modes, beside another worker's tests
 def test_the_committed_table_is_what_a_survey_finds():
     """Counts and inputs move with the libraries: a difference here means that the workload has changed."""
-    done = sweep(*SHIPPED, "--parameters", "--json", "--processes", "2")
+    done = sweep(*SHIPPED, "--parameters", "--json", "--processes", "2", timeout_s=1200)
     found = rows(done)
 
     for row in known():

@@ -34,7 +34,7 @@ def address():
     cluster.shutdown()
 
 
-def test_who_runs_out_of_memory_beside_neighbours_runs_once_more_alone(address, tmp_path):
+def test_who_runs_out_of_memory_beside_neighbours_gets_more_room_and_then_the_device(address, tmp_path):
     path = tmp_path / "sharing.yaml"
     path.write_text(MANIFEST)
     request = runs.RunRequest(path, str(tmp_path), "r", address)
@@ -46,7 +46,9 @@ def test_who_runs_out_of_memory_beside_neighbours_runs_once_more_alone(address, 
     assert ended.ending.exit_code is ExitCode.SOME_FAILED
     assert run.record.cluster["sharing"] >= 4
     assert run.record.cluster["sharing_why"]
-    assert [(rows[name]["status"], rows[name]["attempt"]) for name in ("oom.crowded", "oom")] == [("pass", 2), ("oom", 2)]
+    assert (rows["oom"]["status"], rows["oom"]["attempt"]) == ("oom", 3)
+    assert rows["oom.crowded"]["status"] == "pass"
+    assert rows["oom.crowded"]["attempt"] in (2, 3)  # by whether one more neighbour was still there
     both = [rows[f"slow_pass.{number}"] for number in (1, 2)]
     assert max(row["started"] for row in both) < min(row["ended"] for row in both)  # they did share
-    assert rows["oom.crowded"]["started"] >= max(row["ended"] for row in both)  # and this one did not, in the end
+    assert rows["oom.crowded"]["started"] >= min(row["ended"] for row in both)  # with three quarters of it no two others fit

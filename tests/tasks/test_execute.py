@@ -713,12 +713,12 @@ class TestTimeLeft:
         """What a measurement is given, and the peaks that it notes, when looking for one takes so long."""
         clock, given = {"now": 0.0}, {}
 
-        def peak_mib(step, context, device):
+        def of_step(peak, step, context):
             clock["now"] += peak_s
             return 1.0
 
         monkeypatch.setattr(execute.time, "perf_counter", lambda: clock["now"])
-        monkeypatch.setattr(hardware, "peak_mib", peak_mib)
+        monkeypatch.setattr(execute.PeakMemory, "of_step", of_step)
         monkeypatch.setattr(execute._Execution, "_seconds", lambda execution, *rest: eager_s)
         original = execute.measure.measure
         monkeypatch.setattr(execute.measure, "measure", lambda sides, **more: given.update(more) or original(sides, **more))
