@@ -24,7 +24,7 @@ from orchestrator.verify import verify
 from tasks.spec import Attempt, FailureClass, ModelSpec, PrecisionSpec, ResourceSpec, Status, TaskSpec, device_name
 from tests.ray.test_nodes import FAST_HEALTH_CHECKS, Runner, manifest, wait_for
 
-WAIT_S = 180.0
+WAIT_S = 240.0
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
@@ -61,9 +61,10 @@ def terminal(results):
 
 def test_a_head_that_is_killed_ends_the_run_which_goes_on_elsewhere(make_cluster, tmp_path):
     first = make_cluster()
-    first.add_node(num_cpus=1)
+    first.add_node(num_cpus=3)
     first.wait_for_nodes()
-    path = manifest(tmp_path, "pass", *[f"{{name: slow_pass.{i}, options: {{seconds: 5}}}}" for i in range(4)])
+    # Longer than a head may be silent: what runs goes on without it for a while.
+    path = manifest(tmp_path, "pass", *[f"{{name: slow_pass.{i}, options: {{seconds: 70}}}}" for i in range(2)])
     results = tmp_path / "out"
     words = [sys.executable, "-m", "orchestrator", "run", str(path), "--results", str(results), "--run-id", "r", "--resume"]
     with subprocess.Popen([*words, "--address", first.address], stderr=subprocess.PIPE, text=True) as driver:
@@ -75,14 +76,14 @@ def test_a_head_that_is_killed_ends_the_run_which_goes_on_elsewhere(make_cluster
     assert "has not answered" in errors
     assert errors.strip().splitlines()[-1].endswith(f"--run-id r --resume --address {first.address}")
     kept = terminal(results)
-    assert 0 < len(kept) < 5
+    assert kept == {"pass": Status.PASS}
     first.shutdown()
     second = make_cluster()
-    second.add_node(num_cpus=1)
+    second.add_node(num_cpus=3)
     second.wait_for_nodes()
     done = subprocess.run([*words, "--address", second.address], capture_output=True, text=True, timeout=WAIT_S)
     assert done.returncode == ExitCode.PASSED, done.stderr
-    assert len(terminal(results)) == 5
+    assert len(terminal(results)) == 3
     assert verify(Store(str(results)).resolve("r")) == []
 
 
