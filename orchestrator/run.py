@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import logging
 import math
-import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from orchestrator import __version__
 from orchestrator.broken_off import marked_when_broken_off, resumable, sigterm_is_ctrl_c
 from orchestrator.carry import carriable
 from orchestrator.cluster import Cluster, RayCluster
-from orchestrator.connection import in_submitted_job
 from orchestrator.control import clear_stop
 from orchestrator.costs import recorded
 from orchestrator.driver import Driver, Ending, Progress
@@ -39,6 +37,7 @@ from orchestrator.policy import Policy
 from orchestrator.preflight import check, devices, machine, resolve_device, suitable, survey
 from orchestrator.progress import LiveProgress, PlainProgress
 from orchestrator.record import PlannedTask, RunRecord, RunState
+from orchestrator.request import RunRequest, next_command, resume_command
 from orchestrator.room import Room
 from orchestrator.sessions import Site, gpu_name, hours, outlook, replanned, require_same_gpu, took
 from orchestrator.sharing import Sharing, roomier, work_out
@@ -57,33 +56,6 @@ LOCK_POLL_S = 2.0
 
 RERUN_ALWAYS = frozenset({Status.INFRA_ERROR})
 """What a resume runs again without being asked: no verdict on the model, only on the machinery."""
-
-FAILED = frozenset(Status) - {Status.PASS, Status.SKIPPED}
-"""What ``--retry-failed`` chooses."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunRequest:
-    """What the user asked for.
-
-    ``rerun``: statuses whose tasks a resume runs again, beside those of ``RERUN_ALWAYS``. ``aa``: measure each arm against itself.
-    ``carry``: the run whose results are taken over where nothing that moves them has changed.
-    ``environment``: which of the manifest's this Python is. ``lock_wait_s``: how long a resume waits for a driver that holds the run.
-    ``stop_after_s``: for how long to run; what would not end in it is left for a resume.
-    """
-
-    manifest: Path
-    results: str = "results"
-    run_id: str | None = None
-    address: str | None = None
-    resume: bool = False
-    rerun: frozenset[Status] = field(default_factory=frozenset)
-    aa: bool = False
-    log_json: bool = False
-    environment: str | None = None
-    lock_wait_s: float = 0.0
-    carry: str | None = None
-    stop_after_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,34 +115,8 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
                 ending = _conclude(run_store, plan, ending)
             if told := took(run_store.record.sessions[-1]):
                 console.print(told, soft_wrap=True, highlight=False)
-        return Ended(run_store.run_id, ending, _go_on(request, run_store.run_id, ending))
-
-
-def resume_command(request: RunRequest, run_id: str) -> str:
-    """The exact command that goes on with a run."""
-    again = "".join(f" {word}" for word in _rerun_words(request.rerun))
-    if in_submitted_job():  # paths are those of the job's copy
-        return f"sweep submit MANIFEST, as before, with --run-id {shlex.quote(run_id)} --resume{again}"
-    words = ["sweep", "run", str(request.manifest), "--results", request.results, "--run-id", run_id, "--resume"]
-    words += ["--aa"] if request.aa else []
-    words += ["--carry", request.carry] if request.carry else []
-    words += ["--log-json"] if request.log_json else []
-    words += ["--environment", request.environment] if request.environment else []
-    words += ["--stop-after", f"{request.stop_after_s:g}"] if request.stop_after_s else []
-    return shlex.join(words + (["--address", request.address] if request.address else [])) + again
-
-
-def _rerun_words(rerun: frozenset[Status]) -> list[str]:
-    everything = ["--retry-failed"] if rerun >= FAILED else []
-    rest = rerun - FAILED if everything else rerun
-    return everything + [word for status in sorted(rest) for word in ("--rerun", status.value)]
-
-
-def _go_on(request: RunRequest, run_id: str, ending: Ending) -> str | None:
-    """What is to be done next: the rest of the run, or, where all of it has ended, what only the machinery made fail."""
-    if ending.reason != "finished":
-        return resume_command(request, run_id)
-    return resume_command(replace(request, rerun=frozenset()), run_id) if ending.exit_code is ExitCode.INFRASTRUCTURE else None
+        go_on = next_command(request, run_store.run_id, ending.exit_code, finished=ending.reason == "finished")
+        return Ended(run_store.run_id, ending, go_on)
 
 
 # --- before ---------------------------------------------------------------------------------------------------------------------

@@ -52,6 +52,7 @@ def run(
 
     from orchestrator import run as runs
     from orchestrator.json_log import json_console
+    from orchestrator.request import FAILED, RunRequest
 
     if (retry_failed or rerun) and not resume:
         raise UsageError("--retry-failed and --rerun choose among the tasks of an earlier run: add --resume")
@@ -59,8 +60,8 @@ def run(
         raise UsageError("--wait-for-lock is for a run that is there: add --resume")
     console = json_console(sys.stderr) if log_json else Console(stderr=True)
     again = frozenset(_status(name) for name in rerun or ())
-    failed = runs.FAILED if retry_failed else frozenset()
-    request = runs.RunRequest(
+    failed = FAILED if retry_failed else frozenset()
+    request = RunRequest(
         manifest, results, run_id, address, resume, again | failed, aa, log_json, environment, wait_for_lock, carry, stop_after
     )
     ended = runs.run(request, console)

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from orchestrator import run as runs
 from orchestrator.cluster import RayCluster
+from orchestrator.request import RunRequest
 from tasks.probe import cpu_model
 from tests.orchestrator.fakes import NODE, FakeCluster, passed
 
@@ -54,7 +55,7 @@ def one_run(tasks: int, core_only: bool) -> dict[str, float]:
         manifest.write_text(MANIFEST + "".join(f"    - pass.{i}\n" for i in range(tasks // 2)))
         cluster = CoreOnly(lambda task_id, attempt: [_ended(task_id, attempt)]) if core_only else RayCluster()
         before, began = _cpu_s(), time.monotonic()
-        request = runs.RunRequest(manifest, f"{folder}/out", "r")
+        request = RunRequest(manifest, f"{folder}/out", "r")
         ended = runs.run(request, Console(file=io.StringIO()), connect=lambda _: cluster)
         wall_s, cpu_s = time.monotonic() - began, _cpu_s() - before
     if ended.ending.exit_code != 0:

@@ -16,6 +16,7 @@ from rich.console import Console
 from orchestrator import run as runs
 from orchestrator.cluster import RayCluster
 from orchestrator.errors import ExitCode
+from orchestrator.request import RunRequest
 from orchestrator.store import Store
 from orchestrator.verify import verify
 
@@ -73,7 +74,7 @@ def test_two_hundred_hostile_models_end_in_two_hundred_right_rows(small_disk, tm
     manifest.write_text(HEAD + "".join(f"    - {toy}\n" for toy in toys))
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 6})
     try:
-        request = runs.RunRequest(manifest, str(tmp_path / "out"), "r", cluster.address)
+        request = RunRequest(manifest, str(tmp_path / "out"), "r", cluster.address)
         ended = runs.run(request, Console(file=io.StringIO()), connect=RayCluster)
     finally:
         cluster.shutdown()

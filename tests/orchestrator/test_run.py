@@ -21,6 +21,7 @@ from orchestrator.lock import RunLock
 from orchestrator.manifest import load_manifest
 from orchestrator.policy import RULES, Policy
 from orchestrator.record import RunState
+from orchestrator.request import FAILED, RunRequest, resume_command
 from orchestrator.store import Store
 from tasks.preload import modules_of
 from tasks.probe import probe
@@ -54,7 +55,7 @@ class Changing(FakeCluster):
 
 def start(tmp_path, cluster):
     (tmp_path / "toys.yaml").write_text(TOYS)
-    request = runs.RunRequest(tmp_path / "toys.yaml", str(tmp_path / "out"), "r")
+    request = RunRequest(tmp_path / "toys.yaml", str(tmp_path / "out"), "r")
     return runs.run(request, Console(file=io.StringIO()), connect=lambda _: cluster).ending.exit_code
 
 
@@ -89,7 +90,7 @@ class Toys(FakeCluster):
 
 def request(tmp_path, **fields):
     (tmp_path / "toys.yaml").write_text(TOYS)
-    return runs.RunRequest(tmp_path / "toys.yaml", str(tmp_path / "out"), "r", **fields)
+    return RunRequest(tmp_path / "toys.yaml", str(tmp_path / "out"), "r", **fields)
 
 
 def drive(wanted, cluster):
@@ -209,12 +210,12 @@ def test_a_refused_resume_says_how_to_try_again(tmp_path):
 def test_the_command_that_goes_on_is_complete(tmp_path):
     chosen = frozenset({Status.CRASH, Status.OOM})
     wanted = request(tmp_path, address="ray://head:10001", resume=True, rerun=chosen, aa=True, log_json=True)
-    words = shlex.split(runs.resume_command(wanted, "r"))
+    words = shlex.split(resume_command(wanted, "r"))
     assert {"--aa", "--log-json", "--resume"} <= set(words)
     assert words[words.index("--address") + 1] == "ray://head:10001"
     assert [words[index + 1] for index, word in enumerate(words) if word == "--rerun"] == ["crash", "oom"]
-    everything = dataclasses.replace(wanted, rerun=runs.FAILED | {Status.PASS})
-    assert runs.resume_command(everything, "r").endswith("--retry-failed --rerun pass")
+    everything = dataclasses.replace(wanted, rerun=FAILED | {Status.PASS})
+    assert resume_command(everything, "r").endswith("--retry-failed --rerun pass")
 
 
 # --- infrastructure failures and their rows ---------------------------------------------------------------------------------------
@@ -293,7 +294,7 @@ def test_only_a_verdict_of_an_earlier_attempt_counts(tmp_path, one_retry):
 )
 def test_what_is_known_at_once_is_refused_before_a_cluster_is_started(tmp_path, run_id, results, error, words):
     start(tmp_path, Changing([{NODE.name: probe()}], (NODE,)))
-    request = runs.RunRequest(tmp_path / "toys.yaml", str(tmp_path / results), run_id)
+    request = RunRequest(tmp_path / "toys.yaml", str(tmp_path / results), run_id)
     with pytest.raises(error, match=words):
         runs.run(request, Console(file=io.StringIO()), connect=lambda _: pytest.fail("a cluster was started"))
 
@@ -308,7 +309,7 @@ def test_a_resume_waits_for_the_lock_of_a_driver_that_is_going(tmp_path, monkeyp
         if len(waits) == 3:
             held.release()
 
-    request = runs.RunRequest(tmp_path / "toys.yaml", str(tmp_path / "out"), "r", resume=True)
+    request = RunRequest(tmp_path / "toys.yaml", str(tmp_path / "out"), "r", resume=True)
     with pytest.raises(RunLockedError):
         runs.run(request, Console(file=io.StringIO()), connect=lambda _: Changing([{NODE.name: probe()}], (NODE,)))
     monkeypatch.setattr(runs.time, "sleep", wait)

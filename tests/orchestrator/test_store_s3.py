@@ -20,6 +20,7 @@ from orchestrator.errors import ExitCode, RunLockedError, StoreError, UsageError
 from orchestrator.events import Ended, Started
 from orchestrator.journal import read_standing, read_story
 from orchestrator.record import RunState
+from orchestrator.request import RunRequest
 from orchestrator.store import Store
 from orchestrator.verify import verify
 from tasks.probe import probe
@@ -160,7 +161,7 @@ class Slow(FakeCluster):
 def test_a_run_in_a_bucket_is_driven_stopped_and_resumed(store, tmp_path, monkeypatch):
     monkeypatch.setattr("orchestrator.driver.HOUSEKEEPING_S", 0.1)
     (tmp_path / "toys.yaml").write_text(TOYS)
-    request = runs.RunRequest(tmp_path / "toys.yaml", store.root, "r", resume=True)
+    request = RunRequest(tmp_path / "toys.yaml", store.root, "r", resume=True)
     cluster = Slow(store)
 
     def hear(files):

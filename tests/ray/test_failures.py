@@ -18,6 +18,7 @@ from orchestrator import run as runs
 from orchestrator.cluster import RayCluster
 from orchestrator.errors import ExitCode
 from orchestrator.events import Ended, Refused, Started
+from orchestrator.request import RunRequest
 from orchestrator.store import Store
 from orchestrator.sweep import Sweep
 from orchestrator.verify import verify
@@ -104,7 +105,7 @@ def test_a_task_for_which_there_is_never_room_ends_in_a_row(make_cluster, tmp_pa
         return connected
 
     held = []
-    request = runs.RunRequest(path, str(tmp_path / "out"), "r", cluster.address)
+    request = RunRequest(path, str(tmp_path / "out"), "r", cluster.address)
     ended = runs.run(request, Console(file=io.StringIO()), connect=connect)
     assert ended.ending.exit_code is ExitCode.INFRASTRUCTURE
     (row,) = Store(str(tmp_path / "out")).resolve("r").rows().to_pylist()

@@ -17,6 +17,7 @@ from orchestrator import run as runs
 from orchestrator.cluster import RayCluster
 from orchestrator.errors import ExitCode
 from orchestrator.journal import read_standing, read_story
+from orchestrator.request import RunRequest
 from orchestrator.store import Store
 
 WAIT_S = 90.0
@@ -52,7 +53,7 @@ class Runner(threading.Thread):
 
     def run(self):
         address, path, results = self._arguments
-        request = runs.RunRequest(path, str(results), "r", address)
+        request = RunRequest(path, str(results), "r", address)
         self.code = runs.run(request, Console(file=self.seen, width=200), connect=RayCluster).ending.exit_code
 
 

@@ -20,6 +20,7 @@ from orchestrator.confirm import confirmation
 from orchestrator.errors import ExitCode, PreflightError, UsageError
 from orchestrator.noise import noise
 from orchestrator.report.rows import load
+from orchestrator.request import RunRequest
 from orchestrator.store import Store
 from orchestrator.verify import verify
 from tasks.spec import Status
@@ -69,7 +70,7 @@ def ray():
 def run(ray, manifest, results, resume=False, rerun=frozenset(), aa=False):
     """The exit status and what a person would have seen."""
     console = Console(file=io.StringIO(), width=200)
-    request = runs.RunRequest(manifest, str(results), "r", None, resume, rerun, aa)
+    request = RunRequest(manifest, str(results), "r", None, resume, rerun, aa)
     ended = runs.run(request, console, connect=lambda _: ray)
     return ended.ending.exit_code, console.file.getvalue()
 

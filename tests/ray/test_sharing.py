@@ -11,6 +11,7 @@ from rich.console import Console
 from orchestrator import run as runs
 from orchestrator.cluster import RayCluster
 from orchestrator.errors import ExitCode
+from orchestrator.request import RunRequest
 from orchestrator.store import Store
 
 MANIFEST = """\
@@ -37,7 +38,7 @@ def address():
 def test_who_runs_out_of_memory_beside_neighbours_gets_more_room_and_then_the_device(address, tmp_path):
     path = tmp_path / "sharing.yaml"
     path.write_text(MANIFEST)
-    request = runs.RunRequest(path, str(tmp_path), "r", address)
+    request = RunRequest(path, str(tmp_path), "r", address)
 
     ended = runs.run(request, Console(file=io.StringIO(), width=200), connect=RayCluster)
 
