@@ -167,7 +167,7 @@ def test_a_fourier_transform_keeps_out_of_half_precision():
 
 @pytest.mark.parametrize("name", ["DebertaForMaskedLM", "DebertaForQuestionAnswering"])
 def test_deberta_masks_its_scores_under_float16(name):
-    benchmark = tiny(name, seq_len=8, num_hidden_layers=1)
+    benchmark = tiny(name, seq_len=8, num_hidden_layers=1, vocab_size=100, hidden_size=48, intermediate_size=64, num_attention_heads=4)
     with torch.autocast("cpu", torch.float16):
         loss = benchmark.loss(benchmark.module(**benchmark.kwargs))
     loss.backward()
