@@ -6,11 +6,12 @@ square over the elements:
 * close: |c - e| <= tolerance (|e| + rms(e) / 10) for every element. The second term is what makes small elements comparable; there is no
   absolute term, because gradients have no natural size;
 * as good: rms(c - r) <= multiplier rms(e - r) + tolerance / 10 rms(r). Compiled code may round differently, but not worse. Tensors of
-  fewer than ``FEW`` elements are too small to know their own error and borrow the median one of their kind;
+  fewer than ``FEW`` elements are too small to know their own error and borrow the median one of their kind. The second term is not less
+  than ``SUMMED`` or, if that is less, the tolerance: gradients are sums that cancel, and the order of adding alone moves them;
 * noise: only where eager's own error is half of the reference or more, so that the tensor holds no digits to compare (the gradient of a
-  bias in front of a normalisation or of a softmax, say): rms(c - r) <= max(10 rms(e - r), 3 rms(siblings)) + epsilon rms(kind), with the
-  epsilon of the computing dtype, and eager's median error over the tensors of the same kind and shape. The sum that is zero in exact
-  arithmetic may come out nearly so by luck in one of the two; its siblings tell how noisy such sums are.
+  bias in front of a normalisation or of a softmax, say): rms(c - r) <= max(10 rms(e - r), 3 rms(siblings)) + s rms(kind), where s is the
+  larger of tolerance / 10 and the epsilon of the computing dtype, with eager's median error over the tensors of the same kind and shape.
+  The sum that is zero in exact arithmetic may come out nearly so by luck in one of the two; its siblings tell how noisy such sums are.
 
 Where there is no reference, a tensor also passes if it has eager's direction and size.
 
@@ -29,6 +30,7 @@ from typing import Any
 import torch
 
 FEW = 1000
+SUMMED = 1e-3  # share by which the order of adding may move a gradient: 3e-4 was seen for Inductor's float32 loops on the CPU
 BORROWED_FROM = 3  # tensors of a kind, at least, for their median error to mean something
 NOISE_FACTOR = 10.0
 SIBLING_FACTOR = 3.0
@@ -196,11 +198,12 @@ def _judge(
     close = float((torch.abs(compiled - eager) / (rule.tolerance * (torch.abs(eager) + size / 10)).clamp_min(1e-300)).max())
     error, reference_size = rms(compiled - reference), rms(reference)
     own = max(errors.error, kind_error * reference_size) if few else errors.error
-    good = _ratio(error, (max(rule.multiplier, 3.0) if few else rule.multiplier) * own + rule.tolerance / 10 * reference_size)
+    slack = max(rule.tolerance / 10, min(rule.tolerance, SUMMED))
+    good = _ratio(error, (max(rule.multiplier, 3.0) if few else rule.multiplier) * own + slack * reference_size)
     noise = MAX_RATIO
     if reference_size <= 2 * errors.error or reference_size == 0.0:
         own_noise = max(NOISE_FACTOR * errors.error, SIBLING_FACTOR * sibling_error)
-        noise = _ratio(error, own_noise + rule.epsilon * kind_size)
+        noise = _ratio(error, own_noise + max(rule.epsilon, rule.tolerance / 10) * kind_size)
     return Finding(name, min(close, good, noise, MAX_RATIO), None, errors.error, error)
 
 
