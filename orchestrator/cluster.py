@@ -35,6 +35,9 @@ LIST_S = 10.0
 
 WARDEN_NAP_S = 3600.0
 
+GONE = object()
+"""The answer of a node that has died since it was asked."""
+
 GOODBYE_S = 10.0
 """How long to wait for Ray to let go of a cluster that may not be there any more."""
 
@@ -47,7 +50,7 @@ class Cluster(Protocol):
         ...
 
     def probe(self) -> dict[str, NodeProbe | str]:
-        """Software and devices by node name; a text where a node cannot say, with the reason."""
+        """Software and devices by node name; a text where a node cannot say, with the reason. A node that is gone meanwhile is left out."""
         ...
 
     def warm_up(self, nodes: Sequence[NodeInfo], modules: Sequence[str]) -> dict[str, str]:
@@ -143,7 +146,7 @@ class RayCluster:
         return {name: answer for name, answer in said.items() if answer}
 
     def _ask_each(self, nodes: Sequence[NodeInfo], limit_s: float, ask: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
-        """What ``ask`` returns on each of ``nodes``, by name; where it does not, a text that says why."""
+        """What ``ask`` returns on each of ``nodes`` that is there, by name; where it does not, a text that says why."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         asked = {}
@@ -153,12 +156,16 @@ class RayCluster:
         ready, late = self._ray.wait(list(asked.values()), num_returns=len(asked), timeout=limit_s)
         for answer in late:
             self._ray.cancel(answer, force=True)
-        return {name: self._answer(answer) if answer in ready else f"no answer within {limit_s:.0f} s" for name, answer in asked.items()}
+        said = {name: self._answer(answer) if answer in ready else f"no answer within {limit_s:.0f} s" for name, answer in asked.items()}
+        return {name: answer for name, answer in said.items() if answer is not GONE}
 
     def _answer(self, answer: Any) -> Any:
+        raised = self._ray.exceptions
         try:
             return self._ray.get(answer)
-        except self._ray.exceptions.RayError as error:
+        except (raised.NodeDiedError, raised.TaskUnschedulableError):  # the head may list it for a while yet
+            return GONE
+        except raised.RayError as error:
             return str(error).strip().splitlines()[-1]
 
     def launch(self, task: TaskSpec, attempt: Attempt, avoid: frozenset[str], alone: bool) -> None:
