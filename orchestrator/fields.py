@@ -156,6 +156,7 @@ class Retries(Fields):
     """Attempts beyond the first. Failures of a model are never tried again."""
 
     infrastructure: int = Field(default=2, ge=0, le=20, description="After lost nodes, dirty devices and the like.")
+    quality: int = Field(default=1, ge=0, le=5, description="After a pass that the machine was not fit to measure: noisy, drifting.")
 
 
 class Execution(Fields):

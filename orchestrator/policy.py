@@ -7,10 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tasks.spec import FailureClass, Outcome
+from tasks.spec import FailureClass, Outcome, Quality, Status
 
 QUARANTINE_AFTER_TASKS = 2
 """A node or GPU that fails this many different tasks for infrastructure reasons gets no more of them in this run."""
+
+
+UNFIT = frozenset({Quality.NOISY, Quality.CONTAMINATED, Quality.DRIFT, Quality.WARMUP_UNCONVERGED})
+"""Flags of a measurement that the machine may have caused, and another try may be without. Width and recompiles are the model's."""
+
+REMEASURE_AFTER_S = 10.0
+"""What disturbed a measurement may be over by then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +76,7 @@ class Policy:
     """The rules with the manifest's numbers in them."""
 
     infrastructure_retries: int = 2
+    quality_retries: int = 0
     rules: dict[FailureClass, Rule] = field(default_factory=lambda: dict(RULES))
 
     def retry(self, outcome: Outcome, shared: bool, past: tuple[FailureClass, ...], *, small: bool = False) -> Retry | None:
@@ -95,6 +103,15 @@ class Policy:
             alone=rule.alone and not roomy,
             roomy=roomy,
         )
+
+    def remeasure(self, outcome: Outcome, before: int) -> Retry | None:
+        """Another attempt at a task that passed on a machine that was not fit to measure, after ``before`` such; None if it is final.
+
+        Which attempt counts is settled beforehand, the last one, and not by what it says: to choose among numbers is to bend them.
+        """
+        if outcome.status is not Status.PASS or outcome.measurement.quality not in UNFIT or before >= self.quality_retries:
+            return None
+        return Retry(REMEASURE_AFTER_S, avoid_node=outcome.node or None)
 
     def _used(self, rule: Rule, past: tuple[FailureClass, ...]) -> int:
         # Infrastructure classes share one budget: a task that loses a worker, then a node, then a device is not infinitely lucky.

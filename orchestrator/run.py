@@ -250,7 +250,8 @@ def _drive(
     begin: Callable[[list[SweepTask]], list[SweepTask]],
     until_s: float,
 ) -> Ending:
-    policy = Policy(infrastructure_retries=loaded.manifest.retries.infrastructure)
+    retries = loaded.manifest.retries
+    policy = Policy(infrastructure_retries=retries.infrastructure, quality_retries=retries.quality)
     specs = [planned.task for planned in plan]
     to_run = [planned.task for planned in plan if planned.skip_reason is None]
     room = Room.of(to_run, loaded.manifest.execution.max_in_flight)

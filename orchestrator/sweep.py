@@ -40,7 +40,7 @@ from orchestrator.events import (
     Tick,
     WriteRow,
 )
-from orchestrator.policy import QUARANTINE_AFTER_TASKS, Policy
+from orchestrator.policy import QUARANTINE_AFTER_TASKS, Policy, Retry
 from tasks.spec import DeadlineSpec, FailureClass, Outcome, Phase, Status, device_name
 
 SILENCE_S = 120.0
@@ -114,6 +114,7 @@ class _Record:
     state: State = State.PLANNED
     story: list[StoryEntry] = field(default_factory=list)
     failures: tuple[FailureClass, ...] = ()
+    flagged: tuple[Outcome, ...] = ()  # passes that are measured again
     status: Status | None = None
     written: bool = False
     phase: Phase | None = None
@@ -343,7 +344,12 @@ class Sweep:
             if record.state is State.LAUNCHED:
                 actions.append(Cancel(task_id, record.attempt))
                 del self._active[task_id]
-                self._note(record, at_s, State.QUEUED, f"{why} before it ran; a resume runs it")
+                if not record.flagged:
+                    self._note(record, at_s, State.QUEUED, f"{why} before it ran; a resume runs it")
+        for task_id, record in self._records.items():  # measured before, and not to be measured again: that counts
+            if record.flagged and record.state in (State.LAUNCHED, State.RETRYING, State.QUEUED):
+                self._retrying.pop(task_id, None)
+                self._decide(record, at_s, record.flagged[-1], actions, here=False)
 
     def _force(self, event: Force, actions: list[Action]) -> None:
         self._interrupted = "interrupted"
@@ -403,19 +409,32 @@ class Sweep:
         # A worker that dies early has not said whether it had neighbours; that it could have had some is enough.
         shared = not record.alone and (record.task.shares or bool(outcome.measurement.neighbours))
         retry = self._policy.retry(outcome, shared, record.failures, small=record.task.small)
-        if retry is None:
-            self._decide(record, at_s, outcome, actions, here=here)
-            return
-        if self._draining:
+        again = None if self._draining else self._policy.remeasure(outcome, len(record.flagged))
+        if again is not None:
+            record.flagged += (outcome,)
+            self._retry(record, at_s, again, f"{outcome.status.value}, but {outcome.measurement.quality}: measured again")
+        elif retry is None:
+            self._conclude(record, at_s, outcome, actions, here=here)
+        elif self._draining:
             self._note(record, at_s, State.QUEUED, f"{outcome.status.value}: {outcome.error}; left for a resume"[:500])
-            return
-        self._note(record, at_s, State.RETRYING, f"{outcome.status.value} ({outcome.failure_class}): {outcome.error}"[:500])
+        else:
+            if outcome.failure_class is FailureClass.UNSCHEDULED:  # perhaps nothing but the node that it avoids has room
+                record.avoid = frozenset()
+            self._retry(record, at_s, retry, f"{outcome.status.value} ({outcome.failure_class}): {outcome.error}"[:500])
+
+    def _conclude(self, record: _Record, at_s: float, outcome: Outcome, actions: list[Action], *, here: bool) -> None:
+        """The last attempt counts, unless the machinery broke it off: then an earlier pass does, with its flag."""
+        if outcome.status is Status.INFRA_ERROR and record.flagged:
+            self._note(record, at_s, record.state, f"{outcome.error}; what was measured before counts"[:500])
+            outcome, here = record.flagged[-1], False
+        self._decide(record, at_s, outcome, actions, here=here)
+
+    def _retry(self, record: _Record, at_s: float, retry: Retry, why: str) -> None:
+        self._note(record, at_s, State.RETRYING, why)
         record.attempt += 1
         record.not_before_s = at_s + retry.delay_s
         record.alone = record.alone or retry.alone
         record.roomy = record.roomy or retry.roomy
-        if outcome.failure_class is FailureClass.UNSCHEDULED:  # perhaps nothing but the node that it avoids has room
-            record.avoid = frozenset()
         record.avoid |= {retry.avoid_node} if retry.avoid_node else frozenset()
         record.phase, record.node, record.gpus, record.paused_s, record.started_s = None, "", (), 0.0, 0.0
         self._retrying[record.task.task_id] = record

@@ -30,13 +30,15 @@ from orchestrator.events import (
 )
 from orchestrator.policy import Policy
 from orchestrator.sweep import DEADLINE_MARGIN_S, SILENCE_S, IllegalTransition, State, Sweep, SweepTask
-from tasks.spec import DeadlineSpec, FailureClass, Measurement, Outcome, Phase, Status
+from tasks.spec import DeadlineSpec, FailureClass, Measurement, Outcome, Phase, Quality, Status
 
 NODES = frozenset({"a", "b"})
 
 
-def outcome(task_id, attempt, status=Status.PASS, failure=None, node="a", neighbours=None):
-    return Outcome(task_id, attempt, status, Phase.WRITE, failure, node=node, measurement=Measurement(neighbours=neighbours))
+def outcome(task_id, attempt, status=Status.PASS, failure=None, node="a", neighbours=None, quality=None):
+    return Outcome(
+        task_id, attempt, status, Phase.WRITE, failure, node=node, measurement=Measurement(neighbours=neighbours, quality=quality)
+    )
 
 
 def started(tasks=("t",), max_in_flight=8, policy=None, nodes=NODES, fitting=()):
@@ -55,6 +57,52 @@ def test_a_task_goes_from_plan_to_durable_row():
     assert not sweep.finished
     assert sweep.handle(RowsWritten(4.0, ("t",))) == [Finish(ExitCode.PASSED, "finished")]
     assert [entry.state for entry in sweep.story("t")][-1] is State.TERMINAL
+
+
+def flagged(attempt, quality=Quality.CONTAMINATED, node="a"):
+    return outcome("t", attempt, node=node, quality=quality.value)
+
+
+@pytest.fixture
+def remeasuring():
+    """One task, whose first attempt passed on a machine that was not fit to measure."""
+    sweep, _ = started(policy=Policy(infrastructure_retries=0, quality_retries=1))
+    sweep.handle(Started(1.0, "t", 1, "a"))
+    assert sweep.handle(Ended(2.0, "t", 1, flagged(1))) == []
+    assert sweep.state("t") is State.RETRYING
+    return sweep
+
+
+def test_what_an_unfit_machine_measured_is_measured_again_elsewhere_and_the_last_attempt_counts(remeasuring):
+    assert remeasuring.handle(Tick(12.0)) == [Launch("t", 2, frozenset({"a"}))]
+    last = flagged(2, Quality.NOISY, "b")
+    assert remeasuring.handle(Ended(20.0, "t", 2, last)) == [WriteRow("t", last)]
+
+
+@pytest.mark.parametrize("quality", [Quality.OK, Quality.WIDE, Quality.RECOMPILED])
+def test_what_the_machine_is_not_to_blame_for_is_not_measured_again(quality):
+    sweep, _ = started(policy=Policy(quality_retries=1))
+    assert sweep.handle(Ended(2.0, "t", 1, flagged(1, quality))) == [WriteRow("t", flagged(1, quality))]
+
+
+def test_where_the_machinery_breaks_off_the_second_measurement_the_first_counts(remeasuring):
+    remeasuring.handle(Tick(12.0))
+    assert remeasuring.handle(Lost(20.0, "t", 2, FailureClass.WORKER_LOST, "killed")) == [WriteRow("t", flagged(1))]
+
+
+def test_where_the_second_measurement_fails_of_itself_it_failed(remeasuring):
+    remeasuring.handle(Tick(12.0))
+    wrong = outcome("t", 2, Status.FAIL_ACCURACY, FailureClass.ACCURACY)
+    assert remeasuring.handle(Ended(20.0, "t", 2, wrong)) == [WriteRow("t", wrong)]
+
+
+def test_a_drain_takes_what_was_measured_before(remeasuring):
+    assert remeasuring.handle(Drain(5.0)) == [WriteRow("t", flagged(1))]
+
+
+def test_a_drain_takes_back_a_second_measurement_that_does_not_run_yet(remeasuring):
+    remeasuring.handle(Tick(12.0))
+    assert remeasuring.handle(Drain(13.0)) == [Cancel("t", 2), WriteRow("t", flagged(1))]
 
 
 def test_no_more_in_flight_than_allowed_and_in_order():
@@ -453,6 +501,7 @@ class World:
     stopped: bool = False
     reported: dict = field(default_factory=dict)  # attempt -> what was said of its end
     passed: set = field(default_factory=set)  # tasks of which a passed attempt was reported while it was on
+    flagged: set = field(default_factory=set)  # those of which only such were that a machine was not fit to measure
 
     def nodes_changed(self):
         return NodesChanged(self.now_s, self.nodes, tuple(places & self.nodes for places in PLACES))
@@ -511,7 +560,8 @@ class World:
                     (Status.INFRA_ERROR, FailureClass.DEVICE),
                 ]
             )
-            result = outcome(*key, status, failure, node, rng.choice([None, 0, 2]))
+            quality = rng.choice([None, None, Quality.WIDE, Quality.DRIFT]) if status is Status.PASS else None
+            result = outcome(*key, status, failure, node, rng.choice([None, 0, 2]), quality)
             events.append(lambda t: Ended(t, *key, result))
         elif fate < 0.85:
             failure = rng.choice([FailureClass.WORKER_LOST, FailureClass.NODE_LOST, FailureClass.HOST_OOM])
@@ -553,7 +603,7 @@ class World:
         said = event.outcome if isinstance(event, Ended) else event.failure_class
         self.reported.setdefault(key, []).append(said)
         if key in self.in_flight and isinstance(event, Ended) and said.status is Status.PASS:
-            self.passed.add(event.task_id)
+            (self.flagged if said.measurement.quality is Quality.DRIFT else self.passed).add(event.task_id)
         self.in_flight.discard(key)
 
     def exit_code(self):
@@ -575,7 +625,7 @@ def play(seed):
     rng = random.Random(seed)
     tasks = {task_id: a_random_task(rng, task_id) for task_id in (f"t{i}" for i in range(rng.randint(1, 4)))}
     max_in_flight = rng.randint(1, 3)
-    sweep = Sweep(tasks.values(), Policy(infrastructure_retries=rng.randint(0, 2)), max_in_flight, unscheduled_s=300.0)
+    sweep = Sweep(tasks.values(), Policy(rng.randint(0, 2), rng.randint(0, 2)), max_in_flight, unscheduled_s=300.0)
     world = World(rng, sweep, tasks, max_in_flight)
     world.carry_out(sweep.handle(world.nodes_changed()))
     world.carry_out(sweep.handle(Begin(0.0)))
@@ -586,6 +636,8 @@ def play(seed):
     assert world.finish is not None, f"seed {seed} never ends"
     open_tasks = {task_id for task_id, task in tasks.items() if task.done is None}
     assert all(world.rows[task_id].status is Status.PASS for task_id in world.passed), f"seed {seed}: a pass was lost"
+    unlucky = {task_id for task_id, row in world.rows.items() if row.status is Status.INFRA_ERROR}
+    assert not unlucky & world.flagged, f"seed {seed}: a measurement was lost to the machinery"
     if not world.stopped:
         assert set(world.rows) == open_tasks, f"seed {seed}: rows lack, or are too many"
         assert world.finish == Finish(world.exit_code(), "finished"), f"seed {seed}"
