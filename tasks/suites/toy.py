@@ -258,7 +258,8 @@ def _write_all(data: bytes) -> None:
 def _litter(act: Act) -> WorkerResult:
     """Fills its temporary directory, and the disk below it if that is smaller; what it leaves there is its supervisor's to remove."""
     act.up_to(Phase.COMPILE)
-    with tempfile.NamedTemporaryFile(delete=False) as file:
+    # By name: where that directory is full already, ``tempfile`` would quietly choose another one, on another disk.
+    with tempfile.NamedTemporaryFile(delete=False, dir=os.environ.get("TMPDIR")) as file:
         for _ in range(int(act.number("mib"))):
             file.write(b"." * 2**20)
             file.flush()
