@@ -54,7 +54,7 @@ chaos: $(READY) ## kill workers, supervisors, nodes and drivers at random and co
 	$(BIN)/python -m pytest -m chaos -s $(ARGS)
 
 storm: $(READY) ## a short storm of the same kind
-	$(BIN)/python -m tests.chaos.storm --runs 3 --faults 24
+	$(BIN)/python -m tests.chaos.storm --runs 2 --faults 16
 
 bench: $(READY) ## measure the orchestrator itself
 	for name in analysis driver store; do echo "== $$name"; $(BIN)/python -m tests.benchmarks.bench_$$name || exit 1; done
