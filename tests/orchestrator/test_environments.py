@@ -12,21 +12,9 @@ import yaml
 from orchestrator import submit
 from orchestrator.environments import only, run_name, selected
 from orchestrator.errors import ManifestError, UsageError
-from orchestrator.manifest import load_manifest
 from orchestrator.plan import plan_tasks
 
-TEXT = "schema_version: 1\nname: trial\nmatrix: {dtype: [float32]}\nsuites: {toy: [pass]}\n"
 TWO = "environments: {old: {pip: ['torch==2.11.0']}, new: {uv: ['torch==2.13.0'], env_vars: {A: new}}}\n"
-
-
-@pytest.fixture
-def manifest(tmp_path):
-    def write(extra=""):
-        path = tmp_path / "trial.yaml"
-        path.write_text(TEXT + extra)
-        return load_manifest(path)
-
-    return write
 
 
 def sweep(*arguments):

@@ -11,26 +11,14 @@ import yaml
 
 from orchestrator import kuberay
 from orchestrator.errors import InfrastructureError, UsageError
-from orchestrator.manifest import load_manifest
-
-TEXT = "schema_version: 1\nname: trial\nmatrix: {dtype: [float32]}\nsuites: {toy: [pass]}\n"
-
-
-@pytest.fixture
-def manifest(tmp_path):
-    def write(extra=""):
-        path = tmp_path / "trial.yaml"
-        path.write_text(TEXT + extra)
-        return load_manifest(path)
-
-    return write
+from tests.orchestrator.conftest import TRIAL
 
 
 def known(required=(), **properties):
     return {"type": "object", "additionalProperties": False, "required": list(required), "properties": properties}
 
 
-TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
+TRIALS = {"type": "object", "additionalProperties": {"type": "string"}}
 WHOLE = {"type": "integer", "minimum": 0}
 QUANTITIES = {"type": "object", "additionalProperties": {"type": "string", "pattern": r"^\d+(Mi|Gi)?$"}}
 POD = known(
@@ -85,7 +73,7 @@ RAYJOB = known(
             ["headGroupSpec"],
             rayVersion={"type": "string"},
             authOptions=known(mode={"enum": ["token", "disabled"]}),
-            headGroupSpec=known(["template"], rayStartParams=TEXTS, template=POD),
+            headGroupSpec=known(["template"], rayStartParams=TRIALS, template=POD),
             workerGroupSpecs={
                 "type": "array",
                 "items": known(
@@ -94,7 +82,7 @@ RAYJOB = known(
                     replicas=WHOLE,
                     minReplicas=WHOLE,
                     maxReplicas=WHOLE,
-                    rayStartParams=TEXTS,
+                    rayStartParams=TRIALS,
                     template=POD,
                 ),
             },
@@ -127,7 +115,7 @@ def container(group):
 def test_a_rayjob_has_the_fields_that_kuberay_knows(manifest):
     settings = "submit: {image: 'sweep:1', pip: [a], env_vars: {A: b}, entrypoint_num_cpus: 1, entrypoint_resources: {x: 1}}\n"
     config, job = documents(kuberay.rayjob(manifest(settings), "s3://b/x", "trial-1"))
-    assert config["data"] == {"file-0.yaml": TEXT + settings}
+    assert config["data"] == {"file-0.yaml": TRIAL + settings}
     assert job["metadata"]["name"] == config["metadata"]["name"] == "sweep-trial-1"
     assert job["spec"]["backoffLimit"] == 2
     assert (job["spec"]["entrypointNumCpus"], job["spec"]["entrypointResources"]) == (1.0, '{"x": 1.0}')

@@ -17,20 +17,7 @@ import yaml
 from orchestrator import submit
 from orchestrator.errors import UsageError
 from orchestrator.jobs import Head
-from orchestrator.manifest import load_manifest
 from tests.orchestrator.fake_head import FakeHead, serving
-
-TEXT = "schema_version: 1\nname: trial\nmatrix: {dtype: [float32]}\nsuites: {toy: [pass]}\n"
-
-
-@pytest.fixture
-def manifest(tmp_path):
-    def write(extra=""):
-        path = tmp_path / "trial.yaml"
-        path.write_text(TEXT + extra)
-        return load_manifest(path)
-
-    return write
 
 
 def entry(name, run_id="r", status="RUNNING", **metadata):
