@@ -21,6 +21,9 @@ PR_SET_CHILD_SUBREAPER = 36
 KILL_LIMIT_S = 10.0
 """A process that SIGKILL has not ended by then is stuck in the kernel, most likely in a driver."""
 
+EXEC_LIMIT_S = 1.0
+"""A process that shows no arguments for longer was started without any."""
+
 STOP_LIMIT_S = 2.0
 """A process that SIGSTOP has not stopped by then sleeps in the kernel; it stops before it runs again."""
 
@@ -143,7 +146,7 @@ def marked(variable: str, value: str) -> Iterator[Identity]:
     for pid in _process_numbers():
         process = identity(pid)
         with contextlib.suppress(OSError):
-            if process is not None and wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            if process is not None and wanted in _environment(pid).split(b"\0"):
                 yield process
 
 
@@ -161,6 +164,28 @@ def end_marked(variable: str, value: str) -> tuple[int, ...]:
             kill(process)
         time.sleep(_POLL_S)
     return ()
+
+
+def _environment(pid: int) -> bytes:
+    """What process ``pid`` was started with. In the middle of an exec the kernel shows neither environment nor arguments: look again."""
+    path, give_up = Path(f"/proc/{pid}/environ"), time.monotonic() + EXEC_LIMIT_S
+    while not (environment := path.read_bytes()) and time.monotonic() < give_up:
+        if _has_arguments(pid) or not _has_program(pid):
+            return path.read_bytes()  # the exec may have ended between the two looks
+        time.sleep(_POLL_S)
+    return environment
+
+
+def _has_arguments(pid: int) -> bool:
+    return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+
+
+def _has_program(pid: int) -> bool:
+    """A kernel thread has none, and no arguments either."""
+    try:
+        return bool(Path(f"/proc/{pid}/exe").readlink().name)
+    except FileNotFoundError:
+        return False
 
 
 def _process_numbers() -> Iterator[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import tempfile
 import time
@@ -63,6 +64,17 @@ def guardians_of(node_directory):
         except OSError:
             continue
     return found
+
+
+def locks_are_free(node_directory):
+    """Whether the kernel has freed the lock of every attempt; it forgets a killed guardian's name a little earlier."""
+    for lock in node_directory.glob("sweep-*/*.lock"):
+        with lock.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+    return True
 
 
 def attempts_in(node_directory):

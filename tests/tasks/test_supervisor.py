@@ -19,7 +19,7 @@ from tasks.scratch import MARK
 from tasks.spec import Attempt, DeadlineSpec, FailureClass, MeasureSpec, ModelSpec, Outcome, Phase, ResourceSpec, Status, decode, encode
 from tasks.spool import spool_name
 from tasks.supervisor import Finished, Heartbeat, PhaseStarted, Started, run_inline, supervise
-from tests.tasks.processes_fixtures import attempt, attempts_in, guardians_of, states_below, toy, wait_until
+from tests.tasks.processes_fixtures import attempt, attempts_in, guardians_of, locks_are_free, states_below, toy, wait_until
 
 ROOT = Path(__file__).parent.parent.parent
 SHORT = DeadlineSpec(compile_s=0.5)
@@ -307,7 +307,7 @@ def test_what_a_supervisor_and_guardian_killed_together_leave_is_ended_by_the_ne
     for pid in (*guardians_of(node_directory), caller.pid):
         os.kill(pid, signal.SIGKILL)
     caller.communicate()
-    wait_until(lambda: not guardians_of(node_directory), "the end of the guardian, which the kernel owes nobody at once")
+    wait_until(lambda: locks_are_free(node_directory), "the end of the guardian, which the kernel owes nobody at once")
     events = supervise(toy("hang"), attempt())
     pid = start(events)
     assert set(states_below(node_directory)) == {pid}
