@@ -36,6 +36,7 @@ NOISE_FACTOR = 10.0
 SIBLING_FACTOR = 3.0
 TIPPED = 1e-3  # share of integers that may differ at most: a tolerance for sizes says nothing of how many comparisons are close ones
 NEAR = 4.0  # tolerances within which a compiled element must be of the reference where eager has no number
+ROUNDINGS = 4.0  # epsilons that a few roundings in another order make
 MAX_ANGLE = 0.01  # 1 - cosine, between tensors that have no reference
 MAX_RATIO = 1e6  # how far beyond its limit a tensor can be said to be
 
@@ -180,7 +181,9 @@ def _blind_ratio(eager: torch.Tensor, compiled: torch.Tensor, rule: Rule, kind_s
     if one == 0.0 or other == 0.0:
         return small
     cosine = float(torch.mean((eager / one) * (compiled / other)))
-    return min(small, max(_ratio(max(0.0, 1.0 - cosine), MAX_ANGLE), _ratio(abs(other / one - 1.0), rule.tolerance)))
+    return min(
+        small, max(_ratio(max(0.0, 1.0 - cosine), MAX_ANGLE), _ratio(abs(other / one - 1.0), max(rule.tolerance, ROUNDINGS * rule.epsilon)))
+    )
 
 
 def _judge(

@@ -30,7 +30,7 @@ from tasks.step import State, Workload
 from tasks.stepper import Machine, Side
 from tasks.suites.benchmark import Benchmark
 
-WARM_CUDA_S, WARM_CPU_S = 1.0, 0.2
+WARM_CUDA_S, WARM_CPU_S = 0.5, 0.2
 SLOW_STEPS = 10  # steps that must fit into the eager phase's deadline for the model to be looked at in full
 PEAK_STEPS, PEAK_SHARE = 4, 0.1  # what it takes to see how much memory both arms need, and how much of the time phase it may take
 STEPS_PER_CHECK = 8  # eager steps that a check takes per iteration, the float64 reference counted as four
@@ -147,15 +147,32 @@ class _Execution:
 
     def _eager(self, workload: Workload, state: State, device: torch.device) -> tuple[Randomness, float]:
         """What the model's random numbers do to its results, and the seconds of an eager step, beside neighbours: good for limits."""
-        first = {name: value.clone() for name, value in self._draw(workload, state, 0).items()}
+        self._draw(workload, state, 0)
         eager_s = self._seconds(workload, device)
         if eager_s * SLOW_STEPS > self.task.deadlines.eager_s:
             self.remarks.append(f"a step takes {eager_s:.0f} s: whether it draws random numbers was not looked at")
             return Randomness.NONE, eager_s
-        repeated, other = (judgement.movement(first, self._draw(workload, state, offset)) for offset in (0, 1))
-        random = judgement.randomness_of(other, repeated, self.measurement.accuracy_tolerance or 0.0)
+        random = self._randomness(workload, state, device)
         self._note(random_numbers=random.value)
         return random, eager_s
+
+    def _randomness(self, workload: Workload, state: State, device: torch.device) -> Randomness:
+        """Looked at in float32: under autocast a single other number moves the results by as much as rounding does, which is a lot."""
+        tolerance = self.measurement.accuracy_tolerance or 0.0
+        try:
+            with accuracy.without_tf32(device):
+                return self._moved(step.without_autocast(workload, device), state, tolerance)
+        except torch.OutOfMemoryError:
+            if workload.autocast_dtype is None:
+                raise
+        accuracy.free_memory(device)
+        self.remarks.append("whether random numbers decide its results was looked at under autocast, for lack of memory")
+        return self._moved(workload, state, max(tolerance, judgement.SEED_TOLERANCE_UNDER_AUTOCAST))
+
+    def _moved(self, workload: Workload, state: State, tolerance: float) -> Randomness:
+        first = {name: value.clone() for name, value in self._draw(workload, state, 0).items()}
+        repeated, other = (judgement.movement(first, self._draw(workload, state, offset)) for offset in (0, 1))
+        return judgement.randomness_of(other, repeated, tolerance)
 
     def _relieved(self, state: State, device: torch.device, act: Callable[[], T]) -> T:
         """What ``act`` returns; if it does not fit beside the saved state, once more with that on the host."""
@@ -259,11 +276,11 @@ class _Execution:
                 compilation.stop_compile_workers,
             ),
         )
-        with self.own.exclusive():
-            began = time.perf_counter()
+        began_s = self.channel.running_s()
+        eager_mib, compiled_mib = self._peaks(sides, eager_s)  # the allocator keeps what these steps took: it is not asked for while timing
+        with measure.quiet_collector(), self.own.exclusive():
             machine = hardware.machine_for(device, self.measurement.gpu_uuid, self.own.busy)
-            eager_mib, compiled_mib = self._peaks(sides, eager_s)
-            left_s = self.task.deadlines.time_s - (time.perf_counter() - began)
+            left_s = self.task.deadlines.time_s - (self.channel.running_s() - began_s)
             timing = self._measure(sides, machine, WARM_CUDA_S if device.type == "cuda" else WARM_CPU_S, left_s)
         self.samples, self.blocks = timing.samples, timing.blocks
         self._note(eager_peak_mib=eager_mib, compiled_peak_mib=compiled_mib, neighbours=self.own.neighbours)
@@ -276,7 +293,8 @@ class _Execution:
         """The peak memory of each arm; None where to look would take the time of the measurement itself."""
         if PEAK_STEPS * eager_s > PEAK_SHARE * self.task.deadlines.time_s:
             return None, None
-        eager_mib, compiled_mib = (self.peak.of_step(side.step, side.warm) for side in sides)
+        with compilation.autotune_under(self.own.exclusive):
+            eager_mib, compiled_mib = (self.peak.of_step(side.step, side.warm) for side in sides)
         return eager_mib, compiled_mib
 
     def _measure(self, sides: tuple[Side, Side], machine: Machine, warm_s: float, left_s: float) -> measure.Timing:

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
 import torch
 
-from tasks.comparison import BORROWED_FROM, Errors, Finding, Rule, compare_plain, compare_tensors, errors_of, rms
+from tasks.comparison import BORROWED_FROM, ROUNDINGS, Errors, Finding, Rule, compare_plain, compare_tensors, errors_of, rms
 
-Results = dict[str, Any]  # by name: a tensor, or a plain value
+Results = Mapping[str, Any]  # by name: a tensor, or a plain value
 
-ROUNDINGS = 4.0
 RANDOM_FACTOR = 10.0  # another seed must move a model's results by this many times what repeating moves them
 NEGLIGIBLE = 0.1  # of the tolerance; random numbers that move the results by less are each arm's own
+SEED_TOLERANCE_UNDER_AUTOCAST = 0.1  # instead of the task's: another seed moves what autocast rounds by a hundredth, whatever it draws
 OTHER_SAMPLE = 4.0  # tolerances by which a reference that draws what eager draws is not apart from it
 
 

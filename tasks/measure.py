@@ -28,7 +28,7 @@ MAX_BLOCK = 200
 DEADLINE_SHARE = 0.8  # of the phase's deadline; the rest is for the unforeseen
 MAX_FAULTS_IN_A_ROW = 3
 MAX_DISCARDED = 0.25  # of all pairs; with more the row is noisy
-DEVICE_ITERATIONS = 5
+DEVICE_ITERATIONS, DEVICE_S = 5, 0.25  # or as many as fit, and one at least: the GPU tells what its work takes to a thousandth
 DEVICE_STEPS = 8  # as long as this many steps: four of them, two of which wait behind a queue that is filled for twice as long
 BACKOFF_S, BACKOFF_FACTOR, BACKOFF_MAX_S = 0.05, 1.5, 0.5
 
@@ -105,7 +105,7 @@ def measure(
     """
     end_ns = machine.now_ns() + int(DEADLINE_SHARE * deadline_s * 1e9)
     run = _Run(Stepper(sides, machine, phase, process), spec, random.Random(seed), end_ns, warm_s)
-    with _quiet_collector():
+    with quiet_collector():
         run.warm()
         run.take_pairs()
         for which in (0, 1):
@@ -200,7 +200,10 @@ class _Run:
 
     def on_device(self, which: int) -> None:
         """Take the device's own time of a few more iterations, as long as it can be told and there is time for it."""
-        for _ in range(DEVICE_ITERATIONS):
+        began_ns = self.machine.now_ns()
+        for iteration in range(DEVICE_ITERATIONS):
+            if iteration and self.machine.now_ns() - began_ns > DEVICE_S * 1e9:
+                return
             if self.left_s() < DEVICE_STEPS * self.times_ns[which] / 1e9:
                 return
             try:
@@ -290,9 +293,12 @@ def _reason(reason: str | None) -> tuple[bool, str]:
 
 
 @contextlib.contextmanager
-def _quiet_collector() -> Iterator[None]:
-    """Collect garbage once, then keep the collector out of both arms."""
+def quiet_collector() -> Iterator[None]:
+    """Collect garbage once, then keep the collector out of both arms; within another such block nothing more happens."""
     was_enabled = gc.isenabled()
+    if not was_enabled:
+        yield
+        return
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -300,5 +306,4 @@ def _quiet_collector() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
-        if was_enabled:
-            gc.enable()
+        gc.enable()

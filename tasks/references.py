@@ -9,7 +9,7 @@ and only the last two give up digits. Every reference that was passed over is na
 4. the same, in chunks of the batch, where eager in chunks gives what eager gives;
 5. the same, on the host's processors, if the time and the host's memory allow;
 6. float32 without TF32, where the task runs under autocast;
-7. none: eager is the reference.
+7. none: eager is the reference; first with everything on the device, then on the host.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def candidates(workload: Workload, *, has_own_memory: bool, state_on_host: bool)
         found.append(replace(least, on_cpu=True))
     if workload.autocast_dtype is not None:
         found.append(replace(least, dtype=torch.float32))
-    found.append(replace(least, dtype=None))
+    found += [replace(full, dtype=None), replace(least, dtype=None)]
     return list(dict.fromkeys(replace(one, state_on_host=one.state_on_host or state_on_host) for one in found))
 
 

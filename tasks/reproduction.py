@@ -175,7 +175,7 @@ class _Arms:
         """Restore the state, step, and gather everything that is compared."""
         self.running = name
         self.restore(seed_offset)
-        found: Results = {}
+        found: dict[str, Any] = {}
         for index in range(self.settings.iterations):
             result = step()
             if self.settings.mode == "training":

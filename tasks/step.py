@@ -67,6 +67,13 @@ def in_precision(workload: Workload, dtype: torch.dtype, device: torch.device) -
     return _workload(module, args, kwargs, workload.loss, workload.training, None, optimizer, device)
 
 
+def without_autocast(workload: Workload, device: torch.device) -> Workload:
+    """The same module and inputs, stepped in the dtypes that they have."""
+    forward = _autocast_forward(workload.module, workload.args, workload.kwargs, workload.loss if workload.training else None, None, device)
+    plain = _training_step(workload.module, forward, workload.optimizer) if workload.training else _inference_step(forward)
+    return replace(workload, autocast_dtype=None, step=plain)
+
+
 def batch_of(workload: Workload) -> int | None:
     """The leading dimension that all inputs share; None if they do not, or if the module mixes the samples of a batch."""
     if any(isinstance(part, torch.nn.modules.batchnorm._BatchNorm) and part.training for part in workload.module.modules()):  # noqa: SLF001

@@ -7,7 +7,8 @@ are timed. A step is timed on the host's clock, between two synchronisations of 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ import numpy as np
 
 from tasks.spec import Arm, Blocks, Samples, beside
 
+NORMAL_MAD = 1.4826  # standard deviations in a median absolute deviation, of normal values
 _ARMS = (Arm.EAGER.value, Arm.COMPILED.value)
 
 
@@ -76,6 +78,21 @@ class Border:
 
 
 @dataclass(frozen=True, slots=True)
+class Window:
+    """Some successive steps: their median in ns, at least 1, and the standard error of its logarithm (0 for a single step)."""
+
+    median_ns: float
+    error: float
+
+
+def window_of(times_ns: Sequence[int]) -> Window:
+    """The error is that of the median of normal values, pi / 2 times that of their mean; their spread is told by the median deviation."""
+    logarithms = np.log(np.maximum(np.asarray(times_ns, dtype=np.float64), 1.0))
+    spread = NORMAL_MAD * float(np.median(np.abs(logarithms - np.median(logarithms))))
+    return Window(max(float(np.median(times_ns)), 1.0), math.sqrt(math.pi / 2 / len(times_ns)) * spread)
+
+
+@dataclass(frozen=True, slots=True)
 class Side:
     """One arm: its step, and the contexts to run it in while warming up and while timing.
 
@@ -106,8 +123,8 @@ class Stepper:
     borders: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in Blocks.__dataclass_fields__})
     blocks: int = 0
 
-    def window(self, calls: int) -> tuple[float, float]:
-        """Step each side ``calls`` times to warm it up; the medians in ns, at least 1."""
+    def window(self, calls: int) -> tuple[Window, Window]:
+        """Step each side ``calls`` times to warm it up."""
         first, second = (self._warm(which, calls) for which in (0, 1))
         return first, second
 
@@ -155,14 +172,14 @@ class Stepper:
     def states(self) -> Blocks:
         return Blocks(**{name: tuple(column) for name, column in self.borders.items()})
 
-    def _warm(self, which: int, calls: int) -> float:
+    def _warm(self, which: int, calls: int) -> Window:
         side = self.sides[which]
         with side.warm():
             self.machine.synchronize()
             steps = [self._step(side) for _ in range(calls)]
         for started_ns, host_ns in steps:
             self._write(which, "warmup", started_ns, host_ns)
-        return max(float(np.median([host_ns for _, host_ns in steps])), 1.0)
+        return window_of([host_ns for _, host_ns in steps])
 
     def _step(self, side: Side) -> tuple[int, int]:
         started_ns = self.machine.now_ns()

@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tasks.stepper import Machine, Side, Stepper
+from tasks.stepper import Machine, Side, Stepper, Window
 
 TIME_TOLERANCE = 0.02  # of ln(median): two windows this close are quiet
+TIME_ERRORS = 2.0  # or this close in standard errors of the difference: steps that scatter never come closer
 CLOCK_TOLERANCE = 0.03  # a GPU at its power limit hunts by a few steps of 0.8 %
 CLOCK_READINGS, CLOCK_SPACING_S = 3, 0.2
 QUIET_CALLS = 3  # compiled calls since the compiler last did anything
@@ -27,28 +28,30 @@ class Warmth:
 def warm_up(stepper: Stepper, *, least_s: float, most_s: float, left_s: Callable[[], float]) -> Warmth:
     """Step both sides in turn, at least for ``least_s`` and at most for ``most_s`` seconds.
 
-    Quiet is: the medians of two successive windows agree, the compiler has been idle, and the device's clock is steady. ``left_s`` tells
-    the seconds until the deadline; no window begins that would use up more than half of them.
+    Quiet is: the medians of two successive windows agree, as far as their scatter lets them, the compiler has been idle, and the device's
+    clock is steady. ``left_s`` tells the seconds until the deadline; no window begins that would use up more than half of them.
     """
     machine = stepper.machine
     began_ns = machine.now_ns()
     compiler, clock = _Compiler(stepper.sides[1]), _Clock(machine)
-    times_ns = stepper.window(1)
+    windows = stepper.window(1)
     compiler.quiet(1)
+    times_ns = _medians(windows)
     calls = _window_calls(times_ns, most_s)
-    before_ns = times_ns if calls == 1 else None
+    before = windows if calls == 1 else None
     moving = "times"
     while True:
         elapsed_s = (machine.now_ns() - began_ns) / 1e9
         ahead_s = calls * sum(times_ns) / 1e9
         if elapsed_s + ahead_s > max(most_s, least_s) or 2 * ahead_s > left_s():
             return Warmth(times_ns, f"{moving} not steady after {elapsed_s:.1f} s")
-        times_ns = stepper.window(calls)
-        states = {"compiler": compiler.quiet(calls), "clock": clock.quiet(), "times": _close(times_ns, before_ns)}
+        windows = stepper.window(calls)
+        times_ns = _medians(windows)
+        states = {"compiler": compiler.quiet(calls), "clock": clock.quiet(), "times": _close(windows, before)}
         moving = ", ".join(name for name, quiet in states.items() if not quiet) or "nothing"
         if all(states.values()) and machine.now_ns() - began_ns >= least_s * 1e9:
             return Warmth(times_ns, None)
-        before_ns = times_ns
+        before = windows
 
 
 def _window_calls(times_ns: tuple[float, float], most_s: float) -> int:
@@ -58,8 +61,17 @@ def _window_calls(times_ns: tuple[float, float], most_s: float) -> int:
     return max(1, min(affordable, wanted))
 
 
-def _close(now: tuple[float, float], before: tuple[float, float] | None) -> bool:
-    return before is not None and all(abs(math.log(one / other)) <= TIME_TOLERANCE for one, other in zip(now, before, strict=True))
+def _medians(windows: tuple[Window, Window]) -> tuple[float, float]:
+    return windows[0].median_ns, windows[1].median_ns
+
+
+def _close(now: tuple[Window, Window], before: tuple[Window, Window] | None) -> bool:
+    return before is not None and all(_agree(one, other) for one, other in zip(now, before, strict=True))
+
+
+def _agree(one: Window, other: Window) -> bool:
+    tolerance = max(TIME_TOLERANCE, TIME_ERRORS * math.hypot(one.error, other.error))
+    return abs(math.log(one.median_ns / other.median_ns)) <= tolerance
 
 
 @dataclass(slots=True)

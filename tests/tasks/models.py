@@ -54,14 +54,23 @@ def noisy(request):
 
 
 class Shaken(Noisy):
-    """Draws random numbers that move its results by far less than any tolerance."""
+    """Draws random numbers that move its results by about ``noise``."""
+
+    def __init__(self, noise):
+        super().__init__()
+        self.noise = noise
 
     def forward(self, inputs):
-        return self.layer(inputs * (1 + 3e-5 * torch.randn_like(inputs)))
+        return self.layer(inputs * (1 + self.noise * torch.randn_like(inputs)))
 
 
 def shaken(request):
-    return benchmark(Shaken(), (torch.randn(16, 8),), squares, request.training)
+    return benchmark(Shaken(3e-5), (torch.randn(16, 8),), squares, request.training)
+
+
+def jostled(request):
+    """What moves the results by little in float32, and by many roundings in bfloat16."""
+    return benchmark(Shaken(1e-4), (torch.randn(64, 8),), squares, request.training)
 
 
 class Wavering(nn.Module):

@@ -463,7 +463,7 @@ class TestFallBacks:
             (1, "float64, results on the host"),
             (2, "float64, results and saved state on the host"),
             (3, "float64 on the CPU, results and saved state on the host"),
-            (4, "none, results and saved state on the host"),
+            (4, "none"),
         ],
     )
     def test_they_come_in_a_fixed_order_and_are_recorded(self, failures, reference):
@@ -474,6 +474,31 @@ class TestFallBacks:
             assert verdict.accuracy is expected
             assert verdict.reference.partition(" (")[0] == reference
             assert verdict.reference.count(OUT) == failures
+
+    def test_eager_alone_goes_to_the_host_as_well(self, monkeypatch):
+        work, tried = workload(FitsAtLast()), []
+
+        def run(check, fallen_back):
+            tried.append(str(check.reference))
+            check.in_arms = True
+            if len(tried) == 2:
+                return accuracy.Verdict(Accuracy.PASS)
+            raise torch.OutOfMemoryError("no room")
+
+        fallbacks = accuracy.references.candidates(work, has_own_memory=True, state_on_host=False)
+        monkeypatch.setattr(accuracy.references, "candidates", lambda *arguments, **more: fallbacks[-2:])
+        monkeypatch.setattr(accuracy._Check, "run", run)
+        assert checked(work).accuracy is Accuracy.PASS
+        assert tried == ["none", "none, results and saved state on the host"]
+
+    def test_results_on_the_host_are_compared_on_the_device(self, monkeypatch):
+        asked = []
+        moved = accuracy._Near.__getitem__
+        monkeypatch.setattr(accuracy._Near, "__getitem__", lambda near, name: asked.append(name) or moved(near, name))
+        FitsAtLast.failures = 1
+        work = workload(FitsAtLast())
+        assert checked(work).accuracy is Accuracy.PASS
+        assert {"loss.0", "gradient.layers.0.weight"} <= set(asked)
 
     def test_under_autocast_float32_comes_before_none(self):
         FitsAtLast.failures = 4

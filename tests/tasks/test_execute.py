@@ -47,7 +47,7 @@ class Listener(Channel):
 @pytest.fixture(autouse=True)
 def tidy(monkeypatch):
     """Blocks of two iterations, no garbage collected before each, and no state of the compiler left behind."""
-    monkeypatch.setattr("tasks.measure._quiet_collector", contextlib.nullcontext)
+    monkeypatch.setattr("tasks.measure.quiet_collector", contextlib.nullcontext)
     monkeypatch.setattr("tasks.measure.SHORT_BLOCK_NS", 1)
     monkeypatch.setattr("tasks.warmup.WINDOW_NS", 1)
     monkeypatch.setattr(execute, "WARM_CPU_S", 0.0)
@@ -691,6 +691,23 @@ class TestCorrectModels:
         assert "fallback_random" not in result.measurement.accuracy_reason
         assert result.measurement.random_numbers == "negligible"
 
+    def test_rounding_under_autocast_is_no_sign_of_random_numbers(self):
+        result = run("jostled", precision=PrecisionSpec("amp"))
+        assert (result.measurement.random_numbers, result.measurement.accuracy, result.measurement.reference) == (
+            "negligible",
+            "pass",
+            "float64",
+        )
+
+    def test_where_float32_does_not_fit_they_are_looked_at_under_autocast(self, monkeypatch):
+        def no_room(workload, device):
+            raise torch.OutOfMemoryError("no room")
+
+        monkeypatch.setattr(execute.step, "without_autocast", no_room)
+        result = run("jostled", precision=PrecisionSpec("amp"))
+        assert (result.measurement.random_numbers, result.measurement.accuracy) == ("negligible", "pass")
+        assert "looked at under autocast" in result.measurement.accuracy_reason
+
     def test_a_fault_is_found_in_a_model_whose_random_numbers_move_next_to_nothing(self, monkeypatch):
         faulty(monkeypatch, lambda loss, module: module.layer.weight.grad.mul_(1.02) is None or loss)
         assert run("shaken").measurement.accuracy == "fail"
@@ -717,7 +734,7 @@ class TestTimeLeft:
             clock["now"] += peak_s
             return 1.0
 
-        monkeypatch.setattr(execute.time, "perf_counter", lambda: clock["now"])
+        monkeypatch.setattr(execute.Channel, "running_s", lambda channel: clock["now"])
         monkeypatch.setattr(execute.PeakMemory, "of_step", of_step)
         monkeypatch.setattr(execute._Execution, "_seconds", lambda execution, *rest: eager_s)
         original = execute.measure.measure

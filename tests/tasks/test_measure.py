@@ -24,7 +24,7 @@ SPEC = MeasureSpec()
 @pytest.fixture
 def collector_off(monkeypatch):
     """Collecting garbage takes longer than simulating a run."""
-    monkeypatch.setattr(measure, "_quiet_collector", contextlib.nullcontext)
+    monkeypatch.setattr(measure, "quiet_collector", contextlib.nullcontext)
 
 
 def run(machine, sides, spec=SPEC, **more):
@@ -226,13 +226,15 @@ class TestStopping:
         assert not any(timing.samples.washout)
         assert "warmup_unconverged: no time for an iteration in each block that does not count" in timing.flags
 
-    def test_the_devices_own_time_is_taken_while_there_is_time(self):
+    def test_the_devices_own_time_is_taken_while_there_is_time(self, monkeypatch):
         machine, sides = steady()
         machine.device_ms, machine.event_ms = lambda step: step() or 7.0, lambda step: step() or 8.0
         timing = run(machine, sides)
         assert (timing.summary.eager_event_ms, timing.summary.compiled_event_ms) == (8.0, 8.0)
         assert (timing.summary.eager_device_ms, timing.summary.compiled_device_ms, timing.summary.launch_bound) == (7.0, 7.0, True)
         assert timing.samples.phase.count("device") == 2 * measure.DEVICE_ITERATIONS
+        monkeypatch.setattr(measure, "DEVICE_S", 0.0)
+        assert run(machine, sides).samples.phase.count("device") == 2  # one of each arm at least
         late = run(*steady(int(100e9), int(100e9)))
         assert (late.summary.eager_device_ms, late.summary.launch_bound) == (None, None)
 
@@ -463,6 +465,13 @@ class TestWarmup:
     def test_compiling_calls_are_over_before_it_is_timed(self):
         timing = run(*self.compiling({1, 2, 3}))
         assert (timing.quality, timing.summary.speedup) == (Quality.OK, 2.0)
+
+    def test_steps_that_scatter_are_warm_when_their_scatter_is_all_that_moves(self):
+        chance, clockwork = np.random.default_rng(5), Clockwork(np.ones(1))
+        sides = tuple(Side(lambda ns=ns: clockwork.advance(ns * chance.lognormal(0, 0.1))) for ns in (4e7, 2e7))
+        timing = run(clockwork, sides)
+        assert "not steady" not in " ".join(timing.flags)
+        assert timing.samples.phase.count("warmup") < 80
 
     def test_a_busy_compiler_keeps_it_warming_even_if_times_are_steady(self):
         one, other = (run(*self.compiling(set(range(1, last)), cost=1.0)).samples.phase.count("warmup") for last in (1, 40))
