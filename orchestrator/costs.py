@@ -49,7 +49,7 @@ SIZE_BOUNDS = (0.5, 2.0)
 
 _PHASES = ("start_s", "build_s", "eager_s", "compile_phase_s", "verify_s", "time_s", "write_s")
 _PEAKS = ("eager_peak_mib", "compiled_peak_mib", "peak_mib")
-_COLUMNS = ("task_id", "phase", "started", "ended", "device", "gpu_uuid", "process_speedups", "owned_s", *_PEAKS, *_PHASES)
+_COLUMNS = ("task_id", "phase", "started", "ended", "device", "gpu_uuid", "process_speedups", "owned_s", "tuned_s", *_PEAKS, *_PHASES)
 _MEASURED = {Phase.TIME, Phase.WRITE}
 
 
@@ -102,8 +102,8 @@ def estimated(spec: TaskSpec) -> Cost:
 
 
 def _of_row(row: Mapping[str, Any]) -> Cost:
-    """Where nobody counted owned seconds, those of the phase that times stand for them."""
-    exclusive_s = row["owned_s"] or row["time_s"] or 0.0
+    """Where nobody counted owned seconds, those of the phase that times stand for them. Most neighbours go on while one tunes."""
+    exclusive_s = max(0.0, (row["owned_s"] or 0.0) - (row["tuned_s"] or 0.0)) or row["time_s"] or 0.0
     all_s = sum(row[name] or 0.0 for name in _PHASES)
     if not all_s:  # run without a process of its own
         all_s = (row["ended"] - row["started"]).total_seconds()

@@ -6,8 +6,10 @@ Standard library only.
 
     worker                          guardian
     {"phase": "build"}
-    {"lease": "acquire"}            {"waited_s": 0.2, "neighbours": 3}
+    {"lease": "time"}               {"waited_s": 0.2, "neighbours": 3}      or "tune"
     {"lease": "release"}
+    {"device": "leave"}
+    {"device": "return"}            {"returned": true}
     {"ask": "halted_s"}             {"halted_s": 1.5}
 """
 
@@ -20,6 +22,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from tasks.spec import Phase
@@ -30,9 +33,16 @@ MESSAGE_LIMIT_BYTES = 4096
 """A longer line is not ours; the guardian drops it rather than keep it."""
 
 
+class Use(StrEnum):
+    """What a worker wants to own its device for."""
+
+    TIME = "time"
+    TUNE = "tune"  # to compare candidates of a kernel, by the device's own clock
+
+
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What it took to own the device: seconds waited, and how many neighbours are paused meanwhile."""
+    """What it took to own the device: seconds waited, and how many neighbours there are. All are paused while it is owned to time."""
 
     waited_s: float = 0.0
     neighbours: int = 0
@@ -62,10 +72,10 @@ class Channel:
         self._send({"phase": phase.value})
 
     @contextlib.contextmanager
-    def exclusive(self) -> Iterator[Grant]:
-        """Own the device: no neighbour runs on it until the block ends."""
+    def exclusive(self, use: Use = Use.TIME) -> Iterator[Grant]:
+        """Own the device until the block ends. While it is owned to tune, neighbours that are off the device go on."""
         if self._depth == 0:
-            self._grant = self._acquire()
+            self._grant = self._acquire(use)
         self._depth += 1
         try:
             yield self._grant
@@ -73,6 +83,15 @@ class Channel:
             self._depth -= 1
             if self._depth == 0:
                 self._send({"lease": "release"})
+
+    @contextlib.contextmanager
+    def off_device(self) -> Iterator[None]:
+        """In the block this worker computes on the processors, and uses the device for moments or when it owns it."""
+        self._send({"device": "leave"})
+        try:
+            yield
+        finally:
+            self._ask({"device": "return"})
 
     @property
     def owns(self) -> bool:
@@ -95,8 +114,8 @@ class Channel:
         answer = self._ask({"ask": "halted_s"})
         return float(answer["halted_s"]) if answer else 0.0
 
-    def _acquire(self) -> Grant:
-        answer = self._ask({"lease": "acquire"})
+    def _acquire(self, use: Use) -> Grant:
+        answer = self._ask({"lease": use.value})
         return Grant(waited_s=float(answer["waited_s"]), neighbours=int(answer["neighbours"])) if answer else Grant()
 
     def _ask(self, message: dict[str, Any]) -> dict[str, Any] | None:

@@ -22,7 +22,9 @@ class PhaseClock:
         self._halted_s: dict[str, float] = {}
         self._all_halted_s = 0.0
         self._owned_s = 0.0
+        self._tuned_s = 0.0
         self._owning = False
+        self._tuning = False
         self._reasons: set[str] = set()
         self._last = now
 
@@ -49,10 +51,10 @@ class PhaseClock:
         self._advance(now)
         self._reasons.discard(reason)
 
-    def own(self, now: float) -> None:
+    def own(self, now: float, *, tuning: bool = False) -> None:
         """The worker has its device for itself, until ``disown``."""
         self._advance(now)
-        self._owning = True
+        self._owning, self._tuning = True, tuning
 
     def disown(self, now: float) -> None:
         self._advance(now)
@@ -92,6 +94,11 @@ class PhaseClock:
         self._advance(now)
         return round(self._owned_s, 6)
 
+    def tuned_s(self, now: float) -> float:
+        """Those of them for which it only tuned."""
+        self._advance(now)
+        return round(self._tuned_s, 6)
+
     def _limits(self) -> tuple[tuple[str, float, float], ...]:
         return (
             (f"phase {self.phase.value}", self._deadlines.of(self.phase), self._phase_s.get(self.phase, 0.0)),
@@ -105,6 +112,7 @@ class PhaseClock:
             self._halted_s[reason] = self._halted_s.get(reason, 0.0) + passed
         if self._owning:
             self._owned_s += passed
+            self._tuned_s += passed if self._tuning else 0.0
         if self._reasons:
             self._all_halted_s += passed
         else:

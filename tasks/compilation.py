@@ -20,7 +20,7 @@ MAX_REASONS, MAX_REASON_CHARACTERS = 20, 200
 MAX_FIRST_CALLS = 10
 _METRICS_LIMIT = 4096  # frames; torch remembers 64 unless told otherwise
 
-Exclusive = Callable[[], AbstractContextManager[Any]]
+Context = Callable[[], AbstractContextManager[Any]]
 
 
 class NothingCompiledError(RuntimeError):
@@ -90,17 +90,20 @@ def first_calls(
     synchronize: Callable[[], None],
     cpu_s: Callable[[], float | None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
+    off_device: Context = contextlib.nullcontext,
 ) -> FirstCalls:
     """Step until the compiler has nothing more to do, for at most ``MAX_FIRST_CALLS``.
 
-    ``cpu_s`` is the CPU time of this process and its compile workers; ``clock`` stands still while this process does.
+    ``cpu_s`` is the CPU time of this process and its compile workers; ``clock`` stands still while this process does. The first call, which
+    compiles for nearly all of its time, is made inside ``off_device()``.
     """
     walls: list[float] = []
     cpus: list[float | None] = []
     while len(walls) < MAX_FIRST_CALLS:
         activity, cpu_before, began = compiler_activity(), cpu_s(), clock()
-        compiled()
-        synchronize()
+        with contextlib.nullcontext() if walls else off_device():
+            compiled()
+            synchronize()
         walls.append(clock() - began)
         cpus.append(_difference(cpu_s(), cpu_before))
         if len(walls) > 1 and compiler_activity() == activity:
@@ -208,7 +211,7 @@ def stance(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def autotune_under(exclusive: Exclusive) -> Iterator[None]:
+def autotune_under(exclusive: Context) -> Iterator[None]:
     """Run the benchmarks of Inductor's autotuner on the GPU inside ``exclusive()``, so that no neighbour decides what wins.
 
     A kernel's candidates are compared inside one, where this torch has the method that compares them: what comes between two of them
@@ -226,7 +229,7 @@ def autotune_under(exclusive: Exclusive) -> Iterator[None]:
         yield
 
 
-def _whole_kernels_under(exclusive: Exclusive) -> AbstractContextManager[None]:
+def _whole_kernels_under(exclusive: Context) -> AbstractContextManager[None]:
     from torch._inductor.runtime import triton_heuristics
 
     autotuner = getattr(triton_heuristics, "CachingAutotuner", None)
@@ -236,7 +239,7 @@ def _whole_kernels_under(exclusive: Exclusive) -> AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
-def _method_under(exclusive: Exclusive, kind: type, name: str) -> Iterator[None]:
+def _method_under(exclusive: Context, kind: type, name: str) -> Iterator[None]:
     original = kind.__dict__[name]
     setattr(kind, name, _inside(exclusive, original))
     try:
@@ -249,7 +252,7 @@ def _benchmarks_gpu(kind: object) -> bool:
     return isinstance(kind, type) and "benchmark_gpu" in kind.__dict__
 
 
-def _inside(exclusive: Exclusive, method: Callable[..., Any]) -> Callable[..., Any]:
+def _inside(exclusive: Context, method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         with exclusive():

@@ -1,7 +1,7 @@
 """One task from model to row, in the phases build, eager, compile, verify and time; every failure becomes a result.
 
 What is verified and then timed is one and the same compiled callable. Whatever is timed, by the autotuner as well, runs while this
-process owns the device; nothing else does.
+process owns the device; nothing else does. The first compiled step, most of which is compiling, is taken off the device.
 """
 
 from __future__ import annotations
@@ -209,9 +209,9 @@ class _Execution:
             self.remarks.append("the model draws random numbers: compiled with fallback_random, and timed so")
         compiled = compilation.compile_step(workload.step, self.task.compile, same_random_numbers=same_random_numbers)
         state.restore()
-        with compilation.autotune_under(self.own.exclusive):
+        with compilation.autotune_under(self.own.tuning):
             calls = compilation.first_calls(
-                compiled, lambda: step.synchronize(device), environment.process_tree_cpu_s, self.channel.running_s
+                compiled, lambda: step.synchronize(device), environment.process_tree_cpu_s, self.channel.running_s, self.channel.off_device
             )
         if cold:
             self._note(compile_s=calls.compile_s, compile_cpu_s=calls.compile_cpu_s)
@@ -235,7 +235,7 @@ class _Execution:
         if random is Randomness.NEGLIGIBLE:
             self.remarks.append("random numbers move its results by less than a tenth of the tolerance: each arm drew its own")
         arguments: dict[str, Any] = {"iterations": iterations, "rule": rule, "device": device, "time_s": time_s, "random": random}
-        with compilation.autotune_under(self.own.exclusive):  # a recompile autotunes, too
+        with compilation.autotune_under(self.own.tuning):  # a recompile autotunes, too
             verdict = accuracy.check(workload, compiled, state, **arguments)
         self._note(
             accuracy=verdict.accuracy.value,
@@ -293,7 +293,7 @@ class _Execution:
         """The peak memory of each arm; None where to look would take the time of the measurement itself."""
         if PEAK_STEPS * eager_s > PEAK_SHARE * self.task.deadlines.time_s:
             return None, None
-        with compilation.autotune_under(self.own.exclusive):
+        with compilation.autotune_under(self.own.tuning):
             eager_mib, compiled_mib = (self.peak.of_step(side.step, side.warm) for side in sides)
         return eager_mib, compiled_mib
 

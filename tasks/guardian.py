@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from tasks.capture import CappedLog
-from tasks.channel import Grant, GuardianEnd
+from tasks.channel import Grant, GuardianEnd, Use
 from tasks.clock import PAUSED, WAITING, PhaseClock
 from tasks.launch import NoDeviceError, recorded, start_worker, worker_environment
-from tasks.lease import Lease
+from tasks.lease import Lease, Place
 from tasks.processes import (
     Identity,
     become_subreaper,
@@ -105,6 +105,7 @@ class Guardian:
         self._environment: dict[str, str] = {}
         self._worker = _Worker(0)
         self._heartbeat_due = time.monotonic() + request.heartbeat_s
+        self._use = Use.TIME
         self._signals = signals
 
     def run(self) -> Outcome:
@@ -228,23 +229,30 @@ class Guardian:
         match message:
             case {"phase": str(name)} if name in set(Phase):
                 self._enter(Phase(name))
-            case {"lease": "acquire"}:
-                self._acquire()
+            case {"lease": str(name)} if name in set(Use):
+                self._acquire(Use(name))
             case {"lease": "release"}:
                 self._lease.release()
                 self._clock.disown(time.monotonic())
+            case {"device": "leave"}:
+                self._lease.move(Place.PROCESSORS)
+            case {"device": "return"}:
+                self._lease.move(Place.DEVICE, awaited=True)
             case {"ask": "halted_s"}:
                 self._channel.answer({"halted_s": self._clock.all_halted_s(time.monotonic())})
 
     def _enter(self, phase: Phase) -> None:
+        if phase is Phase.BUILD:  # what comes before are imports
+            self._lease.move(Place.DEVICE)
         self._clock.enter(phase, time.monotonic())
         self._uplink.tell(PhaseStarted(phase, time.time()))
 
     # --- sharing the device: what its lease asks of a worker's tree -------------------------------------------------------------------
 
-    def _acquire(self) -> None:
+    def _acquire(self, use: Use) -> None:
         self._clock.halt(WAITING, time.monotonic())
-        if not self._lease.acquire():  # a worker that asks twice must not stop its own clock
+        self._use = use
+        if not self._lease.acquire(use):  # a worker that asks twice must not stop its own clock
             self._clock.go_on(WAITING, time.monotonic())
 
     def pause(self) -> None:
@@ -260,8 +268,12 @@ class Guardian:
         """The worker owns the device."""
         now = time.monotonic()
         self._clock.go_on(WAITING, now)
-        self._clock.own(now)
+        self._clock.own(now, tuning=self._use is Use.TUNE)
         self._channel.grant(grant)
+
+    def returned(self) -> None:
+        """The worker, which waits for it, may use the device again."""
+        self._channel.answer({"returned": True})
 
     def _join(self) -> None:
         """Become a neighbour; while another worker times, none is started."""
@@ -344,6 +356,7 @@ class Guardian:
             paused_s=self._clock.halted_s(PAUSED, now),
             waited_s=self._clock.halted_s(WAITING, now),
             owned_s=self._clock.owned_s(now),
+            tuned_s=self._clock.tuned_s(now),
             started=self._began,
             ended=time.time(),
             node=self._request.node,

@@ -1,10 +1,14 @@
-"""The right to time on a device alone, among the workers that share it on one node. Standard library only.
+"""The right to a device alone, to time or to tune on it, among the workers that share it on one node. Standard library only.
 
-Two locks per device, both ``flock`` on a file, so the kernel frees them however their holder dies. ``turn`` is a lock for readers and
-writers: a guardian holds it shared while its worker runs, and exclusively while its worker times. So a worker can time when, and only
-when, every neighbour's guardian has stopped its own worker's processes and let go, or is dead, and its worker with it. ``queue`` says
-who is next: exclusively by the one guardian that owns the device or is about to, for a moment shared by those that go on afterwards.
-Whoever needs both takes ``queue`` first.
+A ring is a pair of locks, both ``flock`` on a file, so the kernel frees them however their holder dies. ``turn`` is a lock for readers
+and writers: a guardian holds it shared while its worker runs, and exclusively while its worker owns what the ring stands for. So a worker
+can own it when, and only when, every other guardian in the ring has stopped its own worker's processes and let go, or is dead, and its
+worker with it. ``queue`` says who is next: exclusively by the one guardian that owns or is about to, for a moment shared by those that go
+on afterwards. Whoever needs both takes ``queue`` first.
+
+A device has two rings. In the ring of the device are the guardians of all workers but those that start or compile; these are in the
+ring of the processors. Who times owns both. Who tunes, comparing the candidates of a kernel by the device's own clock, owns the device's
+alone: its compiling neighbours, which hardly touch the device, go on. Whoever needs both rings takes the device's first.
 
 A guardian stops and resumes only processes below itself. It is told that a neighbour wants to time by a datagram to its socket in the
 device's directory, and it waits for its own turn to go on in a thread that blocks in the kernel: a paused neighbour costs no cycle.
@@ -22,9 +26,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from enum import StrEnum
+from pathlib import Path
 from typing import Protocol
 
-from tasks.channel import Grant
+from tasks.channel import Grant, Use
 from tasks.scratch import user_directory
 
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - what is made there is this user's own, and checked to be
@@ -45,6 +50,13 @@ def meeting_place(otherwise: str) -> str:
     return SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK | os.X_OK) else otherwise
 
 
+class Place(StrEnum):
+    """What a worker uses while it owns nothing; its ring."""
+
+    DEVICE = "device"
+    PROCESSORS = "processors"
+
+
 class Tree(Protocol):
     """The worker's processes, as a lease needs them."""
 
@@ -57,15 +69,64 @@ class Tree(Protocol):
         ...
 
     def granted(self, grant: Grant) -> None:
-        """The worker may time."""
+        """The worker owns what it wanted."""
         ...
+
+    def returned(self) -> None:
+        """The worker, which waits for it, may use the device again, together with others."""
+        ...
+
+
+class Ring:
+    """The two locks of one guardian in one ring."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self.queue, self.turn = (
+            os.open(directory / f"{name}.{lock}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) for lock in ("queue", "turn")
+        )
+
+    def try_enter(self) -> bool:
+        """Become a reader, if nobody owns the ring or is about to."""
+        with self.briefly_shared_queue() as free:
+            return free and _try_lock(self.turn, fcntl.LOCK_SH)
+
+    def try_be_next(self) -> bool:
+        """Become the one that will own the ring. Again, while it is that, does nothing."""
+        return _try_lock(self.queue, fcntl.LOCK_EX)
+
+    def try_own(self) -> bool:
+        """Become the writer; only for the one that is next. Again, once it is that, does nothing."""
+        return _try_lock(self.turn, fcntl.LOCK_EX)
+
+    def disown(self, *, stay: bool) -> None:
+        """Let others in; with ``stay`` as one of them: at once, for nobody else can own without the queue."""
+        fcntl.flock(self.turn, fcntl.LOCK_SH if stay else fcntl.LOCK_UN)
+        fcntl.flock(self.queue, fcntl.LOCK_UN)
+
+    @contextlib.contextmanager
+    def briefly_shared_queue(self) -> Iterator[bool]:
+        """Whether nobody owns the ring or is about to; nobody is while the block lasts."""
+        free = _try_lock(self.queue, fcntl.LOCK_SH)
+        try:
+            yield free
+        finally:
+            if free:
+                fcntl.flock(self.queue, fcntl.LOCK_UN)
+
+    def duplicate(self) -> tuple[int, int]:
+        """Both locks' file numbers, anew: these may be another file's when a wait is over."""
+        return os.dup(self.queue), os.dup(self.turn)
+
+    def close(self) -> None:
+        os.close(self.turn)
+        os.close(self.queue)
 
 
 class Job(StrEnum):
     """What the waiting thread waits for."""
 
-    RESUME = "resume"  # nobody owns the device, and this guardian holds ``turn`` shared
-    QUEUE = "queue"  # this guardian holds ``queue``
+    RESUME = "resume"  # nobody owns the ring in which this guardian wants to be, and it is in it
+    QUEUE = "queue"  # this guardian holds the device's ``queue``
 
 
 class Lease:
@@ -80,15 +141,18 @@ class Lease:
         self._directory = user_directory(base) / f"device-{hashlib.sha256(device.encode()).hexdigest()[:16]}"
         self._directory.mkdir(mode=0o700, exist_ok=True)
         self._tree = tree
-        self._queue = os.open(self._directory / "queue", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._turn = os.open(self._directory / "turn", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._rings = {place: Ring(self._directory, place.value) for place in Place}
+        self._place = Place.PROCESSORS
         self._path = self._directory / f"{secrets.token_hex(6)}.sock"
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
         self._socket.bind(str(self._path))
         self._job: Job | None = None
+        self._awaited = Place.DEVICE  # whose ring the waiting thread wants to be in
         self._done = False  # set by the waiting thread, before it wakes the other
         self._paused = False
+        self._returning = False
+        self._use = Use.TIME
         self._owning = False
         self._claiming = False
         self._wanted_since: float | None = None
@@ -101,23 +165,34 @@ class Lease:
 
     def try_join(self) -> bool:
         """Take the right to run, before there is anything to run. False while a neighbour times: try again."""
-        with self._briefly_shared_queue() as free:
-            return free and _try_lock(self._turn, fcntl.LOCK_SH)
+        return self._ring.try_enter()
 
-    def acquire(self) -> bool:
-        """The worker wants to time; ``Tree.granted`` follows. False, and nothing follows, if it has said so before."""
+    def move(self, place: Place, *, awaited: bool = False) -> None:
+        """The worker is at ``place`` from now on; if it waits to be there, ``Tree.returned`` follows."""
+        left, self._place = self._place, place
+        self._returning = awaited
+        if self._job is None and not (self._owning or self._claiming or left is place):
+            fcntl.flock(self._rings[left].turn, fcntl.LOCK_UN)
+            self._enter()
+        elif not self._paused:
+            self._arrive()
+
+    def acquire(self, use: Use = Use.TIME) -> bool:
+        """The worker wants to own the device; ``Tree.granted`` follows. False, and nothing follows, if it has said so before."""
         if self._wanted_since is not None or self._owning:
             return False
+        self._use = use
         self._wanted_since = time.monotonic()
         self._queue_up()
         return True
 
     def release(self) -> None:
-        """The worker is done timing."""
+        """The worker is done."""
         if self._owning:
             self._owning = False
-            fcntl.flock(self._turn, fcntl.LOCK_SH)  # at once: nobody else can want it without the queue
-            fcntl.flock(self._queue, fcntl.LOCK_UN)
+            if self._use is Use.TIME:
+                self._rings[Place.PROCESSORS].disown(stay=self._place is Place.PROCESSORS)
+            self._rings[Place.DEVICE].disown(stay=self._place is Place.DEVICE)
 
     def timeout_s(self) -> float | None:
         """Seconds until ``attend`` is to be called even if nothing comes."""
@@ -138,21 +213,46 @@ class Lease:
         self._left = True
         self._path.unlink(missing_ok=True)
         self._socket.close()
-        os.close(self._turn)
-        os.close(self._queue)
+        for ring in self._rings.values():
+            ring.close()
+
+    @property
+    def _ring(self) -> Ring:
+        return self._rings[self._place]
+
+    def _enter(self) -> None:
+        """Into the ring of its place, at once or when it is free."""
+        if self._ring.try_enter():
+            self._go_on()
+            return
+        if not self._paused:
+            self._paused = True
+            self._tree.pause()
+        self._wait_for(Job.RESUME)
+
+    def _go_on(self) -> None:
+        self._resume()
+        self._arrive()
+        if self._wanted_since is not None:
+            self._queue_up()
+
+    def _arrive(self) -> None:
+        if self._returning:
+            self._returning = False
+            self._tree.returned()
 
     # --- making way -----------------------------------------------------------------------------------------------------------------
 
     def _make_way(self) -> None:
         if self._paused or self._owning or self._claiming:
             return
-        if self._job is None:
-            with self._briefly_shared_queue() as free:
-                if free:  # whoever wanted to time is done, or dead
+        if self._job is None or self._place is Place.PROCESSORS:  # else the waiting thread is at that queue itself
+            with self._ring.briefly_shared_queue() as free:
+                if free:  # whoever wanted the ring is done, or dead; or wants another
                     return
         self._paused = True
         self._tree.pause()
-        fcntl.flock(self._turn, fcntl.LOCK_UN)
+        fcntl.flock(self._ring.turn, fcntl.LOCK_UN)
         if self._job is None:
             self._wait_for(Job.RESUME)
 
@@ -161,9 +261,11 @@ class Lease:
         if job is Job.QUEUE:
             self._start_claim()
         elif job is Job.RESUME:
-            self._resume()
-            if self._wanted_since is not None:
-                self._queue_up()
+            if self._awaited is not self._place:  # the worker had said so before it was stopped
+                fcntl.flock(self._rings[self._awaited].turn, fcntl.LOCK_UN)
+                self._enter()
+                return
+            self._go_on()
 
     def _resume(self) -> None:
         if self._paused:
@@ -175,7 +277,7 @@ class Lease:
     def _queue_up(self) -> None:
         if self._job is not None:  # it waits to resume; then this is called again
             return
-        if _try_lock(self._queue, fcntl.LOCK_EX):
+        if self._rings[Place.DEVICE].try_be_next():
             self._start_claim()
         else:
             self._wait_for(Job.QUEUE)
@@ -186,17 +288,25 @@ class Lease:
         self._claim()
 
     def _claim(self) -> None:
-        now = time.monotonic()
+        now, rings = time.monotonic(), self._wanted_rings()
+        if not all(ring.try_be_next() for ring in rings):
+            return
         if now >= self._remind_at:
             self._remind_at = now + REMIND_S
             self._neighbours = self._tell_neighbours()
-        if not _try_lock(self._turn, fcntl.LOCK_EX):
+        if not all(ring.try_own() for ring in rings):
             return
+        if self._use is Use.TUNE and self._place is Place.PROCESSORS:  # from which it may have been driven while it waited; nobody can now
+            fcntl.flock(self._ring.turn, fcntl.LOCK_SH)
         assert self._wanted_since is not None
         waited_s = now - self._wanted_since
         self._claiming, self._owning, self._wanted_since = False, True, None
         self._resume()
         self._tree.granted(Grant(round(waited_s, 6), self._neighbours))
+
+    def _wanted_rings(self) -> tuple[Ring, ...]:
+        device, processors = self._rings[Place.DEVICE], self._rings[Place.PROCESSORS]
+        return (device, processors) if self._use is Use.TIME else (device,)
 
     def _tell_neighbours(self) -> int:
         """How many there are. Sockets whose guardian is dead are removed."""
@@ -221,11 +331,12 @@ class Lease:
     def _wait_for(self, job: Job) -> None:
         """Wait in a thread, on file numbers of its own: those of this lease may be another file's when the wait is over."""
         self._job = job
-        numbers = [os.dup(self._queue)] if job is Job.QUEUE else [os.dup(self._queue), os.dup(self._turn)]
+        self._awaited = Place.DEVICE if job is Job.QUEUE else self._place
+        numbers = self._rings[self._awaited].duplicate()
         work = self._wait_to_resume if job is Job.RESUME else self._wait_for_queue
         threading.Thread(target=self._wait, args=(work, numbers), daemon=True).start()
 
-    def _wait(self, work: Callable[..., None], numbers: list[int]) -> None:
+    def _wait(self, work: Callable[..., None], numbers: tuple[int, int]) -> None:
         try:
             work(*numbers)
             self._done = True
@@ -241,7 +352,7 @@ class Lease:
             fcntl.flock(turn, fcntl.LOCK_SH)
             fcntl.flock(queue, fcntl.LOCK_UN)
 
-    def _wait_for_queue(self, queue: int) -> None:
+    def _wait_for_queue(self, queue: int, turn: int) -> None:  # noqa: ARG002 - it has the same numbers to close
         fcntl.flock(queue, fcntl.LOCK_EX)
 
     def _received(self) -> set[bytes]:
@@ -250,15 +361,6 @@ class Lease:
             while True:
                 messages.add(self._socket.recv(16))
         return messages
-
-    @contextlib.contextmanager
-    def _briefly_shared_queue(self) -> Iterator[bool]:
-        free = _try_lock(self._queue, fcntl.LOCK_SH)
-        try:
-            yield free
-        finally:
-            if free:
-                fcntl.flock(self._queue, fcntl.LOCK_UN)
 
 
 def _try_lock(descriptor: int, kind: int) -> bool:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Protocol
 
-from tasks.channel import Channel
+from tasks.channel import Channel, Use
 from tasks.idle import BUDGET_S, LIMIT_S, Quiet
 from tasks.spec import Scalar
 
@@ -41,13 +42,17 @@ class Ownership:
         """Why the device is not this process's alone although it owns it; of the latest time."""
         self.times_busy = 0
 
+    def tuning(self) -> AbstractContextManager[None]:
+        """Own the device until the block ends, to compare kernels by its own clock: neighbours that only compile go on meanwhile."""
+        return self.exclusive(Use.TUNE)
+
     @contextlib.contextmanager
-    def exclusive(self) -> Iterator[None]:
+    def exclusive(self, use: Use = Use.TIME) -> Iterator[None]:
         """Own the device until the block ends; within another such block nothing more happens."""
         if self._channel.owns:
             yield
             return
-        with self._channel.exclusive() as grant:
+        with self._channel.exclusive(use) as grant:
             self.neighbours = max(self.neighbours, grant.neighbours)
             self.busy = self._settle() if grant.neighbours else None
             try:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import NoReturn
 
-from tasks.channel import Channel
+from tasks.channel import Channel, Use
 from tasks.spec import (
     AA_PHASES,
     Accuracy,
@@ -134,7 +134,7 @@ def _pass(act: Act) -> WorkerResult:
     act.channel.phase(Phase.VERIFY)
     act.channel.phase(Phase.TIME)
     for _ in range(max(1, int(act.number("rounds")))):
-        _time_exclusively(act)
+        _own(act, Use.TIME)
     samples = planted_samples(act)
     act.channel.phase(Phase.WRITE)
     measured = _measurement(act, samples, compile_s)
@@ -142,22 +142,25 @@ def _pass(act: Act) -> WorkerResult:
 
 
 def _compile(act: Act) -> None:
-    """Take ``seconds``; with ``tick_ms``, say every so often when this process ran."""
-    seconds, tick_s = act.number("seconds"), act.number("tick_ms") / 1000
-    if not tick_s:
-        time.sleep(seconds)
-        return
-    for _ in range(round(seconds / tick_s)):
-        time.sleep(tick_s)
-        print(f"tick {time.monotonic()!r}", flush=True)  # noqa: T201 - a worker's output is its log
+    """Tune, then take ``seconds``, all off the device; with ``tick_ms``, say every so often when this process ran."""
+    with act.channel.off_device():
+        for _ in range(int(act.number("tunings"))):
+            _own(act, Use.TUNE)
+        seconds, tick_s = act.number("seconds"), act.number("tick_ms") / 1000
+        if not tick_s:
+            time.sleep(seconds)
+            return
+        for _ in range(round(seconds / tick_s)):
+            time.sleep(tick_s)
+            print(f"tick {time.monotonic()!r}", flush=True)  # noqa: T201 - a worker's output is its log
 
 
-def _time_exclusively(act: Act) -> None:
-    with act.channel.exclusive():
+def _own(act: Act, use: Use) -> None:
+    with act.channel.exclusive(use):
         began = time.monotonic()
         if seconds := act.number("exclusive_seconds"):
             time.sleep(seconds)
-            line = f"exclusive {began!r} {time.monotonic()!r}"
+            line = f"{use.value} {began!r} {time.monotonic()!r}"
             print(line, flush=True)  # noqa: T201 - a worker's output is its log
             if act.options.get("exclusive_log"):
                 with Path(str(act.options["exclusive_log"])).open("a") as file:
@@ -371,6 +374,7 @@ _LONGER: dict[str, Scalar] = {
     "orphans": 0,
     "exclusive_seconds": 0.0,
     "rounds": 1,
+    "tunings": 0,
     "exclusive_log": "",
 }
 _IN_COMPILE: dict[str, Scalar] = {"phase": Phase.COMPILE.value}

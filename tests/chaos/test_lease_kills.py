@@ -30,7 +30,8 @@ from tasks import lease
 from tasks.spec import *
 from tasks.supervisor import supervise
 lease.SHARED_MEMORY = meeting_place
-options = {"seconds": 0.03, "exclusive_seconds": 0.004, "rounds": 25, "orphans": 1, "pairs": 7, "exclusive_log": exclusive_log}
+options = {"seconds": 0.03, "exclusive_seconds": 0.004, "rounds": 20, "tunings": 5, "orphans": 1, "pairs": 7}
+options["exclusive_log"] = exclusive_log
 for number in itertools.count(1):
     model = ModelSpec("toy", "slow_pass", options=options)
     task = TaskSpec(f"toy/{seed}/{number}", model, "training", "inductor", PrecisionSpec("amp"))
@@ -136,7 +137,7 @@ def check(node_directory, reports, guardians_s):
         report[:2] for report in reports if report[0] not in ("pass", "crash", "infra_error")
     ]
     assert sum(paused_s for *_, paused_s in reports) > 0
-    times = sorted((float(a), float(b)) for a, b in re.findall(r"exclusive (\S+) (\S+)\n", exclusive_log(node_directory).read_text()))
+    times = sorted((float(a), float(b)) for a, b in re.findall(r"(?:time|tune) (\S+) (\S+)\n", exclusive_log(node_directory).read_text()))
     assert len(times) > 25
     for one, other in itertools.pairwise(times):
         orphaned = any(abs(one[1] - killed_s) < AFTER_GUARDIANS_DEATH_S for killed_s in guardians_s)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.channel import CONTROL_FD, MESSAGE_LIMIT_BYTES, Channel, Grant, GuardianEnd
+from tasks.channel import CONTROL_FD, MESSAGE_LIMIT_BYTES, Channel, Grant, GuardianEnd, Use
 from tasks.spec import Phase
 from tests.tasks.processes_fixtures import wait_until
 
@@ -53,10 +53,10 @@ def test_owning_the_device_asks_once_however_deep_and_gives_back(ends):
             grants.append(again)
 
     thread = in_background(work)
-    assert receive(guardian, 1) == [{"lease": "acquire"}]
+    assert receive(guardian, 1) == [{"lease": "time"}]
     assert guardian.receive() == []
     guardian.grant(Grant(0.5, 3))
-    assert receive(guardian, 2) == [{"lease": "release"}, {"lease": "acquire"}]
+    assert receive(guardian, 2) == [{"lease": "release"}, {"lease": "time"}]
     guardian.grant(Grant(0.0, 1))
     thread.join()
     assert receive(guardian, 1) == [{"lease": "release"}]
@@ -68,7 +68,32 @@ def test_the_device_is_given_back_when_the_block_raises(ends):
     guardian.grant(Grant())
     with pytest.raises(ZeroDivisionError), channel.exclusive():
         raise ZeroDivisionError
-    assert receive(guardian, 2) == [{"lease": "acquire"}, {"lease": "release"}]
+    assert receive(guardian, 2) == [{"lease": "time"}, {"lease": "release"}]
+
+
+def test_tuning_asks_for_less(ends):
+    channel, guardian, _ = ends
+    guardian.grant(Grant())
+    with channel.exclusive(Use.TUNE):
+        pass
+    assert receive(guardian, 2) == [{"lease": "tune"}, {"lease": "release"}]
+
+
+def test_coming_back_to_the_device_waits_for_leave_to(ends):
+    channel, guardian, _ = ends
+    came_back = threading.Event()
+
+    def work():
+        with channel.off_device():
+            pass
+        came_back.set()
+
+    thread = in_background(work)
+    assert receive(guardian, 2) == [{"device": "leave"}, {"device": "return"}]
+    assert not came_back.wait(0.05)
+    guardian.answer({"returned": True})
+    thread.join()
+    assert came_back.is_set()
 
 
 def test_who_owns_the_device_knows(ends):
@@ -113,7 +138,7 @@ def test_without_a_guardian_everything_is_granted(monkeypatch):
     monkeypatch.delenv(CONTROL_FD, raising=False)
     channel = Channel.from_environment()
     channel.phase(Phase.TIME)
-    with channel.exclusive() as grant:
+    with channel.off_device(), channel.exclusive() as grant:
         assert grant == Grant()
     assert channel.running_s(lambda: 3.0) == 3.0
 

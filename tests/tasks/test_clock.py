@@ -36,6 +36,16 @@ def test_owned_seconds_are_counted_beside_the_phases():
     clock.restart(7.0)
     assert clock.owned_s(9.0) == 2.0
     assert clock.phase_s(9.0) == {"start": 9.0}
+    assert clock.tuned_s(9.0) == 0.0
+
+
+def test_seconds_of_tuning_are_some_of_those_owned():
+    clock = PhaseClock(DeadlineSpec(), 0.0)
+    clock.own(1.0, tuning=True)
+    clock.disown(1.5)
+    clock.own(2.0)
+    clock.disown(4.0)
+    assert (clock.owned_s(5.0), clock.tuned_s(5.0)) == (2.5, 0.5)
 
 
 def test_halted_time_does_not_count_and_reasons_may_overlap():

@@ -41,7 +41,7 @@ class Listener(Channel):
         self.heard.append(phase.value)
 
     def _send(self, message):
-        self.heard += [f"lease {message['lease']}"] if "lease" in message else []
+        self.heard += [f"{name} {what}" for name, what in message.items() if name in ("lease", "device")]
 
 
 @pytest.fixture(autouse=True)
@@ -139,7 +139,8 @@ class TestRow:
     def test_the_device_is_owned_for_the_timing_and_for_nothing_else(self, uncompiled):
         channel = Listener()
         run("mlp", channel)
-        assert channel.heard == ["build", "eager", "compile", "verify", "time", "lease acquire", "lease release"]
+        off_device = ["device leave", "device return"]
+        assert channel.heard == ["build", "eager", "compile", *off_device, "verify", "time", "lease time", "lease release"]
 
     def test_what_is_timed_is_what_is_verified(self, monkeypatch, uncompiled):
         seen = {}

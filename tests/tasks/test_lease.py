@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tasks import lease
-from tasks.channel import Grant
-from tasks.lease import Lease
+from tasks.channel import Grant, Use
+from tasks.lease import Lease, Place
 from tasks.spec import Phase, Status
 from tasks.supervisor import PhaseStarted, supervise
 from tests.tasks.processes_fixtures import attempt, toy
@@ -29,9 +29,13 @@ def intervals(outcomes):
     found = [
         (float(began), float(ended), number)
         for number, outcome in enumerate(outcomes)
-        for began, ended in re.findall(r"exclusive (\S+) (\S+)", outcome.log)
+        for began, ended in re.findall(r"time (\S+) (\S+)", outcome.log)
     ]
     return sorted(found)
+
+
+def spans(outcome, use):
+    return [(float(began), float(ended)) for began, ended in re.findall(rf"{use.value} (\S+) (\S+)", outcome.log)]
 
 
 def ticks(outcome):
@@ -99,6 +103,13 @@ class Recorder:
 
     def granted(self, grant):
         self.calls.append(grant)
+
+    def returned(self):
+        self.calls.append("returned")
+
+
+def numbers_of(one):
+    return {number for ring in one._rings.values() for number in (ring.queue, ring.turn)}
 
 
 @pytest.fixture
@@ -183,10 +194,10 @@ def test_who_leaves_while_it_waits_touches_nothing_that_is_opened_afterwards(mak
     attend(two, one, until=lambda: one_tree.calls)
     assert two_tree.calls == ["pause"]
     waiting = next(thread for thread in threading.enumerate() if thread.name.endswith("(_wait)"))
-    numbers = {two._queue, two._turn}
+    numbers = numbers_of(two)
     two.leave()
     (next_one, _) = make("another device")
-    assert {next_one._queue, next_one._turn} & numbers  # the next process of the task has these numbers now
+    assert numbers_of(next_one) & numbers  # the next process of the task has these numbers now
     assert next_one.try_join()
     one.release()
     waiting.join(10)
@@ -214,6 +225,130 @@ def test_who_waits_in_the_queue_makes_way_and_is_resumed_before_it_owns(make):
     assert isinstance(two_tree.calls[2], Grant)
     assert two_tree.calls[2].waited_s > 0
     assert one_tree.calls[1:] == ["pause"]
+
+
+class TestRings:
+    """Who is off the device stands still for whoever times, and not for whoever tunes."""
+
+    @pytest.fixture
+    def pair(self, make):
+        (one, one_tree), (two, two_tree) = make(), make()
+        assert one.try_join()
+        assert two.try_join()
+        one.move(Place.DEVICE)
+        return one, one_tree, two, two_tree
+
+    def own(self, one, one_tree, two, use):
+        before = len(one_tree.calls)
+        one.acquire(use)
+        attend(two, one, until=lambda: len(one_tree.calls) > before)
+        assert isinstance(one_tree.calls[-1], Grant)
+        assert one_tree.calls[-1].neighbours == 1
+
+    def test_tuning_lets_it_go_on(self, pair):
+        one, one_tree, two, two_tree = pair
+        self.own(one, one_tree, two, Use.TUNE)
+        two.attend()
+        assert two_tree.calls == []
+
+    def test_timing_stops_it(self, pair):
+        one, one_tree, two, two_tree = pair
+        self.own(one, one_tree, two, Use.TIME)
+        assert two_tree.calls == ["pause"]
+        one.release()
+        attend(two, until=lambda: two_tree.calls == ["pause", "resume"])
+        self.own(one, one_tree, two, Use.TUNE)  # it is where it was
+        two.attend()
+        assert two_tree.calls == ["pause", "resume"]
+
+    def test_it_comes_back_to_the_device_when_nobody_tunes(self, pair):
+        one, one_tree, two, two_tree = pair
+        self.own(one, one_tree, two, Use.TUNE)
+        two.move(Place.DEVICE, awaited=True)
+        two.attend()
+        assert two_tree.calls == ["pause"]
+        one.release()
+        attend(two, until=lambda: len(two_tree.calls) == 3)
+        assert two_tree.calls == ["pause", "resume", "returned"]
+        one.acquire(Use.TUNE)
+        attend(two, one, until=lambda: len(one_tree.calls) == 2)
+        assert two_tree.calls[3:] == ["pause"]
+
+    def test_it_comes_back_at_once_to_a_device_that_nobody_owns(self, pair):
+        _, _, two, two_tree = pair
+        two.move(Place.DEVICE, awaited=True)
+        assert two_tree.calls == ["returned"]
+
+    def test_who_was_about_to_come_back_when_it_was_stopped_does_so_afterwards(self, pair):
+        one, one_tree, two, two_tree = pair
+        self.own(one, one_tree, two, Use.TIME)
+        two.move(Place.DEVICE, awaited=True)  # said before it was stopped, and read after that
+        assert two_tree.calls == ["pause"]
+        one.release()
+        attend(two, until=lambda: two_tree.calls == ["pause", "resume", "returned"])
+        self.own(one, one_tree, two, Use.TUNE)
+        assert two_tree.calls[3:] == ["pause"]
+
+    def test_one_off_the_device_tunes_and_is_off_it_afterwards(self, pair):
+        one, one_tree, two, two_tree = pair
+        two.acquire(Use.TUNE)
+        attend(one, two, until=lambda: two_tree.calls)
+        assert one_tree.calls == ["pause"]
+        two.release()
+        attend(one, until=lambda: one_tree.calls == ["pause", "resume"])
+        self.own(one, one_tree, two, Use.TUNE)
+        two.attend()
+        assert len(two_tree.calls) == 1
+
+    def test_one_that_waits_to_tune_makes_way_for_one_that_times(self, make, pair):
+        one, one_tree, two, two_tree = pair
+        self.own(one, one_tree, two, Use.TIME)
+        two.acquire(Use.TUNE)
+        assert two_tree.calls == ["pause"]
+        one.release()
+        attend(one, two, until=lambda: len(two_tree.calls) == 3)
+        assert two_tree.calls[1] == "resume"
+        assert isinstance(two_tree.calls[2], Grant)
+        (late, late_tree) = make()
+        two.release()
+        assert late.try_join()
+        late.acquire(Use.TIME)  # it is in its ring again, and has to be stopped there
+        attend(one, two, late, until=lambda: late_tree.calls)
+        assert two_tree.calls[3:] == ["pause"]
+
+    def test_one_that_waits_to_tune_goes_on_while_another_tunes(self, pair):
+        one, one_tree, two, two_tree = pair
+        self.own(one, one_tree, two, Use.TUNE)
+        two.acquire(Use.TUNE)
+        one.acquire(Use.TUNE)  # and tells its neighbours again
+        attend(one, two, until=lambda: True)
+        assert two_tree.calls == []
+        one.release()
+        attend(one, two, until=lambda: two_tree.calls)
+        assert [type(call) for call in two_tree.calls] == [Grant]
+
+    def test_the_death_of_one_that_tunes_frees_the_device(self, pair):
+        one, one_tree, two, two_tree = pair
+        self.own(one, one_tree, two, Use.TUNE)
+        one.leave()
+        two.move(Place.DEVICE, awaited=True)
+        attend(two, until=lambda: two_tree.calls[-1:] == ["returned"])
+
+
+def test_a_real_worker_compiles_on_while_another_tunes_and_stands_still_while_it_times(node_directory):
+    options = {"seconds": 0.0, "exclusive_seconds": 0.3, "rounds": 3, "tunings": 3}
+    with ThreadPoolExecutor(1) as pool:
+        events = supervise(toy("slow_pass", task_id="toy/compiling", seconds=8.0, tick_ms=5), attempt())
+        for event in events:
+            if isinstance(event, PhaseStarted) and event.phase is Phase.COMPILE:
+                other = pool.submit(finish, toy("slow_pass", task_id="toy/other", **options))
+        compiled, owned = event.outcome, other.result()
+    within = {use: spans(owned, use) for use in Use}
+    ran = {use: [at for at in ticks(compiled) if any(began < at < ended for began, ended in found)] for use, found in within.items()}
+    assert (len(within[Use.TUNE]), len(within[Use.TIME])) == (3, 3)
+    assert len(ran[Use.TUNE]) > 20
+    assert ran[Use.TIME] == []
+    assert 0.9 < owned.tuned_s < owned.owned_s - 0.9
 
 
 def test_a_message_that_comes_late_pauses_nobody(make):

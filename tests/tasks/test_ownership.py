@@ -19,7 +19,7 @@ class Granting(Channel):
         self.heard = heard
         self.neighbours = neighbours
 
-    def _acquire(self):
+    def _acquire(self, use):
         self.heard.append("acquired")
         return Grant(0.0, self.neighbours)
 
