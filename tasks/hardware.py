@@ -25,8 +25,12 @@ Number = TypeVar("Number", int, float)
 
 MAX_STEAL = 0.05  # share of all processors' time that the hypervisor gave to others
 MAX_WAIT = 0.10  # share of the time in which the main thread was ready to run and did not
-SHORT_SPIN_CYCLES, LONG_SPIN_CYCLES = 500_000, 1_500_000
-QUEUE_FILL_FACTOR = 2.0  # the queue is kept busy for this many times what it takes to launch a step
+SHORT_SPIN_CYCLES, LONG_SPIN_CYCLES, CLOCK_SPINS = 500_000, 1_500_000, 3
+QUEUE_FILL_FACTOR, QUEUE_FILL_S = (
+    2.0,
+    5e-4,
+)  # the queue is kept busy for this many times what it takes to launch a step, and so long besides
+QUEUE_TRIES = 3
 MAX_QUEUE_FILL_S = 2.0
 _ASSUMED_MHZ = 2000.0
 
@@ -112,8 +116,8 @@ class CudaMachine(HostMachine):
         torch.cuda.synchronize(self._device)
 
     def clock_mhz(self) -> float | None:
-        """From the difference of two spins, so that what it takes to launch them cancels."""
-        short_ms, long_ms = (self._spin_ms(cycles) for cycles in (SHORT_SPIN_CYCLES, LONG_SPIN_CYCLES))
+        """From the difference of two spins, so that what it takes to launch them cancels; the shortest of some, for delays only add."""
+        short_ms, long_ms = (min(self._spin_ms(cycles) for _ in range(CLOCK_SPINS)) for cycles in (SHORT_SPIN_CYCLES, LONG_SPIN_CYCLES))
         return (LONG_SPIN_CYCLES - SHORT_SPIN_CYCLES) / (long_ms - short_ms) / 1000 if long_ms > short_ms else None
 
     def mark(self) -> None:
@@ -180,8 +184,8 @@ class CudaMachine(HostMachine):
         step()
         launch_s = time.perf_counter() - began
         self.synchronize()
-        for _ in range(2):
-            spin_s = QUEUE_FILL_FACTOR * launch_s + 1e-4
+        for _ in range(QUEUE_TRIES):
+            spin_s = QUEUE_FILL_FACTOR * launch_s + QUEUE_FILL_S
             if spin_s > MAX_QUEUE_FILL_S:
                 return None
             span_ms, launch_s = self._queued_span_ms(step, spin_s)
