@@ -18,7 +18,7 @@ import torch
 
 from tasks import accuracy, bundle, compilation, environment, failure, hardware, judgement, measure, step
 from tasks.channel import Channel
-from tasks.comparison import leaves
+from tasks.comparison import Rule, leaves
 from tasks.compilation import stance
 from tasks.cuda_queue import CudaQueue
 from tasks.judgement import Randomness
@@ -158,21 +158,24 @@ class _Execution:
 
     def _randomness(self, workload: Workload, state: State, device: torch.device) -> Randomness:
         """Looked at in float32: under autocast a single other number moves the results by as much as rounding does, which is a lot."""
-        tolerance = self.measurement.accuracy_tolerance or 0.0
+        limit = judgement.seed_limit(self._rule(workload, device))
         try:
             with accuracy.without_tf32(device):
-                return self._moved(step.without_autocast(workload, device), state, tolerance)
+                return self._moved(step.without_autocast(workload, device), state, limit)
         except torch.OutOfMemoryError:
             if workload.autocast_dtype is None:
                 raise
         accuracy.free_memory(device)
         self.remarks.append("whether random numbers decide its results was looked at under autocast, for lack of memory")
-        return self._moved(workload, state, max(tolerance, judgement.SEED_TOLERANCE_UNDER_AUTOCAST))
+        return self._moved(workload, state, max(limit, judgement.SEED_LIMIT_UNDER_AUTOCAST))
 
-    def _moved(self, workload: Workload, state: State, tolerance: float) -> Randomness:
+    def _rule(self, workload: Workload, device: torch.device) -> Rule:
+        return accuracy.rule_for(self.measurement.accuracy_tolerance or 0.0, workload, self.task.precision, device)
+
+    def _moved(self, workload: Workload, state: State, limit: float) -> Randomness:
         first = {name: value.clone() for name, value in self._draw(workload, state, 0).items()}
         repeated, other = (judgement.movement(first, self._draw(workload, state, offset)) for offset in (0, 1))
-        return judgement.randomness_of(other, repeated, tolerance)
+        return judgement.randomness_of(other, repeated, limit)
 
     def _relieved(self, state: State, device: torch.device, act: Callable[[], T]) -> T:
         """What ``act`` returns; if it does not fit beside the saved state, once more with that on the host."""
@@ -230,10 +233,10 @@ class _Execution:
         if iterations * STEPS_PER_CHECK * eager_s > self.task.deadlines.verify_s / 2:
             iterations = 1
             self.remarks.append("one step instead of several, for lack of time")
-        rule = accuracy.rule_for(self.measurement.accuracy_tolerance or 0.0, workload, self.task.precision, device)
+        rule = self._rule(workload, device)
         time_s = self.task.deadlines.verify_s / 2
         if random is Randomness.NEGLIGIBLE:
-            self.remarks.append("random numbers move its results by less than a tenth of the tolerance: each arm drew its own")
+            self.remarks.append("random numbers move its results by next to nothing: each arm drew its own")
         arguments: dict[str, Any] = {"iterations": iterations, "rule": rule, "device": device, "time_s": time_s, "random": random}
         with compilation.autotune_under(self.own.tuning):  # a recompile autotunes, too
             verdict = accuracy.check(workload, compiled, state, **arguments)

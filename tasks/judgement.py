@@ -20,8 +20,8 @@ from tasks.comparison import BORROWED_FROM, ROUNDINGS, Errors, Finding, Rule, co
 Results = Mapping[str, Any]  # by name: a tensor, or a plain value
 
 RANDOM_FACTOR = 10.0  # another seed must move a model's results by this many times what repeating moves them
-NEGLIGIBLE = 0.1  # of the tolerance; random numbers that move the results by less are each arm's own
-SEED_TOLERANCE_UNDER_AUTOCAST = 0.1  # instead of the task's: another seed moves what autocast rounds by a hundredth, whatever it draws
+NEGLIGIBLE = 0.1  # of the tolerance
+SEED_LIMIT_UNDER_AUTOCAST = 0.01  # instead of ``seed_limit``: by so much another seed moves what autocast rounds, whatever it draws
 OTHER_SAMPLE = 4.0  # tolerances by which a reference that draws what eager draws is not apart from it
 
 
@@ -120,12 +120,17 @@ def _overall_distance(one: Results, other: Results) -> float:
     return error / size if size > 0 else error
 
 
-def randomness_of(other_seed: tuple[float, float], same_seed: tuple[float, float], tolerance: float) -> Randomness:
-    """What random numbers do, from how far another seed and a repetition move a step: ``movement`` of both."""
+def seed_limit(rule: Rule) -> float:
+    """How far random numbers may move a step and still be negligible: a tenth of the tolerance, or a few roundings."""
+    return max(NEGLIGIBLE * rule.tolerance, ROUNDINGS * rule.epsilon)
+
+
+def randomness_of(other_seed: tuple[float, float], same_seed: tuple[float, float], limit: float) -> Randomness:
+    """What random numbers do, from how far another seed and a repetition move a step (``movement`` of both); ``limit``: negligibly."""
     moved = [other for other, same in zip(other_seed, same_seed, strict=True) if other > RANDOM_FACTOR * same]
     if not moved:
         return Randomness.NONE
-    return Randomness.NEGLIGIBLE if max(moved) <= NEGLIGIBLE * tolerance else Randomness.DECISIVE
+    return Randomness.NEGLIGIBLE if max(moved) <= limit else Randomness.DECISIVE
 
 
 def draws_others(eager: Results, truth: Results, rule: Rule) -> bool:

@@ -37,6 +37,7 @@ from tasks.judgement import (
     identical,
     movement,
     randomness_of,
+    seed_limit,
 )
 
 Model = tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any], Callable[[Any], torch.Tensor]]
@@ -167,9 +168,16 @@ class _Arms:
         """What random numbers do to the step: as the task found, or else as found here."""
         if self.settings.random_numbers is not None:
             return Randomness(self.settings.random_numbers)
-        first = {name: _kept(value) for name, value in self._draw(0).items()}
-        repeated, other = (movement(first, self._draw(offset)) for offset in (0, 1))
-        return randomness_of(other, repeated, self.settings.tolerance)
+        limit = seed_limit(self.settings.rule(self.device))
+        autocast, self.autocast = self.autocast, None
+        _tf32(False, self.device)
+        try:
+            first = {name: _kept(value) for name, value in self._draw(0).items()}
+            repeated, other = (movement(first, self._draw(offset)) for offset in (0, 1))
+        finally:
+            self.autocast = autocast
+            _tf32(self.settings.tf32, self.device)
+        return randomness_of(other, repeated, limit)
 
     def run(self, name: str, step: Callable[[], Any], seed_offset: int = 0) -> Results:
         """Restore the state, step, and gather everything that is compared."""

@@ -10,10 +10,10 @@ import time
 import pytest
 import torch
 
-from tasks import hardware
 from tasks.cuda_queue import CudaQueue
 from tasks.environment import gpu_uuid
 from tasks.idle import LIMIT_S
+from tasks.memory import PeakMemory
 from tasks.nvml import Nvml
 from tests.gpu.planted import ASSUMED_CYCLES_PER_MS, before, busy_wait, cycles_per_ms, host_ms, keep_busy, spin
 
@@ -192,5 +192,5 @@ class TestMachine:
             torch.empty(256 * MIB, dtype=torch.uint8, device=device)
 
         already_mib = torch.cuda.memory_allocated(device) / MIB
-        assert hardware.peak_mib(step, contextlib.nullcontext, device) == pytest.approx(already_mib + 256, abs=1)
+        assert PeakMemory(device).of_step(step, contextlib.nullcontext) == pytest.approx(already_mib + 256, abs=1)
         assert already_mib >= held.numel() / MIB

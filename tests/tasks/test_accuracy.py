@@ -626,7 +626,11 @@ class TestRandomNumbers:
         ],
     )
     def test_what_they_do(self, other_seed, same_seed, expected):
-        assert randomness_of(other_seed, same_seed, tolerance=1e-3) is expected
+        assert randomness_of(other_seed, same_seed, limit=1e-4) is expected
+
+    def test_what_moves_them_by_no_more_than_roundings_is_negligible(self):
+        assert judgement.seed_limit(dataclasses.replace(RULE, tolerance=1e-2, epsilon=2.0**-23)) == pytest.approx(1e-3)
+        assert judgement.seed_limit(dataclasses.replace(RULE, tolerance=1e-3, epsilon=2.0**-10)) == 4 * 2.0**-10
 
     @pytest.mark.parametrize(
         ("loss", "gradient", "expected"), [(1.003, 1.0, False), (1.005, 1.0, True), (1.0, 1.003, False), (1.0, 1.1, True)]
