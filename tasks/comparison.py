@@ -1,6 +1,6 @@
 """Whether two results are the same, value by value: nested outputs by kind, tensors by tolerance and by their distance to a reference.
 
-A floating-point tensor passes if any of three holds, with e the eager result, c the compiled one, r the reference, and rms the root mean
+A floating-point tensor passes if any of four holds, with e the eager result, c the compiled one, r the reference, and rms the root mean
 square over the elements:
 
 * close: |c - e| <= tolerance (|e| + rms(e) / 10) for every element. The second term is what makes small elements comparable; there is no
@@ -11,7 +11,9 @@ square over the elements:
 * noise: only where eager's own error is half of the reference or more, so that the tensor holds no digits to compare (the gradient of a
   bias in front of a normalisation or of a softmax, say): rms(c - r) <= max(10 rms(e - r), 3 rms(siblings)) + s rms(kind), where s is the
   larger of tolerance / 10 and the epsilon of the computing dtype, with eager's median error over the tensors of the same kind and shape.
-  The sum that is zero in exact arithmetic may come out nearly so by luck in one of the two; its siblings tell how noisy such sums are.
+  The sum that is zero in exact arithmetic may come out nearly so by luck in one of the two; its siblings tell how noisy such sums are;
+* small among its kind, for buffers: rms(c - r) <= epsilon rms(kind). The mean of a normalisation's inputs may cancel to nothing beside
+  their variance, and then has the roundings of the inputs and not its own.
 
 Where there is no reference, a tensor also passes if it has eager's direction and size.
 
@@ -37,6 +39,7 @@ SIBLING_FACTOR = 3.0
 TIPPED = 1e-3  # share of integers that may differ at most: a tolerance for sizes says nothing of how many comparisons are close ones
 NEAR = 4.0  # tolerances within which a compiled element must be of the reference where eager has no number
 ROUNDINGS = 4.0  # epsilons that a few roundings in another order make
+BUFFER = "buffer."
 MAX_ANGLE = 0.01  # 1 - cosine, between tensors that have no reference
 MAX_RATIO = 1e6  # how far beyond its limit a tensor can be said to be
 
@@ -207,7 +210,8 @@ def _judge(
     if reference_size <= 2 * errors.error or reference_size == 0.0:
         own_noise = max(NOISE_FACTOR * errors.error, SIBLING_FACTOR * sibling_error)
         noise = _ratio(error, own_noise + max(rule.epsilon, rule.tolerance / 10) * kind_size)
-    return Finding(name, min(close, good, noise, MAX_RATIO), None, errors.error, error)
+    small = _ratio(error, rule.epsilon * kind_size) if name.startswith(BUFFER) else MAX_RATIO
+    return Finding(name, min(close, good, noise, small, MAX_RATIO), None, errors.error, error)
 
 
 def errors_of(eager: torch.Tensor, reference: torch.Tensor) -> Errors:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -81,15 +82,16 @@ class _Execution:
     def run(self) -> WorkerResult:
         device = self._device()
         self._enter(Phase.BUILD)
-        workload = self._build(device)
+        workload = self._relieved(device, partial(self._build, device), self._waits_for_room)
         self._enter(Phase.EAGER)
         state = State(workload, self.task.seed)
-        random, eager_s = self._relieved(state, device, partial(self._eager, workload, state, device))
+        reliefs = self._waits_for_room, partial(self._moves_to_host, state)
+        random, eager_s = self._relieved(device, partial(self._eager, workload, state, device), *reliefs)
         accuracy.free_memory(device)
         self._enter(Phase.COMPILE)
         kept = bundle.place(self.task, str(self.measurement.device), self.measurement.versions)
         bundle.load(kept)
-        compiled = self._relieved(state, device, partial(self._compile, workload, state, device, random))
+        compiled = self._relieved(device, partial(self._compile, workload, state, device, random), *reliefs)
         self._enter(Phase.VERIFY)
         self._verify(workload, compiled, state, device, random, eager_s)
         verified = compilation.compiled_code()
@@ -177,17 +179,31 @@ class _Execution:
         repeated, other = (judgement.movement(first, self._draw(workload, state, offset)) for offset in (0, 1))
         return judgement.randomness_of(other, repeated, limit)
 
-    def _relieved(self, state: State, device: torch.device, act: Callable[[], T]) -> T:
-        """What ``act`` returns; if it does not fit beside the saved state, once more with that on the host."""
-        try:
-            return act()
-        except torch.OutOfMemoryError:
-            if state.on_host:
-                raise
+    def _relieved(self, device: torch.device, act: Callable[[], T], *reliefs: Callable[[], bool]) -> T:
+        """What ``act`` returns; while it does not fit, once more after each of ``reliefs`` that made room."""
+        left = iter(reliefs)
+        while True:
+            try:
+                return act()
+            except torch.OutOfMemoryError as error:
+                failed = error
+            traceback.clear_frames(failed.__traceback__)  # they hold what did not fit
+            accuracy.free_memory(device)
+            if not any(relief() for relief in left):
+                raise failed
+
+    def _waits_for_room(self) -> bool:
+        if not self.peak.wait_for_room():
+            return False
+        self.remarks.append(f"phase {self.phase.value} was begun again when neighbours had given memory back")
+        return True
+
+    def _moves_to_host(self, state: State) -> bool:
+        if state.on_host:
+            return False
         self.remarks.append(f"the saved state was moved to the host in phase {self.phase.value}, for lack of memory")
         state.to_host()
-        accuracy.free_memory(device)
-        return act()
+        return True
 
     def _draw(self, workload: Workload, state: State, offset: int) -> accuracy.Results:
         """What one step from the initial state gives when the generators start from the seed plus ``offset``; until the next step."""

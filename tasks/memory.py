@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+
+ROOM_LIMIT_S = 30.0
+"""Neighbours near their peaks are past them by then."""
+
+ROOM_POLL_S = 0.25
+SMALL_SHARE = 0.05  # of a device's memory: CUDA's own takes as much
+
+
+def wait_for_room(
+    device: torch.device, needed_bytes: int, sleep: Callable[[float], None] = time.sleep, limit_s: float = ROOM_LIMIT_S
+) -> bool:
+    """Wait until ``device`` has so many bytes free, which neighbours hold; False at once if nobody else holds any, or after a while."""
+    polls = int(limit_s / ROOM_POLL_S) if device.type == "cuda" else 0
+    for _ in range(polls):
+        free_bytes, all_bytes = torch.cuda.mem_get_info(device)
+        if free_bytes >= needed_bytes:
+            return True
+        if all_bytes - free_bytes - torch.cuda.memory_reserved(device) < SMALL_SHARE * all_bytes:
+            return False
+        sleep(ROOM_POLL_S)
+    return False
 
 
 class PeakMemory:
@@ -31,6 +53,12 @@ class PeakMemory:
             step()
             torch.cuda.synchronize(self._device)
         return torch.cuda.max_memory_allocated(self._device) / 2**20
+
+    def wait_for_room(self) -> bool:
+        """Wait until as much is free beside what this process holds as it ever held in all: a neighbour was in its way."""
+        if self._device.type != "cuda":
+            return False
+        return wait_for_room(self._device, max(0, self._highest_bytes() - torch.cuda.memory_allocated(self._device)))
 
     def so_far(self) -> float | None:
         """Since this process began, in MiB: with saved states, copies and the accuracy reference."""

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.sharing import MAX_SHARING, MAX_SHARING_BLIND, Machine, Sharing, roomier, work_out
+from orchestrator.sharing import AT_PEAK, MAX_SHARING, MAX_SHARING_BLIND, Machine, Sharing, roomier, work_out
 
 H200 = Machine(cores=16, gpus=1, memory_mib=128 * 1024, gpu_mib=143_771)
 
@@ -68,7 +68,7 @@ def test_as_many_as_are_allowed_fit_and_never_more_than_memory_has(tasks, cores,
     assert 0 < share <= 1
     at_once = int(1 / share + 1e-9)
     assert at_once <= tasks or share == Sharing(tasks).gpu_share(None)
-    assert at_once == 1 or at_once * peak_mib <= gpu_mib or share == sharing.gpu_share(0.0)
+    assert at_once == 1 or AT_PEAK * at_once * peak_mib <= gpu_mib or share == sharing.gpu_share(0.0)
     assert sharing.gpu_share(0.0) * tasks <= 1.0
     assert tasks == 1 or cpus * tasks <= cores + 1e-6
 

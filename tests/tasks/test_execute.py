@@ -625,6 +625,31 @@ class TestOutOfMemory:
         assert f"moved to the host in phase {phase}" in found.accuracy_reason
         assert (found.compile_s is None) is (phase == "compile")
 
+    @pytest.mark.parametrize("phase", ["build", "eager", "compile"])
+    def test_what_a_neighbour_leaves_no_room_for_is_begun_again(self, monkeypatch, uncompiled, phase):
+        waits, name = [], {"build": "_build", "eager": "_eager", "compile": "_compile"}[phase]
+        original = getattr(execute._Execution, name)
+
+        def crowded(execution, *arguments):
+            if not waits:
+                raise torch.OutOfMemoryError("no room")
+            return original(execution, *arguments)
+
+        monkeypatch.setattr(execute._Execution, name, crowded)
+        monkeypatch.setattr(execute.PeakMemory, "wait_for_room", lambda peak: waits.append(True) or True)
+        found = run("mlp").measurement
+        assert (found.accuracy, found.reference, len(waits)) == ("pass", "float64", 1)
+        assert found.accuracy_reason == f"phase {phase} was begun again when neighbours had given memory back"
+
+    def test_a_model_too_large_for_the_device_fails_where_it_failed(self, monkeypatch):
+        def exhausted(execution, device):
+            raise torch.OutOfMemoryError("no room")
+
+        monkeypatch.setattr(execute._Execution, "_build", exhausted)
+        result = run("mlp")
+        assert (result.status, result.failure_class) == (Status.OOM, FailureClass.DEVICE_OOM)
+        assert "exhausted" in result.error
+
     def test_a_step_that_does_not_fit_at_all_is_no_pass(self, monkeypatch, uncompiled):
         monkeypatch.setattr(execute.accuracy, "_has_own_memory", lambda device: True)
 

@@ -7,7 +7,7 @@ import contextlib
 import pytest
 import torch
 
-from tasks.memory import PeakMemory
+from tasks.memory import PeakMemory, wait_for_room
 
 MIB = 2**20
 
@@ -50,3 +50,31 @@ def test_the_cpus_allocator_does_not_count():
 
     assert peak.of_step(fails, contextlib.nullcontext) is None
     assert peak.so_far() is None
+
+
+class TestRoom:
+    """A device of 1000 MiB. Each poll shows so much free; this process holds 100."""
+
+    @pytest.fixture
+    def waits(self, monkeypatch):
+        def run(free_mib, needed_mib=500, limit_s=1.0):
+            shown, slept = iter(free_mib), []
+            monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (next(shown) * MIB, 1000 * MIB))
+            monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 100 * MIB)
+            return wait_for_room(torch.device("cuda"), needed_mib * MIB, slept.append, limit_s), len(slept)
+
+        return run
+
+    def test_it_ends_when_neighbours_have_given_back_enough(self, waits):
+        assert waits([200, 300, 500]) == (True, 2)
+
+    def test_what_nobody_else_holds_is_not_waited_for(self, waits):
+        assert waits([880]) == (True, 0)
+        assert waits([880], needed_mib=950) == (False, 0)
+
+    def test_it_gives_up(self, waits):
+        assert waits([200] * 10) == (False, 4)
+
+    def test_the_cpu_has_no_room_to_wait_for(self):
+        assert not wait_for_room(torch.device("cpu"), 1)
+        assert not PeakMemory(torch.device("cpu")).wait_for_room()
