@@ -6,6 +6,7 @@ MANIFEST ?= manifests/smoke.yaml
 RESULTS ?= results
 ADDRESS ?=
 RUN ?= reference
+REFERENCE ?= results/reference
 STORM ?= --runs 20 --faults 200
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -28,8 +29,8 @@ install: $(READY) ## create the virtual environment
 sweep: $(READY) ## run MANIFEST (default: the smoke sweep) into RESULTS, on a local Ray or on the cluster at ADDRESS
 	$(SWEEP) run $(MANIFEST) --results $(RESULTS) $(if $(ADDRESS),--address $(ADDRESS)) $(ARGS)
 
-reference: $(READY) ## the reference sweep on this machine's GPU, or at ADDRESS, into RESULTS as the run RUN; again, it goes on
-	$(SWEEP) run manifests/pt2.yaml --results $(RESULTS) --run-id $(RUN) --resume $(if $(ADDRESS),--address $(ADDRESS)) $(ARGS)
+reference: $(READY) ## the reference sweep on this machine's GPU, or at ADDRESS, into REFERENCE as the run RUN; again, it goes on
+	$(SWEEP) run manifests/pt2.yaml --results $(REFERENCE) --run-id $(RUN) --resume $(if $(ADDRESS),--address $(ADDRESS)) $(ARGS)
 
 plan: $(READY) ## show what MANIFEST would run
 	$(SWEEP) plan $(MANIFEST) $(ARGS)

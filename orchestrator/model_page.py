@@ -50,7 +50,7 @@ COLUMNS = {
 }
 FAILED = "fails"
 DTYPES = ("float32", "amp")
-BREAK_COLUMNS = {"model": LEFT, "CPU": RIGHT, "graphs": RIGHT, "H200": RIGHT, "upstream": RIGHT, "reasons": LEFT}
+BREAK_COLUMNS = {"model": LEFT, "CPU": RIGHT, "graphs": RIGHT, "GPU": RIGHT, "upstream": RIGHT, "reasons": LEFT}
 
 
 def page(rows: Sequence[ModelRow], checked: Mapping[str, Any], breaks: Mapping[str, Any]) -> str:

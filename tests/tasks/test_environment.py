@@ -254,7 +254,7 @@ class TestCuda:
         assert machine.clock_mhz() is None
 
     @pytest.mark.parametrize(
-        ("spans", "expected"), [([(7.0, 0.1)], 7.0), ([(None, 0.4), (8.0, 0.4)], 8.0), ([(None, 0.4), (None, 0.4)], None)]
+        ("spans", "expected"), [([(7.0, 0.1)], 7.0), ([(None, 0.4), (8.0, 0.4)], 8.0), ([(None, 0.4), (None, 0.4), (None, 0.4)], None)]
     )
     def test_device_time_needs_a_full_queue(self, tmp_path, monkeypatch, spans, expected):
         machine, spins, left = self.machine(tmp_path), [], iter(spans)

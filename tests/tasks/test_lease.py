@@ -338,7 +338,7 @@ class TestRings:
 def test_a_real_worker_compiles_on_while_another_tunes_and_stands_still_while_it_times(node_directory):
     options = {"seconds": 0.0, "exclusive_seconds": 0.3, "rounds": 3, "tunings": 3}
     with ThreadPoolExecutor(1) as pool:
-        events = supervise(toy("slow_pass", task_id="toy/compiling", seconds=8.0, tick_ms=5), attempt())
+        events = supervise(toy("slow_pass", task_id="toy/compiling", seconds=5.0, tick_ms=5), attempt())
         for event in events:
             if isinstance(event, PhaseStarted) and event.phase is Phase.COMPILE:
                 other = pool.submit(finish, toy("slow_pass", task_id="toy/other", **options))
