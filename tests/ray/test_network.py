@@ -99,7 +99,8 @@ def active(tmp_path):
 
 
 def test_a_node_that_is_cut_off_loses_its_task_to_another_and_is_welcome_back(machines, tmp_path):
-    driver = run(machines.head, machines, manifest(tmp_path, 12, 6))
+    # Longer than it takes to notice: what is done by then is found in the spool, and not lost.
+    driver = run(machines.head, machines, manifest(tmp_path, 12, 15))
     lost = wait_for(lambda: [task for task in active(tmp_path) if (task["node"] or "").startswith("b:")])[0]["node"]
     machines.b.cut()
     wait_for(lambda: any(task["attempt"] > 1 for task in active(tmp_path)))
