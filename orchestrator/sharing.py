@@ -20,8 +20,8 @@ MAX_SHARING_BLIND = 4
 """Where nobody can say how much memory the GPUs have."""
 
 SPARE_CORES = 0.25
-"""Share of a CPU node's cores that is left to Ray and to helper threads, one at least: of two cores one task makes more than two. None is left beside a GPU: whoever times has all of them,
-because the others stand still meanwhile."""
+"""Share of a CPU node's cores that is left to Ray and to helper threads, one at least: of two cores one task makes more than two. None is
+left beside a GPU: whoever times has all of them, because the others stand still meanwhile."""
 
 USABLE_MEMORY = 0.95
 
