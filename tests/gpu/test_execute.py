@@ -69,7 +69,7 @@ def run_in_worker(its_task, device):
 
 
 class TestRealModels:
-    def passes(self, result, device):
+    def passes(self, result, device, recompiles=0):
         found = result.measurement
         assert (result.status, result.phase, result.error) == (Status.PASS, Phase.TIME, None), found
         assert (found.accuracy, found.autocast_dtype) == ("pass", "float16"), found.accuracy_reason
@@ -78,7 +78,7 @@ class TestRealModels:
         assert found.eager_device_ms is None or 0 < found.eager_device_ms < 1.05 * found.eager_ms
         assert found.compiled_device_ms is None or 0 < found.compiled_device_ms < 1.05 * found.compiled_ms
         assert min(found.eager_peak_mib, found.compiled_peak_mib) > found.parameters * 4 / 2**20
-        assert (found.fell_back, found.recompiles, found.quality != "recompiled") == (False, 0, True)
+        assert (found.fell_back, found.recompiles, found.quality != "recompiled") == (False, recompiles, True)
         assert (found.device, found.gpu_uuid) == (torch.cuda.get_device_name(device), gpu_uuid(device))
         assert found.compile_s > 0.1
         return found
@@ -89,7 +89,8 @@ class TestRealModels:
 
     def test_a_small_model_of_timm(self, device):
         pytest.importorskip("timm")
-        self.passes(run(task(ModelSpec("timm", "lcnet_050"))), device)
+        # Depthwise convolutions: the gradient that eager leaves has another stride of size 1 than Inductor's, and a guard looks at it.
+        self.passes(run(task(ModelSpec("timm", "lcnet_050"))), device, recompiles=1)
 
 
 class TestFailures:
