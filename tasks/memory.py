@@ -19,14 +19,18 @@ SMALL_SHARE = 0.05  # of a device's memory: CUDA's own takes as much
 def wait_for_room(
     device: torch.device, needed_bytes: int, sleep: Callable[[float], None] = time.sleep, limit_s: float = ROOM_LIMIT_S
 ) -> bool:
-    """Wait until ``device`` has so many bytes free, which neighbours hold; False at once if nobody else holds any, or after a while."""
+    """Wait until ``device`` has so many bytes free beside what neighbours hold; False as soon as nobody else holds any, or after a while.
+
+    Then the caller lacks memory of its own, and to begin again would end the same way.
+    """
     polls = int(limit_s / ROOM_POLL_S) if device.type == "cuda" else 0
     for _ in range(polls):
         free_bytes, all_bytes = torch.cuda.mem_get_info(device)
+        others_bytes = all_bytes - free_bytes - torch.cuda.memory_reserved(device)
+        if others_bytes < SMALL_SHARE * all_bytes:
+            return False
         if free_bytes >= needed_bytes:
             return True
-        if all_bytes - free_bytes - torch.cuda.memory_reserved(device) < SMALL_SHARE * all_bytes:
-            return False
         sleep(ROOM_POLL_S)
     return False
 
