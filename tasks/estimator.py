@@ -36,6 +36,7 @@ _T_QUANTILES = (  # 97.5 % points of Student's t for 1, 2, ... 30 degrees of fre
 )
 
 
+MAD_TO_SD = 1.482602218505602  # standard deviations in a median absolute deviation, of normal values
 LAUNCH_BOUND = 0.9  # of an eager iteration's time; a device that is busy for less waits for its host
 
 

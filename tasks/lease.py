@@ -1,14 +1,8 @@
 """The right to a device alone, to time or to tune on it, among the workers that share it on one node. Standard library only.
 
-A ring is a pair of locks, both ``flock`` on a file, so the kernel frees them however their holder dies. ``turn`` is a lock for readers
-and writers: a guardian holds it shared while its worker runs, and exclusively while its worker owns what the ring stands for. So a worker
-can own it when, and only when, every other guardian in the ring has stopped its own worker's processes and let go, or is dead, and its
-worker with it. ``queue`` says who is next: exclusively by the one guardian that owns or is about to, for a moment shared by those that go
-on afterwards. Whoever needs both takes ``queue`` first.
-
-A device has two rings. In the ring of the device are the guardians of all workers but those that start or compile; these are in the
-ring of the processors. Who times owns both. Who tunes, comparing the candidates of a kernel by the device's own clock, owns the device's
-alone: its compiling neighbours, which hardly touch the device, go on. Whoever needs both rings takes the device's first.
+A device has two rings (``tasks.ring``). In the ring of the device are the guardians of all workers but those that start or compile; these
+are in the ring of the processors. Who times owns both. Who tunes, comparing the candidates of a kernel by the device's own clock, owns the
+device's alone: its compiling neighbours, which hardly touch the device, go on. Whoever needs both rings takes the device's first.
 
 A guardian stops and resumes only processes below itself. It is told that a neighbour wants to time by a datagram to its socket in the
 device's directory, and it waits for its own turn to go on in a thread that blocks in the kernel: a paused neighbour costs no cycle.
@@ -24,12 +18,12 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from enum import StrEnum
-from pathlib import Path
 from typing import Protocol
 
 from tasks.channel import Grant, Use
+from tasks.ring import Ring
 from tasks.scratch import user_directory
 
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - what is made there is this user's own, and checked to be
@@ -75,51 +69,6 @@ class Tree(Protocol):
     def returned(self) -> None:
         """The worker, which waits for it, may use the device again, together with others."""
         ...
-
-
-class Ring:
-    """The two locks of one guardian in one ring."""
-
-    def __init__(self, directory: Path, name: str) -> None:
-        self.queue, self.turn = (
-            os.open(directory / f"{name}.{lock}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) for lock in ("queue", "turn")
-        )
-
-    def try_enter(self) -> bool:
-        """Become a reader, if nobody owns the ring or is about to."""
-        with self.briefly_shared_queue() as free:
-            return free and _try_lock(self.turn, fcntl.LOCK_SH)
-
-    def try_be_next(self) -> bool:
-        """Become the one that will own the ring. Again, while it is that, does nothing."""
-        return _try_lock(self.queue, fcntl.LOCK_EX)
-
-    def try_own(self) -> bool:
-        """Become the writer; only for the one that is next. Again, once it is that, does nothing."""
-        return _try_lock(self.turn, fcntl.LOCK_EX)
-
-    def disown(self, *, stay: bool) -> None:
-        """Let others in; with ``stay`` as one of them: at once, for nobody else can own without the queue."""
-        fcntl.flock(self.turn, fcntl.LOCK_SH if stay else fcntl.LOCK_UN)
-        fcntl.flock(self.queue, fcntl.LOCK_UN)
-
-    @contextlib.contextmanager
-    def briefly_shared_queue(self) -> Iterator[bool]:
-        """Whether nobody owns the ring or is about to; nobody is while the block lasts."""
-        free = _try_lock(self.queue, fcntl.LOCK_SH)
-        try:
-            yield free
-        finally:
-            if free:
-                fcntl.flock(self.queue, fcntl.LOCK_UN)
-
-    def duplicate(self) -> tuple[int, int]:
-        """Both locks' file numbers, anew: these may be another file's when a wait is over."""
-        return os.dup(self.queue), os.dup(self.turn)
-
-    def close(self) -> None:
-        os.close(self.turn)
-        os.close(self.queue)
 
 
 class Job(StrEnum):
@@ -361,11 +310,3 @@ class Lease:
             while True:
                 messages.add(self._socket.recv(16))
         return messages
-
-
-def _try_lock(descriptor: int, kind: int) -> bool:
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from tasks.estimator import MAD_TO_SD
 from tasks.spec import Arm, Blocks, Samples, beside
 
-NORMAL_MAD = 1.4826  # standard deviations in a median absolute deviation, of normal values
 _ARMS = (Arm.EAGER.value, Arm.COMPILED.value)
 
 
@@ -88,7 +88,7 @@ class Window:
 def window_of(times_ns: Sequence[int]) -> Window:
     """The error is that of the median of normal values, pi / 2 times that of their mean; their spread is told by the median deviation."""
     logarithms = np.log(np.maximum(np.asarray(times_ns, dtype=np.float64), 1.0))
-    spread = NORMAL_MAD * float(np.median(np.abs(logarithms - np.median(logarithms))))
+    spread = MAD_TO_SD * float(np.median(np.abs(logarithms - np.median(logarithms))))
     return Window(max(float(np.median(times_ns)), 1.0), math.sqrt(math.pi / 2 / len(times_ns)) * spread)
 
 

@@ -30,6 +30,7 @@ STDLIB_ONLY = {
     "tasks.devices",
     "tasks.idle",
     "tasks.lease",
+    "tasks.ring",
     "tasks.spool",
     "tasks.preload",
     "tasks.supervisor",

@@ -15,6 +15,7 @@ from scipy import special
 
 from orchestrator.statistics.intervals import LEVEL, Interval
 from orchestrator.statistics.means import FloatArray
+from tasks.estimator import MAD_TO_SD
 
 MIN_POINTS = 8
 MIN_SEGMENT = 3
@@ -28,7 +29,6 @@ OUTLIER = 3.0
 WINDOW = 2
 """A point further than 3 noise units from the median of its five nearest is drawn in to there (a Hampel filter)."""
 LEAST_NOISE = 0.005
-MAD_TO_SD = 1.482602218505602
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from scipy import optimize, special
 
 from orchestrator.statistics.means import FloatArray
+from tasks.estimator import MAD_TO_SD
 
 ENOUGH_TO_ESTIMATE = 20
 ASSUMED_PROCESS_SD = 0.02
@@ -23,7 +24,6 @@ ASSUMED_TAIL = 10.0
 LEAST_PROCESS_SD, MOST_PROCESS_SD = 0.005, 0.03
 """Between fresh processes ln(speedup) was seen to vary by 0.5 to 2 %, by more for models that are bound by launches. A wider spread of the
 changes is one of changes, not of noise."""
-MAD_TO_SD = 1.482602218505602
 CUTOFF = 2.5
 KEPT_TO_SD = 1.0475619455  # standard deviation of a normal law over that of the part of it within CUTOFF standard deviations
 ROUNDS = 3
