@@ -21,9 +21,9 @@ matrix: {dtype: [float32]}
 execution: {device: cuda, sharing: auto}
 suites:
   toy:
-    - {name: slow_pass.1, options: {seconds: 4, exclusive_seconds: 0.1}}
-    - {name: slow_pass.2, options: {seconds: 4, exclusive_seconds: 0.1}}
-    - {name: oom.crowded, options: {seconds: 2, from_neighbours: 1}}
+    - {name: slow_pass.1, options: {seconds: 7, exclusive_seconds: 0.1}}
+    - {name: slow_pass.2, options: {seconds: 7, exclusive_seconds: 0.1}}
+    - {name: oom.crowded, options: {seconds: 3, from_neighbours: 1}}
     - oom
 """
 
