@@ -60,7 +60,7 @@ def connect(address: str | None) -> Any:
     if address is None:
         # Since 2.60 a Ray of one's own asks for a token, which it makes itself; the line about it says how to opt out of what is right.
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-        settings |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES, "address": "local"}
+        settings |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES, "address": "local"} | _own_cores()
     else:
         settings |= {"address": address, "runtime_env": _code_for_nodes()}
     try:
@@ -164,6 +164,12 @@ def _cluster_id(address: str) -> bytes | None:
 def in_submitted_job() -> bool:
     """Whether this process is the driver of a job that was submitted through Ray Jobs."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def _own_cores() -> dict[str, int]:
+    """Ray counts the machine's cores, whichever of them its processes are kept to (``taskset``, a batch system)."""
+    cores = len(os.sched_getaffinity(0))
+    return {"num_cpus": cores} if cores < (os.cpu_count() or cores) else {}
 
 
 def _where(address: str | None) -> str:

@@ -203,12 +203,13 @@ def do_bench_agreement(device: torch.device) -> list[Row]:
 def _kernels(device: torch.device) -> dict[str, Callable[[], Step]]:
     """By name, what makes the step: one after the other, so that the tensors of one are gone when the next are made.
 
-    All read or write far more than the cache holds, since do_bench empties it before each call. The product of zeros is there because
-    it stays below the power limit, under which the clock, and so the time, depends on what ran before.
+    All read or write far more than the cache holds, since do_bench empties it before each call. The products in float32 and float64
+    keep the device busy below its power limit. Those in bfloat16 run at it, where the clock, and so the time, depends on what ran
+    before; they are there to show by how much.
     """
 
-    def product(make: Callable[..., torch.Tensor]) -> Step:
-        one, other = (make(SIZE, SIZE, device=device, dtype=torch.bfloat16) for _ in range(2))
+    def product(make: Callable[..., torch.Tensor], dtype: torch.dtype) -> Step:
+        one, other = (make(SIZE, SIZE, device=device, dtype=dtype) for _ in range(2))
         return partial(torch.mm, one, other, out=torch.empty_like(one))
 
     def elementwise() -> Step:
@@ -220,8 +221,10 @@ def _kernels(device: torch.device) -> dict[str, Callable[[], Step]]:
         return partial(torch.sum, values, dim=1, out=torch.empty(2**15, device=device, dtype=torch.float64))
 
     return {
-        f"bfloat16 product of {SIZE} x {SIZE}, random": partial(product, torch.randn),
-        f"bfloat16 product of {SIZE} x {SIZE}, zeros": partial(product, torch.zeros),
+        f"float32 product of {SIZE} x {SIZE}, without TF32": partial(product, torch.randn, torch.float32),
+        f"float64 product of {SIZE} x {SIZE}": partial(product, torch.randn, torch.float64),
+        f"bfloat16 product of {SIZE} x {SIZE}": partial(product, torch.randn, torch.bfloat16),
+        f"bfloat16 product of {SIZE} x {SIZE}, zeros": partial(product, torch.zeros, torch.bfloat16),
         f"float32 product with a number, {FLOATS // 2**20} Mi elements": elementwise,
         f"float64 sum of rows, {FLOATS // 2**20} Mi elements": reduction,
     }

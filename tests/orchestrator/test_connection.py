@@ -32,6 +32,13 @@ def test_a_missing_token_is_no_bug(monkeypatch, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_a_ray_of_ones_own_has_the_cores_that_this_process_may_use():
+    script = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from orchestrator.connection import connect; "
+    script += "print('cores', connect(None).cluster_resources()['CPU'])"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert "cores 1.0" in ended.stdout, ended.stderr
+
+
 def test_a_silent_head_may_be_one_that_wants_a_token(monkeypatch):
     def refuse(**_):
         raise ConnectionError("Failed to connect to Ray cluster")
