@@ -65,7 +65,7 @@ class TestCoverage:
     @pytest.mark.slow
     @pytest.mark.parametrize("name", REGIMES)
     def test_single_iterations_in_short_measurements_cover_it_too(self, name, collector_off):
-        spec = dataclasses.replace(SPEC, min_pairs=7, block_iterations=1, max_time_s=3.0, warmup_max_s=3.0)  # the reference sweep's
+        spec = dataclasses.replace(SPEC, min_pairs=7, block_iterations=1, max_time_s=2.0, warmup_max_s=2.0)  # the reference sweep's
         assert covered(REGIMES[name], 1000, spec=spec, base_ns=3e7) >= at_least(1000)
 
     def test_a_planted_effect_is_found(self, collector_off):
@@ -217,7 +217,7 @@ class TestStopping:
 
     @pytest.mark.parametrize("eager_s", [0.04, 0.1, 0.2, 0.45])
     def test_the_reference_sweep_warms_each_block_up(self, eager_s):
-        spec = dataclasses.replace(SPEC, min_pairs=7, block_iterations=1, max_time_s=3.0)
+        spec = dataclasses.replace(SPEC, min_pairs=7, block_iterations=1, max_time_s=2.0)
         plan = plan_pairs((eager_s * 1e9, 0.7 * eager_s * 1e9), spec, 400)
         assert (plan.washout, plan.iterations, plan.min_pairs) == (1, 1, 7)
 
