@@ -218,6 +218,7 @@ def _with_share(spec: TaskSpec, sharing: Sharing, peak_mib: float | None) -> Tas
         own,
         num_cpus=sharing.cpus(own.num_cpus),
         num_gpus=sharing.gpu_share(peak_mib) if own.num_gpus == 1 else own.num_gpus,
+        peak_mib=peak_mib,
         threads=own.threads or cpus,
         compile_threads=own.compile_threads or cpus,
     )

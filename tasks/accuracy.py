@@ -15,6 +15,7 @@ import contextlib
 import gc
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,12 +91,13 @@ def check(
     device: torch.device,
     time_s: float = math.inf,
     random: Randomness = Randomness.NONE,
+    turn: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> Verdict:
     """Run the four arms and judge. The state is restored before each, and once more at the end.
 
     ``time_s`` is what a reference on the host's processors may take. ``random``: where random numbers move next to nothing, the second
     eager arm draws others, because the compiled one will; what they move then counts as eager's error, and whether the model is
-    deterministic is not known. Where they decide, a reference that draws others is none.
+    deterministic is not known. Where they decide, a reference that draws others is none. ``turn`` surrounds the taking of most memory.
 
     Raises:
         torch.OutOfMemoryError: not even eager and compiled alone fit.
@@ -105,7 +107,7 @@ def check(
     for reference in candidates:
         if any(fails_alike(other, reference) for other, why in failed.items() if why != OUT_OF_MEMORY):
             continue
-        attempt = _Check(workload, compiled, state, iterations, rule, device, reference, time_s, random)
+        attempt = _Check(workload, compiled, state, iterations, rule, device, reference, time_s, random, turn)
         try:
             verdict = attempt.run("; ".join(f"{other}: {why}" for other, why in failed.items()))
         except NoReferenceError as error:
@@ -132,6 +134,7 @@ class _Check:
     reference: Reference
     time_s: float
     random: Randomness
+    turn: Callable[[], AbstractContextManager[None]]
     in_arms: bool = False  # the reference is done
 
     def run(self, fallen_back: str) -> Verdict:
@@ -167,12 +170,24 @@ class _Check:
             raise NoReferenceError(f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}") from error
 
     def _run_reference(self, dtype: torch.dtype, place: torch.device) -> Results:
+        whole = place.type == self.device.type and self.reference.chunks == 1
+        with contextlib.ExitStack() as turn:  # until the first step has taken what it needs
+            turn.enter_context(self.turn() if whole else contextlib.nullcontext())
+            return self._step_reference(dtype, place, turn.close)
+
+    def _step_reference(self, dtype: torch.dtype, place: torch.device, stepped: Callable[[], None]) -> Results:
         copied = step.in_precision(self.workload, dtype, place)
         if self.reference.chunks > 1:
             copied = step.in_chunks(copied, self.reference.chunks, place)
         keep_at = torch.device("cpu") if self.reference.results_on_host else place
         initial = {name: tensor.detach().to(keep_at, copy=True) for name, tensor in step.named_state(copied.module)}
-        return self._collect(copied, copied.step, initial, keep=True)
+
+        def one_step() -> Any:
+            found = copied.step()
+            stepped()
+            return found
+
+        return self._collect(copied, one_step, initial, keep=True)
 
     def _require_possible(self) -> None:
         """Raises: NoReferenceError, if chunks do not give the same step, or the host would take too long or too much memory."""

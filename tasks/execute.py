@@ -11,6 +11,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -26,6 +27,7 @@ from tasks.judgement import Randomness
 from tasks.memory import PeakMemory
 from tasks.ownership import Ownership
 from tasks.probe import cpu_model
+from tasks.room import Room
 from tasks.spec import AA_PHASES, Accuracy, Blocks, FailureClass, Measurement, Phase, Quality, Samples, Status, TaskSpec, WorkerResult
 from tasks.step import State, Workload
 from tasks.stepper import Machine, Side
@@ -34,6 +36,7 @@ from tasks.suites.benchmark import Benchmark
 WARM_CUDA_S, WARM_CPU_S = 0.5, 0.2
 SLOW_STEPS = 10  # steps that must fit into the eager phase's deadline for the model to be looked at in full
 PEAK_STEPS, PEAK_SHARE = 4, 0.1  # what it takes to see how much memory both arms need, and how much of the time phase it may take
+WIDER = 2.0  # what a step needs in float32 beside one under autocast, or in float64 beside one in float32
 STEPS_PER_CHECK = 8  # eager steps that a check takes per iteration, the float64 reference counted as four
 
 NEVER_SETTLES = "what was timed could not be judged: it compiles anew each time"
@@ -73,7 +76,9 @@ class _Execution:
     blocks: Blocks = field(default_factory=Blocks)
     own: Ownership = field(init=False)
     peak: PeakMemory = field(init=False)
-    cold: bool = True  # nothing was compiled yet
+    room: Room = field(init=False)
+    step_mib: float = 0.0  # the peak of an eager step, as measured
+    interrupted: bool = False  # compiling lacked memory, and was gone on with
     remarks: list[str] = field(default_factory=list)  # on how accuracy was judged
 
     def __post_init__(self) -> None:
@@ -91,7 +96,7 @@ class _Execution:
         self._enter(Phase.COMPILE)
         kept = bundle.place(self.task, str(self.measurement.device), self.measurement.versions)
         bundle.load(kept)
-        compiled = self._relieved(device, partial(self._compile, workload, state, device, random), *reliefs)
+        compiled = self._compile(workload, state, device, random, *reliefs)
         self._enter(Phase.VERIFY)
         self._verify(workload, compiled, state, device, random, eager_s)
         verified = compilation.compiled_code()
@@ -127,6 +132,7 @@ class _Execution:
     def _use(self, device: torch.device) -> None:
         self.own = Ownership(self.channel, CudaQueue(device) if device.type == "cuda" else None)
         self.peak = PeakMemory(device)
+        self.room = Room.from_environment(device)
 
     def _build(self, device: torch.device) -> Workload:
         from tasks.suites.loader import load
@@ -149,7 +155,9 @@ class _Execution:
 
     def _eager(self, workload: Workload, state: State, device: torch.device) -> tuple[Randomness, float]:
         """What the model's random numbers do to its results, and the seconds of an eager step, beside neighbours: good for limits."""
-        workload.step()  # the first one takes longer
+        with self._turn(self.task.resources.peak_mib or 0.0):
+            workload.step()  # the first one takes longer
+        self.step_mib = self.peak.so_far() or 0.0
         eager_s = self._seconds(workload, device)
         if eager_s * SLOW_STEPS > self.task.deadlines.eager_s:
             self.remarks.append(f"a step takes {eager_s:.0f} s: whether it draws random numbers was not looked at")
@@ -175,9 +183,14 @@ class _Execution:
         return accuracy.rule_for(self.measurement.accuracy_tolerance or 0.0, workload, self.task.precision, device)
 
     def _moved(self, workload: Workload, state: State, limit: float) -> Randomness:
-        first = {name: value.clone() for name, value in self._draw(workload, state, 0).items()}
+        with self._turn(WIDER * self.step_mib):
+            first = {name: value.clone() for name, value in self._draw(workload, state, 0).items()}
         repeated, other = (judgement.movement(first, self._draw(workload, state, offset)) for offset in (0, 1))
         return judgement.randomness_of(other, repeated, limit)
+
+    def _turn(self, peak_mib: float) -> AbstractContextManager[None]:
+        """Take memory in this block, up to a peak of ``peak_mib``, when it is there."""
+        return self.room.turn(max(0.0, peak_mib - self.peak.held_mib()) * 2**20)
 
     def _relieved(self, device: torch.device, act: Callable[[], T], *reliefs: Callable[[], bool]) -> T:
         """What ``act`` returns; while it does not fit, once more after each of ``reliefs`` that made room."""
@@ -185,7 +198,9 @@ class _Execution:
         while True:
             try:
                 return act()
-            except torch.OutOfMemoryError as error:
+            except Exception as error:
+                if not failure.lacks_memory(error):
+                    raise
                 failed = error
             traceback.clear_frames(failed.__traceback__)  # they hold what did not fit
             accuracy.free_memory(device)
@@ -195,7 +210,8 @@ class _Execution:
     def _waits_for_room(self) -> bool:
         if not self.peak.wait_for_room():
             return False
-        self.remarks.append(f"phase {self.phase.value} was begun again when neighbours had given memory back")
+        self.remarks.append(f"phase {self.phase.value} lacked memory until neighbours had given some back")
+        self._interrupted()
         return True
 
     def _moves_to_host(self, state: State) -> bool:
@@ -203,7 +219,11 @@ class _Execution:
             return False
         self.remarks.append(f"the saved state was moved to the host in phase {self.phase.value}, for lack of memory")
         state.to_host()
+        self._interrupted()
         return True
+
+    def _interrupted(self) -> None:
+        self.interrupted = self.interrupted or self.phase is Phase.COMPILE
 
     def _draw(self, workload: Workload, state: State, offset: int) -> accuracy.Results:
         """What one step from the initial state gives when the generators start from the seed plus ``offset``; until the next step."""
@@ -220,19 +240,27 @@ class _Execution:
         step.synchronize(device)
         return time.perf_counter() - began
 
-    def _compile(self, workload: Workload, state: State, device: torch.device, random: Randomness) -> Callable[[], Any]:
-        """The step, compiled; where random numbers decide the results it draws what eager draws, or it could not be verified."""
-        cold, self.cold = self.cold, False
+    def _compile(
+        self, workload: Workload, state: State, device: torch.device, random: Randomness, *reliefs: Callable[[], bool]
+    ) -> Callable[[], Any]:
+        """The step, compiled; where random numbers decide the results it draws what eager draws, or it could not be verified.
+
+        A call that lacks memory is made again. What has been compiled by then is not compiled anew.
+        """
         same_random_numbers = random is Randomness.DECISIVE
-        if same_random_numbers and cold:
+        if same_random_numbers:
             self.remarks.append("the model draws random numbers: compiled with fallback_random, and timed so")
         compiled = compilation.compile_step(workload.step, self.task.compile, same_random_numbers=same_random_numbers)
         state.restore()
         with compilation.autotune_under(self.own.tuning):
             calls = compilation.first_calls(
-                compiled, lambda: step.synchronize(device), environment.process_tree_cpu_s, self.channel.running_s, self.channel.off_device
+                lambda: self._relieved(device, compiled, *reliefs),
+                lambda: step.synchronize(device),
+                environment.process_tree_cpu_s,
+                self.channel.running_s,
+                self.channel.off_device,
             )
-        if cold:
+        if not self.interrupted:
             self._note(compile_s=calls.compile_s, compile_cpu_s=calls.compile_cpu_s)
         self._note_compiler()
         compilation.require_graphs(self.task.compile)
@@ -254,6 +282,7 @@ class _Execution:
         if random is Randomness.NEGLIGIBLE:
             self.remarks.append("random numbers move its results by next to nothing: each arm drew its own")
         arguments: dict[str, Any] = {"iterations": iterations, "rule": rule, "device": device, "time_s": time_s, "random": random}
+        arguments["turn"] = partial(self._turn, WIDER * (self.peak.so_far() or 0.0))
         with compilation.autotune_under(self.own.tuning):  # a recompile autotunes, too
             verdict = accuracy.check(workload, compiled, state, **arguments)
         self._note(
@@ -303,7 +332,7 @@ class _Execution:
             timing = self._measure(sides, machine, WARM_CUDA_S if device.type == "cuda" else WARM_CPU_S, left_s)
         self.samples, self.blocks = timing.samples, timing.blocks
         self._note(eager_peak_mib=eager_mib, compiled_peak_mib=compiled_mib, neighbours=self.own.neighbours)
-        reason = {"quality_reason": "; ".join(timing.flags) or None}
+        reason = {"quality_reason": "; ".join(timing.flags) or None, "room_waited_s": round(self.room.waited_s, 1)}
         self._note(machine={**self.measurement.machine, **machine.summary(), **self.own.summary(), **reason})
         self._note_compiler()
         self._note_timing(timing)
@@ -313,8 +342,9 @@ class _Execution:
         if PEAK_STEPS * eager_s > PEAK_SHARE * self.task.deadlines.time_s:
             return None, None
         with compilation.autotune_under(self.own.tuning):
-            eager_mib, compiled_mib = (self.peak.of_step(side.step, side.warm) for side in sides)
-        return eager_mib, compiled_mib
+            with self._turn(self.step_mib):
+                eager_mib = self.peak.of_step(sides[0].step, sides[0].warm)
+            return eager_mib, self.peak.of_step(sides[1].step, sides[1].warm)
 
     def _measure(self, sides: tuple[Side, Side], machine: Machine, warm_s: float, left_s: float) -> measure.Timing:
         """Eager against compiled, in the ``left_s`` of the phase; in an A/A task each against itself, in half the time."""

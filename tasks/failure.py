@@ -21,8 +21,9 @@ _BY_PHASE = {
     Phase.COMPILE: (Status.FAIL_COMPILE, FailureClass.COMPILER),
 }
 _DEVICE_OOM = (
-    *("CUDA out of memory", "CUDA error: out of memory", "Triton Error [CUDA]: out of memory"),
+    *("CUDA out of memory", "CUDA error: out of memory", "CUDA driver error: out of memory", "Triton Error [CUDA]: out of memory"),
     *("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
+    "CUDA-capable device(s) is/are busy or unavailable",  # a process that starts on a device without a few hundred MiB for it
 )
 _HOST_OOM = ("DefaultCPUAllocator", "Cannot allocate memory")
 _DEVICE_LOST = (
@@ -52,9 +53,9 @@ def classify(error: Exception, phase: Phase) -> Failure:
     """Say what ``error`` in ``phase`` means, and print its traceback."""
     traceback.print_exception(error)
     chain = list(_chain(error))
-    text = "\n".join(f"{type(one).__name__}: {one}" for one in chain)
+    text = _text_of(chain)
     message = _message(chain)
-    if any(isinstance(one, torch.OutOfMemoryError) for one in chain) or any(sign in text for sign in _DEVICE_OOM):
+    if lacks_memory(error):
         return Failure(Status.OOM, FailureClass.DEVICE_OOM, message)
     if any(isinstance(one, MemoryError) for one in chain) or any(sign in text for sign in _HOST_OOM):
         return Failure(Status.OOM, FailureClass.HOST_OOM, message)
@@ -67,12 +68,23 @@ def classify(error: Exception, phase: Phase) -> Failure:
     return Failure(*_BY_PHASE.get(phase, (Status.FAIL_RUN, FailureClass.COMPILER)), message)
 
 
+def lacks_memory(error: Exception) -> bool:
+    """Whether the device's memory is what ``error``, or what caused it, complains of: torch's allocator, the driver or a library."""
+    chain = list(_chain(error))
+    text = _text_of(chain)
+    return any(isinstance(one, torch.OutOfMemoryError) for one in chain) or any(sign in text for sign in _DEVICE_OOM)
+
+
 def require_cuda() -> None:
     """``NoDeviceError`` unless a CUDA device can be used."""
     if torch.version.cuda is None:
         raise NoDeviceError(f"the task wants CUDA, and torch {torch.__version__} was built without it")
     if not torch.cuda.is_available():
         raise NoDeviceError("the task wants CUDA, and torch finds no usable device: check the driver and CUDA_VISIBLE_DEVICES")
+
+
+def _text_of(chain: list[BaseException]) -> str:
+    return "\n".join(f"{type(one).__name__}: {one}" for one in chain)
 
 
 def _message(chain: list[BaseException]) -> str:

@@ -26,7 +26,7 @@ from typing import Any
 from tasks.capture import CappedLog
 from tasks.channel import Grant, GuardianEnd, Use
 from tasks.clock import PAUSED, WAITING, PhaseClock
-from tasks.launch import NoDeviceError, recorded, start_worker, worker_environment
+from tasks.launch import DEVICE_DIRECTORY, NoDeviceError, recorded, start_worker, worker_environment
 from tasks.lease import Lease, Place
 from tasks.processes import (
     Identity,
@@ -186,6 +186,7 @@ class Guardian:
     def _start(self, scratch: Path, earlier: list[Path]) -> None:
         task, attempt = self._request.task, self._request.attempt
         environment = worker_environment(task, attempt, scratch, Path(self._request.directory), self._request.python_path, os.environ)
+        environment[DEVICE_DIRECTORY] = str(self._lease.directory)
         cores = self._request.cores
         self._environment = recorded(environment) | ({"cores": ",".join(map(str, cores))} if cores else {})
         (scratch / "spec.json").write_text(json.dumps(encode(task)), encoding="utf-8")

@@ -19,6 +19,9 @@ from tasks.processes import die_with_parent
 from tasks.scratch import MARK
 from tasks.spec import Attempt, ResourceSpec, TaskSpec, slug
 
+DEVICE_DIRECTORY = "SWEEP_DEVICE_DIRECTORY"
+"""Environment variable of a worker: where those who share its device meet."""
+
 BUNDLES = "SWEEP_BUNDLES"
 """Environment variable of a worker whose compile cache is kept from run to run: the directory where."""
 

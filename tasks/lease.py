@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from enum import StrEnum
+from pathlib import Path
 from typing import Protocol
 
 from tasks.channel import Grant, Use
@@ -108,6 +109,11 @@ class Lease:
         self._remind_at = 0.0
         self._neighbours = 0
         self._left = False
+
+    @property
+    def directory(self) -> Path:
+        """Where all who share the device meet."""
+        return self._directory
 
     def fileno(self) -> int:
         return self._socket.fileno()

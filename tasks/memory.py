@@ -64,6 +64,10 @@ class PeakMemory:
             return False
         return wait_for_room(self._device, max(0, self._highest_bytes() - torch.cuda.memory_allocated(self._device)))
 
+    def held_mib(self) -> float:
+        """What this process's tensors take now."""
+        return 0.0 if self._device.type != "cuda" else torch.cuda.memory_allocated(self._device) / 2**20
+
     def so_far(self) -> float | None:
         """Since this process began, in MiB: with saved states, copies and the accuracy reference."""
         return None if self._device.type != "cuda" else self._highest_bytes() / 2**20

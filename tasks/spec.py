@@ -195,6 +195,7 @@ class ResourceSpec:
     compile_threads: int | None = None
     isolation: str = "process"  # "inline": in the supervisor's own process, for toys that finish at once
     labels: tuple[tuple[str, str], ...] = ()  # Ray's labels that the node must have
+    peak_mib: float | None = None  # of device memory, as expected; not known, or of no interest, where None
 
 
 @dataclass(frozen=True, slots=True)

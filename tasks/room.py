@@ -1,0 +1,87 @@
+"""Room on a device that others use, too: who is about to take much memory waits until that much is free, and one at a time.
+
+A task is near its peaks for seconds of the minute that it takes, so there are more tasks on a device than whole peaks would fit. Where
+two peaks would meet in fact, one waits. The turn lasts until memory is taken, by the first step, after which torch's allocator holds it;
+not until it is given back. Who has waited for long enough goes on all the same: every phase has an answer to a lack of memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from tasks.launch import DEVICE_DIRECTORY
+
+LIMIT_S = 60.0
+POLL_S = 0.1
+SMALL_SHARE = 0.03
+"""Of a device's memory: who wants no more than that does not wait, and who finds others with no more is as good as alone."""
+
+LARGEST_SHARE = 0.5
+"""More than that is not waited for: it would take nearly all neighbours to leave."""
+
+MARGIN_SHARE = 0.04
+"""Stays free: a process that starts, and libraries that load, fail without a few hundred MiB, and in words that say nothing of memory."""
+
+
+class Room:
+    """A worker's view of the memory of ``device``. ``directory`` is where all meet who share the device; None: nobody is known to."""
+
+    def __init__(self, device: torch.device, directory: Path | None, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._device = device
+        self._lock = directory / "memory.lock" if directory is not None and device.type == "cuda" else None
+        self._sleep = sleep
+        self.waited_s = 0.0
+
+    @classmethod
+    def from_environment(cls, device: torch.device) -> Room:
+        """That of a worker which a guardian has started, or which shares with nobody."""
+        directory = os.environ.get(DEVICE_DIRECTORY)
+        return cls(device, Path(directory) if directory else None)
+
+    @contextlib.contextmanager
+    def turn(self, wanted_bytes: float) -> Iterator[None]:
+        """Take up to ``wanted_bytes`` more in this block, when they are free and nobody else is about to."""
+        if self._lock is None or wanted_bytes <= SMALL_SHARE * self._all_bytes():
+            yield
+            return
+        descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._wait(descriptor, wanted_bytes)
+            yield
+        finally:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a process that was forked meanwhile has the descriptor, too
+            os.close(descriptor)
+
+    def _wait(self, descriptor: int, wanted_bytes: float) -> None:
+        for _ in range(int(LIMIT_S / POLL_S)):  # counted, for a clock would go on while this process is paused
+            if _try_lock(descriptor) and self._fits(wanted_bytes):
+                return
+            self._sleep(POLL_S)
+            self.waited_s += POLL_S
+
+    def _fits(self, wanted_bytes: float) -> bool:
+        free_bytes, all_bytes = torch.cuda.mem_get_info(self._device)
+        reserved_bytes = torch.cuda.memory_reserved(self._device)
+        others_bytes = all_bytes - free_bytes - reserved_bytes
+        unused_bytes = reserved_bytes - torch.cuda.memory_allocated(self._device)
+        wanted_bytes = min(wanted_bytes, LARGEST_SHARE * all_bytes)
+        return others_bytes <= SMALL_SHARE * all_bytes or free_bytes + unused_bytes >= wanted_bytes + MARGIN_SHARE * all_bytes
+
+    def _all_bytes(self) -> int:
+        return int(torch.cuda.mem_get_info(self._device)[1])
+
+
+def _try_lock(descriptor: int) -> bool:
+    """Again, by the same descriptor, does nothing."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
