@@ -23,6 +23,7 @@ import torch
 
 from tasks import comparison, references, step
 from tasks.comparison import Finding, Rule
+from tasks.failure import lacks_memory
 from tasks.judgement import (
     Randomness,
     Results,
@@ -167,6 +168,8 @@ class _Check:
         except (torch.OutOfMemoryError, NoReferenceError):
             raise
         except Exception as error:
+            if lacks_memory(error):
+                raise torch.OutOfMemoryError(str(error)) from error
             raise NoReferenceError(f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}") from error
 
     def _run_reference(self, dtype: torch.dtype, place: torch.device) -> Results:

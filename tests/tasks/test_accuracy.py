@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import math
@@ -298,6 +299,13 @@ class OutOfMemoryInDouble(nn.Linear):
         return super().forward(inputs)
 
 
+class NoHandleInDouble(nn.Linear):
+    def forward(self, inputs):
+        if inputs.dtype == torch.float64:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+        return super().forward(inputs)
+
+
 class Unstable(nn.Linear):
     """Not deterministic: every call adds other noise that no seed controls."""
 
@@ -316,6 +324,24 @@ class TestCheck:
     def test_a_step_agrees_with_itself(self):
         verdict = checked(workload())
         assert (verdict.accuracy, verdict.margin, verdict.deterministic, verdict.reference) == (Accuracy.PASS, 1.0, True, "float64")
+
+    def test_memory_is_taken_in_turn_until_the_references_first_step_has_it(self):
+        story = []
+
+        class Telling(nn.Linear):
+            def forward(self, inputs):
+                story.append(inputs.dtype)
+                return super().forward(inputs)
+
+        @contextlib.contextmanager
+        def turn():
+            story.append("begins")
+            yield
+            story.append("ends")
+
+        checked(workload(Telling(8, 4)), turn=turn)
+        assert story[:4] == ["begins", torch.float64, "ends", torch.float64]
+        assert story.count("begins") == 1
 
     @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
     def test_every_arm_starts_from_the_same_state(self, optimizer):
@@ -336,6 +362,7 @@ class TestCheck:
             (NoDouble(8, 4), "amp", "float32 (float64: NotImplementedError: no kernel for Double)"),
             (NoDouble(8, 4), "float32", "none (float64: NotImplementedError: no kernel for Double)"),
             (OutOfMemoryInDouble(8, 4), "float32", "none (float64: out of memory; float64 in 6 chunks: out of memory)"),
+            (NoHandleInDouble(8, 4), "float32", "none (float64: out of memory; float64 in 6 chunks: out of memory)"),
         ],
     )
     def test_a_reference_that_fails_is_replaced_and_named(self, module, dtype, reference):

@@ -14,6 +14,7 @@ import pytest
 
 from tasks import lease, supervisor
 from tasks.estimator import summarise
+from tasks.launch import DEVICE_DIRECTORY
 from tasks.processes import identity
 from tasks.scratch import MARK
 from tasks.spec import Attempt, DeadlineSpec, FailureClass, MeasureSpec, ModelSpec, Outcome, Phase, ResourceSpec, Status, decode, encode
@@ -206,6 +207,14 @@ def test_what_the_worker_got_is_recorded_and_nothing_of_ray(node_directory, monk
     assert outcome.environment["TORCH_LOGS"] == "graph_breaks"
     assert outcome.environment["TMPDIR"].startswith(str(node_directory))
     assert not any(name.startswith("RAY_") for name in outcome.environment)
+
+
+def test_a_worker_knows_where_those_meet_who_share_its_device(node_directory):
+    events = supervise(toy("hang"), attempt())
+    environment = Path(f"/proc/{start(events)}/environ").read_bytes().split(b"\0")
+    events.close()
+    (place,) = (os.fsdecode(entry.partition(b"=")[2]) for entry in environment if entry.startswith(DEVICE_DIRECTORY.encode()))
+    assert (Path(place) / "device.queue").exists()  # the lease's
 
 
 def test_a_cold_cache_is_an_attempts_own_and_a_shared_one_the_runs(node_directory):
