@@ -19,6 +19,9 @@ import torch
 from tasks.launch import DEVICE_DIRECTORY
 
 LIMIT_S = 60.0
+PATIENCE_S = 20.0
+"""For so long others who find what they want go first."""
+
 POLL_S = 0.1
 SMALL_SHARE = 0.03
 """Of a device's memory: who wants no more than that does not wait, and who finds others with no more is as good as alone."""
@@ -60,9 +63,15 @@ class Room:
             os.close(descriptor)
 
     def _wait(self, descriptor: int, wanted_bytes: float) -> None:
-        for _ in range(int(LIMIT_S / POLL_S)):  # counted, for a clock would go on while this process is paused
-            if _try_lock(descriptor) and self._fits(wanted_bytes):
-                return
+        """Until it is its turn. Who waits keeps nothing that others could use, and at first lets those go ahead who want less."""
+        for poll in range(int(LIMIT_S / POLL_S)):  # counted, for a clock would go on while this process is paused
+            if _try_lock(descriptor):
+                if self._fits(wanted_bytes):
+                    return
+                if poll * POLL_S < PATIENCE_S:
+                    fcntl.flock(descriptor, fcntl.LOCK_UN)
+            if poll == 0:
+                torch.cuda.empty_cache()
             self._sleep(POLL_S)
             self.waited_s += POLL_S
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import multiprocessing
 import os
@@ -26,6 +27,7 @@ class Device:
 @pytest.fixture
 def device(monkeypatch):
     found = Device()
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: setattr(found, "reserved", found.allocated))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: ((1000 - found.others - found.reserved) * MIB, 1000 * MIB))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: found.reserved * MIB)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: found.allocated * MIB)
@@ -82,6 +84,32 @@ def test_a_little_is_taken_in_nobodys_turn(device, tmp_path):
     with one_on(tmp_path).turn(20 * MIB):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_who_waits_keeps_nothing_for_later(device, tmp_path):
+    device.others, device.reserved, device.allocated = 600, 350, 50
+    left = []
+    with one_on(tmp_path, lambda seconds: left.append(device.reserved) or setattr(device, "others", 100)).turn(450 * MIB):
+        assert left == [50]
+
+
+@pytest.mark.parametrize(("waits_s", "first"), [(room.PATIENCE_S - 1, "who wants less"), (room.PATIENCE_S + 1, "who wants more")])
+def test_who_wants_less_goes_ahead_for_a_while(device, tmp_path, waits_s, first):
+    order, naps = [], []
+
+    def sleep(seconds):
+        naps.append(seconds)
+        if sum(naps) >= waits_s and not order:
+            with contextlib.suppress(TimeoutError), one_on(tmp_path, leave).turn(100 * MIB):
+                order.append("who wants less")
+            device.others = 100
+
+    def leave(seconds):
+        raise TimeoutError
+
+    with one_on(tmp_path, sleep).turn(500 * MIB):
+        order.append("who wants more")
+    assert order[0] == first
 
 
 def test_one_at_a_time_and_the_next_after_it(device, tmp_path):
