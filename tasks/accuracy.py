@@ -108,7 +108,8 @@ def check(
     for reference in candidates:
         if any(fails_alike(other, reference) for other, why in failed.items() if why != OUT_OF_MEMORY):
             continue
-        attempt = _Check(workload, compiled, state, iterations, rule, device, reference, time_s, random, turn)
+        its_turn = contextlib.nullcontext if failed else turn  # who did not find enough room in it waits no more
+        attempt = _Check(workload, compiled, state, iterations, rule, device, reference, time_s, random, its_turn)
         try:
             verdict = attempt.run("; ".join(f"{other}: {why}" for other, why in failed.items()))
         except NoReferenceError as error:
@@ -142,6 +143,8 @@ class _Check:
         if self.reference.state_on_host and not self.state.on_host:
             self.state.to_host()
         truth = self._near(self._reference_results())
+        if truth:
+            free_memory(self.device)  # what its step took is several times what it leaves
         self.in_arms = True
         eager = self._near(self._run_arm(self.workload.step, keep=True))
         if self.random is Randomness.DECISIVE and truth and draws_others(eager, truth, self.rule):

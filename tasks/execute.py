@@ -97,6 +97,7 @@ class _Execution:
         kept = bundle.place(self.task, str(self.measurement.device), self.measurement.versions)
         bundle.load(kept)
         compiled = self._compile(workload, state, device, random, *reliefs)
+        accuracy.free_memory(device)
         self._enter(Phase.VERIFY)
         self._verify(workload, compiled, state, device, random, eager_s)
         verified = compilation.compiled_code()
@@ -183,7 +184,7 @@ class _Execution:
         return accuracy.rule_for(self.measurement.accuracy_tolerance or 0.0, workload, self.task.precision, device)
 
     def _moved(self, workload: Workload, state: State, limit: float) -> Randomness:
-        with self._turn(WIDER * self.step_mib):
+        with self._turn(self.step_mib * (WIDER if self.measurement.autocast_dtype else 1.0)):
             first = {name: value.clone() for name, value in self._draw(workload, state, 0).items()}
         repeated, other = (judgement.movement(first, self._draw(workload, state, offset)) for offset in (0, 1))
         return judgement.randomness_of(other, repeated, limit)
@@ -208,7 +209,7 @@ class _Execution:
                 raise failed
 
     def _waits_for_room(self) -> bool:
-        if not self.peak.wait_for_room():
+        if not self.peak.wait_for_room(max(self.step_mib, self.task.resources.peak_mib or 0.0)):
             return False
         self.remarks.append(f"phase {self.phase.value} lacked memory until neighbours had given some back")
         self._interrupted()

@@ -25,7 +25,11 @@ def wait_for_room(
     """
     polls = int(limit_s / ROOM_POLL_S) if device.type == "cuda" else 0
     for _ in range(polls):
-        free_bytes, all_bytes = torch.cuda.mem_get_info(device)
+        try:
+            free_bytes, all_bytes = torch.cuda.mem_get_info(device)
+        except RuntimeError:  # not even for this process's beginnings on the device was there memory
+            sleep(ROOM_POLL_S)
+            continue
         others_bytes = all_bytes - free_bytes - torch.cuda.memory_reserved(device)
         if others_bytes < SMALL_SHARE * all_bytes:
             return False
@@ -58,11 +62,12 @@ class PeakMemory:
             torch.cuda.synchronize(self._device)
         return torch.cuda.max_memory_allocated(self._device) / 2**20
 
-    def wait_for_room(self) -> bool:
-        """Wait until as much is free beside what this process holds as it ever held in all: a neighbour was in its way."""
+    def wait_for_room(self, peak_mib: float = 0.0) -> bool:
+        """Wait until there is room for a peak of ``peak_mib``, or for as much as this process ever held: a neighbour was in its way."""
         if self._device.type != "cuda":
             return False
-        return wait_for_room(self._device, max(0, self._highest_bytes() - torch.cuda.memory_allocated(self._device)))
+        peak_bytes = max(self._highest_bytes(), int(peak_mib * 2**20))
+        return wait_for_room(self._device, max(0, peak_bytes - torch.cuda.memory_allocated(self._device)))
 
     def held_mib(self) -> float:
         """What this process's tensors take now."""

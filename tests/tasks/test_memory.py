@@ -72,6 +72,29 @@ class TestRoom:
         assert waits([880], needed_mib=950) == (False, 0)
         assert waits([880]) == (False, 0)  # it ran out of memory alone, whatever is free now
 
+    def test_a_process_that_could_not_even_begin_on_the_device_waits(self, monkeypatch):
+        answers, slept = iter([RuntimeError("CUDA error: out of memory"), (800 * MIB, 1000 * MIB)]), []
+
+        def info(device):
+            answer = next(answers)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        monkeypatch.setattr(torch.cuda, "mem_get_info", info)
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+        assert wait_for_room(torch.device("cuda"), 500 * MIB, slept.append)
+        assert len(slept) == 1
+
+    def test_there_is_to_be_room_for_the_peak_that_was_expected(self, monkeypatch):
+        wanted = []
+        monkeypatch.setattr("tasks.memory.wait_for_room", lambda device, needed: wanted.append(needed // MIB) or True)
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 300 * MIB)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 100 * MIB)
+        for expected_mib in (0.0, 700.0):
+            assert PeakMemory(torch.device("cuda")).wait_for_room(expected_mib)
+        assert wanted == [200, 600]
+
     def test_it_gives_up(self, waits):
         assert waits([200] * 10) == (False, 4)
 
