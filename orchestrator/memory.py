@@ -1,4 +1,4 @@
-"""How much device memory a task is expected to need: what was measured of its model, else an estimate from its size.
+"""How much device memory a task is expected to need, at its peaks and between them: what was measured of its model, else an estimate.
 
 What counts is the peak of an eager step, not of the whole attempt: the accuracy reference needs more for a moment, and falls back where
 it does not fit (docs/method.md). The peaks of tasks on one device rarely coincide, so nothing is put on top but what CUDA itself takes.
@@ -19,6 +19,14 @@ PEAKS = Path(__file__).with_name("peaks.json")
 
 CONTEXT_MIB = 512.0
 """What CUDA and its libraries take for a process, beside torch's allocator."""
+
+WORKER_MIB = 1024.0
+"""The same with the kernels and workspaces of a task at work: 970 to 1130 MiB of small models on an H100, torch 2.11."""
+
+HELD_BYTES_PER_PARAMETER = {"training": 12.0, "inference": 8.0}
+"""Weights, the state that they are restored to, and gradients, in float32."""
+HELD_BY_OPTIMIZER = {"none": 0.0, "sgd": 0.0, "adam": 16.0}
+"""Two moments, and the state that they are restored to."""
 
 PASSING = 0.5
 """Of the peak of a whole attempt: how much of it is kept free at any time."""
@@ -43,6 +51,15 @@ def estimated_mib(spec: TaskSpec) -> float:
     if measured_mib is None:
         return CONTEXT_MIB + weights_mib + UNSURE * _activations_mib(spec, row)
     return CONTEXT_MIB + measured_mib
+
+
+def held_mib(spec: TaskSpec) -> float | None:
+    """What a task holds all the time; None for a model of which nobody knows the number of parameters."""
+    row = _rows().get((spec.model.suite, spec.model.name))
+    if row is None or not row.parameters:
+        return None
+    each = HELD_BYTES_PER_PARAMETER[spec.mode] + (HELD_BY_OPTIMIZER[spec.optimizer] if spec.mode == "training" else 0.0)
+    return WORKER_MIB + each * row.parameters / 2**20
 
 
 def recorded_mib(eager_mib: float | None, compiled_mib: float | None, attempt_mib: float | None) -> float | None:

@@ -23,6 +23,7 @@ from orchestrator import catalogue
 from orchestrator.costs import Cost, estimated
 from orchestrator.fields import Exclude, Manifest, Model
 from orchestrator.manifest import DIGEST_LENGTH, LoadedManifest
+from orchestrator.memory import held_mib
 from orchestrator.sharing import Sharing
 from tasks import PROTOCOL_VERSION
 from tasks.spec import (
@@ -217,7 +218,7 @@ def _with_share(spec: TaskSpec, sharing: Sharing, peak_mib: float | None) -> Tas
     resources = dataclasses.replace(
         own,
         num_cpus=sharing.cpus(own.num_cpus),
-        num_gpus=sharing.gpu_share(peak_mib) if own.num_gpus == 1 else own.num_gpus,
+        num_gpus=sharing.gpu_share(peak_mib, held_mib(spec)) if own.num_gpus == 1 else own.num_gpus,
         peak_mib=peak_mib,
         threads=own.threads or cpus,
         compile_threads=own.compile_threads or cpus,

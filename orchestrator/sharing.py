@@ -1,7 +1,8 @@
 """How many tasks share a device, and what each asks of the cluster for it. Pure.
 
 Compiling is Python on about one core, and timing pauses the neighbours, so cores decide how many tasks a device can feed. Its memory
-decides for each task by itself: the more one needs, the more it asks for, and the fewer neighbours are placed beside it.
+decides for each task by itself: the more one needs, the more it asks for, and the fewer neighbours are placed beside it. What counts is
+what a task holds all the time; its peaks, which are short, take turns in the part of the memory that is kept for them (``tasks.room``).
 Ray places tasks by these shares; nothing enforces them. A task that runs out of memory all the same runs again with ``ROOMIER`` times its
 share, and then alone.
 """
@@ -25,9 +26,12 @@ left beside a GPU: whoever times has all of them, because the others stand still
 
 USABLE_MEMORY = 0.95
 
-AT_PEAK = 0.6
-"""Part of its peak that a task asks for. It is near its peak for a few seconds of the minute that it takes; on an 80 GB H100 whose memory
-was given out by whole peaks, 19 to 40 GB were in use and half of the cores. A worker that lacks memory waits for its neighbours' first."""
+HELD_SHARE = 0.5
+"""Of a device's memory: what its tasks may hold between their peaks. Given out by whole peaks, the memory of an 80 GB H100 was used by a
+third, and half of its cores; given out by 0.6 of them, large models held all of it and waited for each other's."""
+
+HELD_OF_PEAK = 0.4
+"""Where nobody knows what a model holds."""
 
 HOST_MIB = 3072.0
 """Host memory that a task's worker takes with its libraries loaded and kernels compiled, roughly."""
@@ -58,12 +62,19 @@ class Sharing:
     gpu_mib: int | None = None
     why: str = ""
 
-    def gpu_share(self, peak_mib: float | None) -> float:
-        """What part of a GPU a task asks for, at most the whole of it."""
+    def gpu_share(self, peak_mib: float | None, held_mib: float | None = None) -> float:
+        """What part of a GPU a task asks for, at most the whole of it.
+
+        Neither may all tasks together hold more than ``HELD_SHARE`` of the memory, nor those beside this one so much that its own peak
+        does not fit. ``held_mib`` None: not known.
+        """
         even = _floor(1.0 / self.tasks)
         if self.tasks == 1 or peak_mib is None or self.gpu_mib is None:
             return even
-        return min(1.0, max(even, _ceil(AT_PEAK * peak_mib / (USABLE_MEMORY * self.gpu_mib))))
+        usable_mib = USABLE_MEMORY * self.gpu_mib
+        by_held = (HELD_OF_PEAK * peak_mib if held_mib is None else held_mib) / (HELD_SHARE * usable_mib)
+        by_peak = 1.0 - (1.0 - peak_mib / usable_mib) / HELD_SHARE
+        return min(1.0, max(even, _ceil(by_held), _ceil(by_peak)))
 
     def cpus(self, usual: float) -> float:
         """Cores that a task asks for: ``usual``, or fewer, so that they are not what keeps ``tasks`` from running at once."""

@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.sharing import AT_PEAK, MAX_SHARING, MAX_SHARING_BLIND, Machine, Sharing, roomier, work_out
+from orchestrator.sharing import (
+    HELD_OF_PEAK,
+    HELD_SHARE,
+    MAX_SHARING,
+    MAX_SHARING_BLIND,
+    USABLE_MEMORY,
+    Machine,
+    Sharing,
+    roomier,
+    work_out,
+)
 
 H200 = Machine(cores=16, gpus=1, memory_mib=128 * 1024, gpu_mib=143_771)
 
@@ -60,17 +70,26 @@ def test_without_neighbours_a_task_has_the_whole_device():
     assert Sharing(1, 16, 143_771).gpu_share(1000.0) == 1.0
 
 
-@given(st.integers(1, 64), st.floats(1, 256), st.integers(1000, 200_000), st.floats(1, 1e6))
-def test_as_many_as_are_allowed_fit_and_never_more_than_memory_has(tasks, cores, gpu_mib, peak_mib):
-    sharing = Sharing(tasks, cores, gpu_mib)
-    share, cpus = sharing.gpu_share(peak_mib), sharing.cpus(1.0)
+@given(st.integers(1, 64), st.floats(1, 256), st.integers(1000, 200_000), st.floats(1, 1e6), st.none() | st.floats(0, 1))
+def test_as_many_as_are_allowed_fit_and_never_more_than_memory_has(tasks, cores, gpu_mib, peak_mib, held_part):
+    sharing, held_mib = Sharing(tasks, cores, gpu_mib), None if held_part is None else held_part * peak_mib
+    share, cpus = sharing.gpu_share(peak_mib, held_mib), sharing.cpus(1.0)
+    usable_mib, holds_mib = USABLE_MEMORY * gpu_mib, HELD_OF_PEAK * peak_mib if held_mib is None else held_mib
 
     assert 0 < share <= 1
     at_once = int(1 / share + 1e-9)
     assert at_once <= tasks or share == Sharing(tasks).gpu_share(None)
-    assert at_once == 1 or AT_PEAK * at_once * peak_mib <= gpu_mib or share == sharing.gpu_share(0.0)
+    assert at_once == 1 or at_once * holds_mib <= HELD_SHARE * usable_mib * 1.001
+    assert share == 1 or tasks == 1 or peak_mib + (1 - share) * HELD_SHARE * usable_mib <= usable_mib * 1.001
     assert sharing.gpu_share(0.0) * tasks <= 1.0
     assert tasks == 1 or cpus * tasks <= cores + 1e-6
+
+
+def test_it_is_what_tasks_hold_and_not_their_peaks_that_must_fit_together():
+    sharing = Sharing(16, 16.0, 80_000)  # of which 38000 may be held
+    assert sharing.gpu_share(11_000.0, 1100.0) == 0.0625
+    assert sharing.gpu_share(14_000.0, 11_400.0) == pytest.approx(0.3, abs=0.001)
+    assert sharing.gpu_share(57_000.0, 1100.0) == pytest.approx(0.5)  # beside 19000 of others
 
 
 def test_a_task_that_ran_out_of_memory_asks_for_several_times_its_share():
