@@ -1,10 +1,12 @@
 """What a task is expected to take: seconds of its own, seconds of a device alone, and device memory.
 
-What an earlier run recorded beats any estimate. Paused and waiting seconds are not in it: they depend on who else was there.
+What an earlier run recorded beats any estimate. Paused and waiting seconds are not in it: they depend on who else was there. Neither are
+those that a worker waited for memory, which its phases' seconds have in them.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -56,7 +58,8 @@ SIZE_BOUNDS = (0.5, 2.0)
 
 _PHASES = ("start_s", "build_s", "eager_s", "compile_phase_s", "verify_s", "time_s", "write_s")
 _PEAKS = ("eager_peak_mib", "compiled_peak_mib", "peak_mib")
-_COLUMNS = ("task_id", "phase", "started", "ended", "device", "gpu_uuid", "process_speedups", "owned_s", "tuned_s", *_PEAKS, *_PHASES)
+_OTHERS = ("task_id", "phase", "started", "ended", "device", "gpu_uuid", "process_speedups", "owned_s", "tuned_s", "machine")
+_COLUMNS = (*_OTHERS, *_PEAKS, *_PHASES)
 _MEASURED = {Phase.TIME, Phase.WRITE}
 
 
@@ -116,7 +119,8 @@ def _of_row(row: Mapping[str, Any]) -> Cost:
         all_s = (row["ended"] - row["started"]).total_seconds()
     processes = max(1, len(row["process_speedups"] or ()))
     peak_mib = recorded_mib(*(row[name] for name in _PEAKS))
-    return Cost(max(0.0, all_s - exclusive_s) / processes, exclusive_s / processes, peak_mib)
+    waited_s = json.loads(row["machine"] or "{}").get("room_waited_s") or 0.0
+    return Cost(max(0.0, all_s - exclusive_s - waited_s) / processes, exclusive_s / processes, peak_mib)
 
 
 def _kind(row: Mapping[str, Any]) -> str:

@@ -69,10 +69,11 @@ def _badness(measurement: Measurement) -> tuple[int, float]:
 
 
 def _machine(parts: Sequence[dict[str, Scalar]]) -> dict[str, Scalar]:
-    """What the first process says; of what varies (``_min``, ``_max``, shares) the extremes of all."""
+    """What the first process says; of what varies (``_min``, ``_max``, shares) the extremes of all, and of waits the sum."""
     merged = dict(parts[0])
+    extremes = {"_min": min, "_max": max, "_share": max, "_waited_s": sum}
     for name in merged:
-        pick = min if name.endswith("_min") else max if name.endswith(("_max", "_share")) else None
+        pick = next((pick for end, pick in extremes.items() if name.endswith(end)), None)
         if pick is not None:
             merged[name] = _over(pick, [part.get(name) for part in parts])
     reasons = _numbered([part.get("quality_reason") for part in parts])

@@ -41,6 +41,15 @@ def test_a_recorded_cost_says_what_could_overlap_and_what_could_not(tmp_path):
     assert (cost.shared_s, cost.exclusive_s) == pytest.approx((48.75, 3.5))
 
 
+def test_what_it_waited_for_memory_is_no_cost_of_its_own(tmp_path):
+    outcome = replace(passed(TASKS[0]), phase_s=PHASES, owned_s=3.5)
+    outcome = replace(outcome, measurement=replace(outcome.measurement, machine={"room_waited_s": 10.5}))
+
+    (cost,) = recorded(stored(tmp_path, outcome)).values()
+
+    assert (cost.shared_s, cost.exclusive_s) == pytest.approx((38.25, 3.5))
+
+
 def test_a_row_that_did_not_count_owned_seconds_was_alone_while_it_was_timed(tmp_path):
     (cost,) = recorded(stored(tmp_path, replace(passed(TASKS[0]), phase_s=PHASES))).values()
 
