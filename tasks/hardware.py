@@ -110,6 +110,8 @@ class CudaMachine(HostMachine):
         self._gpu = gpu
         self._readings = [gpu.read()] if gpu else []
         self._at_mark = self._at_border = self._readings[-1] if self._readings else GpuReading()
+        self._others: tuple[int, ...] = ()
+        self._just_read = False  # nothing has run since the last border: a reading takes milliseconds, for which the device would idle
         self._marked_us = time.time_ns() // 1000
 
     def synchronize(self) -> None:
@@ -124,16 +126,19 @@ class CudaMachine(HostMachine):
         super().mark()
         self._marked_us = time.time_ns() // 1000
         if self._gpu:
-            self._at_mark = self._at_border = self._gpu.read()
-            self._readings.append(self._at_mark)
+            self._at_mark = self._at_border = self._at_border if self._just_read else self._read(self._gpu)
+            self._just_read = False
+
+    def sleep(self, seconds: float) -> None:
+        super().sleep(seconds)
+        self._just_read = False
 
     def border(self) -> Border:
         host = super().border()
         if self._gpu is None:
             return replace(host, sm_clock_mhz=self.clock_mhz())
-        before, now = self._at_border, self._gpu.read()
-        self._at_border = now
-        self._readings.append(now)
+        before, now = self._at_border, self._read(self._gpu)
+        self._at_border, self._others, self._just_read = now, self._gpu.others_busy(self._marked_us), True
         return replace(
             host,
             sm_clock_mhz=now.clock_mhz,
@@ -146,7 +151,7 @@ class CudaMachine(HostMachine):
             if now.slowdown_ns
             else None,
             clock_reasons=now.clock_reasons,
-            other_processes=",".join(map(str, self._gpu.others_busy(self._marked_us))) or None,
+            other_processes=",".join(map(str, self._others)) or None,
         )
 
     def fault(self) -> str | None:
@@ -154,12 +159,11 @@ class CudaMachine(HostMachine):
         super().fault()
         if self._gpu is None:
             return None
-        before, after = self._at_mark, self._gpu.read()
-        self._readings.append(after)
+        before, after = self._at_mark, self._at_border if self._just_read else self._read(self._gpu)
         slowed = [name for name, then in before.slowdown_ns.items() if after.slowdown_ns.get(name, then) > then]
         if slowed:
             return f"the GPU throttled: {', '.join(slowed)}"
-        others = self._gpu.others_busy(self._marked_us)
+        others = self._others if self._just_read else self._gpu.others_busy(self._marked_us)
         return f"other processes used the GPU: {', '.join(map(str, others))}" if others else None
 
     def contaminated(self) -> str | None:
@@ -196,6 +200,10 @@ class CudaMachine(HostMachine):
     def summary(self) -> dict[str, Scalar]:
         seen: dict[str, Scalar] = {"gpu_others_visible": self._gpu.sees_processes() if self._gpu else False}
         return super().summary() | seen | _summary(self._readings, self._last.at_s - self._first.at_s)
+
+    def _read(self, gpu: Gpu) -> GpuReading:
+        self._readings.append(gpu.read())
+        return self._readings[-1]
 
     def _queued_span_ms(self, step: Callable[[], object], spin_s: float) -> tuple[float | None, float]:
         start, end = event(), event()

@@ -44,6 +44,8 @@ class Nvml:
         ("software thermal", "NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_THERM_SLOWDOWN"),
     )
 
+    _POWER_CAP = ("power cap", "NVML_FI_DEV_PERF_POLICY_POWER")
+
     _REASONS = (
         (0x1, "gpu_idle"),
         (0x2, "applications_clocks"),
@@ -75,12 +77,11 @@ class Nvml:
             return None
 
     def read(self) -> GpuReading:
-        nvml = self._nvml
-        slowdowns = {name: self._counter(field_name) for name, field_name in self._SLOWDOWNS}
+        nvml, counters = self._nvml, self._counters()
         power_mw = self._ask(nvml.nvmlDeviceGetPowerUsage)
         return GpuReading(
-            slowdown_ns={name: value for name, value in slowdowns.items() if value is not None},
-            power_cap_ns=self._counter("NVML_FI_DEV_PERF_POLICY_POWER"),
+            slowdown_ns={name: counters[name] for name, _ in self._SLOWDOWNS if name in counters},
+            power_cap_ns=counters.get(self._POWER_CAP[0]),
             clock_mhz=self._ask(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM),
             temperature_c=self._ask(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU),
             power_w=None if power_mw is None else power_mw / 1000,
@@ -106,10 +107,12 @@ class Nvml:
         bits = self._ask(newer or self._nvml.nvmlDeviceGetCurrentClocksThrottleReasons)
         return None if bits is None else ",".join(name for bit, name in self._REASONS if bits & bit)
 
-    def _counter(self, field_name: str) -> int | None:
-        number = getattr(self._nvml, field_name, None)
-        values = None if number is None else self._ask(self._nvml.nvmlDeviceGetFieldValues, [number])
-        return int(values[0].value.ullVal) if values and values[0].nvmlReturn == 0 else None
+    def _counters(self) -> dict[str, int]:
+        """All at once, for each call takes its time."""
+        fields = {name: getattr(self._nvml, field_name, None) for name, field_name in (*self._SLOWDOWNS, self._POWER_CAP)}
+        known = {name: number for name, number in fields.items() if number is not None}
+        values = self._ask(self._nvml.nvmlDeviceGetFieldValues, list(known.values())) or ()
+        return {name: int(value.value.ullVal) for name, value in zip(known, values, strict=False) if value.nvmlReturn == 0}
 
     def _ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
         with contextlib.suppress(self._nvml.NVMLError):

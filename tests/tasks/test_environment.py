@@ -214,7 +214,7 @@ class TestCuda:
             reading(thermal=thermal, brake=1, clock_mhz=mhz, power_w=300.0, energy_mj=energy, power_cap_ns=ns, clock_reasons=reasons)
             for thermal, mhz, energy, ns, reasons in ((0, 1900, 50, 0, ""), (5, 1800, 70, 9, "hw_thermal"), (5, 1850, 75, 9, ""))
         )
-        machine = self.machine(tmp_path, marked, one, two, two, others=(77, 78))
+        machine = self.machine(tmp_path, marked, one, two, others=(77, 78))
         machine.mark()
         proc(tmp_path, pressure_us=500_000, wait_ns=250_000_000)
         first, second = machine.border(), machine.border()
@@ -222,6 +222,21 @@ class TestCuda:
         assert (first.clock_reasons, first.other_processes, first.cpu_pressure_s, first.cpu_wait_s) == ("hw_thermal", "77,78", 0.5, 0.25)
         assert (second.sm_clock_mhz, second.energy_mj, second.power_cap_ns, second.slowdown_ns, second.cpu_wait_s) == (1850, 5, 0, 0, 0.0)
         assert machine.fault() == "the GPU throttled: hardware thermal"  # over the pair, borders or not
+
+    def test_the_reading_at_a_border_is_that_of_the_pair_and_of_the_next_ones_beginning(self, tmp_path, monkeypatch):
+        readings = [reading(), *(reading(thermal=thermal) for thermal in (0, 0, 3, 3))]
+        machine = self.machine(tmp_path, *readings)
+        monkeypatch.setattr(hardware.time, "sleep", lambda seconds: None)
+        found = []
+        for _ in range(2):
+            machine.mark()
+            machine.border()
+            machine.border()
+            found.append(machine.fault())
+        assert found == [None, "the GPU throttled: hardware thermal"]
+        machine.sleep(0.1)
+        with pytest.raises(StopIteration):  # who has slept reads anew
+            machine.mark()
 
     def test_a_border_without_nvml_knows_the_host_and_the_clock(self, tmp_path, monkeypatch):
         machine = CudaMachine(torch.device("cuda"), None, proc(tmp_path))
@@ -291,8 +306,8 @@ class FakeNvml:
         return f"handle of {uuid}"
 
     def nvmlDeviceGetFieldValues(self, handle, numbers):  # noqa: N802
-        value = self.answers.get(numbers[0])
-        return [types.SimpleNamespace(nvmlReturn=int(value is None), value=types.SimpleNamespace(ullVal=value))]
+        values = [self.answers.get(number) for number in numbers]
+        return [types.SimpleNamespace(nvmlReturn=int(value is None), value=types.SimpleNamespace(ullVal=value)) for value in values]
 
     def __getattr__(self, name):
         def call(handle, *arguments):
