@@ -35,7 +35,9 @@ from tasks.judgement import (
     gradient_of,
     identical,
     kind_of,
+    loss_rounding,
     losses_of,
+    with_rounded_losses,
 )
 from tasks.references import Reference, fails_alike, too_much_for_the_host
 from tasks.spec import Accuracy, PrecisionSpec
@@ -154,9 +156,16 @@ class _Check:
         deterministic = None if reseed else identical(eager, again)
         errors = {name: eager_errors(value, again.get(name), truth.get(name)) for name, value in eager.items()}
         del again
+        errors = with_rounded_losses(errors, self._loss_rounding())
         compiled = self._near(self._run_arm(self.compiled, keep=False))
         findings = compare_all(eager, compiled, truth, errors, self.rule)
         return self._verdict(findings, deterministic, fallen_back, losses_of(eager))
+
+    def _loss_rounding(self) -> float:
+        if not self.workload.training:
+            return 0.0
+        self.state.restore()
+        return loss_rounding(self.workload.loss, lambda: step.outputs_of(self.workload, self.device), self.rule.epsilon)
 
     def _reference_results(self) -> Results:
         """Raises: NoReferenceError."""

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any
 
 import torch
 
-from tasks.comparison import BORROWED_FROM, ROUNDINGS, Errors, Finding, Rule, compare_plain, compare_tensors, errors_of, rms
+from tasks.comparison import BORROWED_FROM, ROUNDINGS, Errors, Finding, Rule, compare_plain, compare_tensors, errors_of, leaves, rms
 
 Results = Mapping[str, Any]  # by name: a tensor, or a plain value
 
 RANDOM_FACTOR = 10.0  # another seed must move a model's results by this many times what repeating moves them
 NEGLIGIBLE = 0.1  # of the tolerance
 SEED_LIMIT_UNDER_AUTOCAST = 0.01  # instead of ``seed_limit``: by so much another seed moves what autocast rounds, whatever it draws
+MEANS = {"mean_of_outputs": 1.0, "scaled_mean_of_outputs": 1e-3}
+"""Losses that are a mean of the outputs, and by what they multiply it."""
 OTHER_SAMPLE = 4.0  # tolerances by which a reference that draws what eager draws is not apart from it
 
 
@@ -86,6 +88,25 @@ def eager_errors(eager: Any, again: Any, truth: Any) -> Errors:
     if not isinstance(truth, torch.Tensor):
         return errors_of(again, eager)
     return max((errors_of(run, truth) for run in (eager, again)), key=lambda errors: errors.error)
+
+
+def loss_rounding(loss: Callable[[Any], torch.Tensor], forward: Callable[[], Any], epsilon: float) -> float:
+    """The standard deviation of a loss that is the mean of what ``forward`` gives, each rounded by ``epsilon``; 0 for any other loss.
+
+    Outputs that cancel leave a loss without digits, and by luck one of two arms may have it nearly right.
+    """
+    scale = MEANS.get(getattr(loss, "__name__", ""), 0.0)
+    if not scale:
+        return 0.0
+    tensors = [value for _, value in leaves(forward(), "output") if isinstance(value, torch.Tensor) and value.is_floating_point()]
+    if not tensors:
+        return 0.0
+    return scale * epsilon * math.sqrt(sum(rms(value.double()) ** 2 / max(1, value.numel()) for value in tensors)) / len(tensors)
+
+
+def with_rounded_losses(errors: Mapping[str, Errors], rounding: float) -> dict[str, Errors]:
+    """``errors`` of eager, those of losses being ``rounding`` at least."""
+    return {name: Errors(max(found.error, rounding), found.size) if kind_of(name) == "loss" else found for name, found in errors.items()}
 
 
 def distance(one: Results, other: Results) -> float:

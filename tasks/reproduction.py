@@ -35,9 +35,11 @@ from tasks.judgement import (
     eager_errors,
     gradient_of,
     identical,
+    loss_rounding,
     movement,
     randomness_of,
     seed_limit,
+    with_rounded_losses,
 )
 
 Model = tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any], Callable[[Any], torch.Tensor]]
@@ -94,12 +96,14 @@ def reproduce(build: Callable[[torch.device], Model], settings: Settings) -> int
         if arms.random is Randomness.DECISIVE and truth and draws_others(eager, truth, rule):
             print("no float64 reference: it draws other random numbers than eager")
             truth = {}
+        rounding = arms.loss_rounding(rule.epsilon)
         compiled = arms.run("compiled", arms.compile())
     except Exception:  # noqa: BLE001 - what failed is what a script is to show
         traceback.print_exc()
         print(f"\n{arms.running}: fails, see above")
         return EXIT_DIFFERENT
     errors = {name: eager_errors(value, again.get(name), truth.get(name)) for name, value in eager.items()}
+    errors = with_rounded_losses(errors, rounding)
     repeats = reseed or identical(eager, again)
     return _print_findings(compare_all(eager, compiled, truth, errors, rule), eager, compiled, repeats)
 
@@ -135,6 +139,12 @@ class _Arms:
     def infer(self) -> Any:
         with torch.no_grad(), torch.autocast(self.device.type, dtype=self.autocast) if self.autocast else contextlib.nullcontext():
             return self.module(*self.args, **self.kwargs)
+
+    def loss_rounding(self, epsilon: float) -> float:
+        if self.settings.mode != "training":
+            return 0.0
+        self.restore()
+        return loss_rounding(self.loss, self.infer, epsilon)
 
     def compile(self) -> Callable[[], Any]:
         """The compiled step. Inductor draws eager's random numbers where the model needs any."""

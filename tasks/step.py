@@ -74,6 +74,12 @@ def without_autocast(workload: Workload, device: torch.device) -> Workload:
     return replace(workload, autocast_dtype=None, step=plain)
 
 
+@torch.no_grad()
+def outputs_of(workload: Workload, device: torch.device) -> Any:
+    """What the module gives from the state that it is in, in the precision of the step."""
+    return _autocast_forward(workload.module, workload.args, workload.kwargs, None, workload.autocast_dtype, device)()
+
+
 def batch_of(workload: Workload) -> int | None:
     """The leading dimension that all inputs share; None if they do not, or if the module mixes the samples of a batch."""
     if any(isinstance(part, torch.nn.modules.batchnorm._BatchNorm) and part.training for part in workload.module.modules()):  # noqa: SLF001

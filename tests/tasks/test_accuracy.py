@@ -16,6 +16,8 @@ from tasks.accuracy import check, rule_for, tolerance_for
 from tasks.comparison import Errors, Rule, compare_plain, compare_tensors, errors_of, leaves, rms
 from tasks.judgement import Randomness, draws_others, identical, movement, randomness_of
 from tasks.spec import Accuracy, PrecisionSpec
+from tasks.suites.benchmark import mean_of_outputs
+from tasks.suites.timm import scaled_mean_of_outputs
 from tests.tasks import models
 
 CPU = torch.device("cpu")
@@ -483,6 +485,55 @@ class Centred(HalfFits):
 
     def forward(self, inputs):
         return super().forward(inputs - inputs.mean(0))
+
+
+class TestLossesThatCancel:
+    """The mean of outputs is almost nothing beside them, so that rounding decides its digits."""
+
+    def work(self, dtype="amp", loss=mean_of_outputs):
+        torch.manual_seed(0)
+        work = workload(nn.Sequential(nn.Linear(8, 64), Cancelling()), torch.randn(32, 8), loss, dtype=dtype)
+        assert abs(float(work.step())) < 1e-3
+        return work
+
+    def other(self, work, change):
+        """A compiled step whose loss is another by ``change``; its gradients are eager's."""
+        return lambda: work.step() + change
+
+    def test_what_roundings_of_the_outputs_may_make_passes_and_more_does_not(self):
+        rounding = 2.0**-7 * 1.0 / math.sqrt(32 * 64)  # outputs of size 1 in bfloat16
+        for times, verdict in ((1.0, Accuracy.PASS), (30.0, Accuracy.FAIL)):
+            work = self.work()
+            assert checked(work, self.other(work, times * rounding), rule=Rule(1e-3, 3.0, 2.0**-7)).accuracy is verdict
+
+    def test_of_another_loss_nothing_is_known(self):
+        work = self.work(loss=lambda outputs: outputs.float().mean())
+        rounding = 2.0**-7 / math.sqrt(32 * 64)
+        assert checked(work, self.other(work, 3 * rounding), rule=Rule(1e-3, 3.0, 2.0**-7)).accuracy is Accuracy.FAIL
+
+    def test_the_rounding_is_that_of_a_mean(self):
+        outputs = [torch.full((100,), 2.0), {"more": torch.full((4, 4), 3.0)}]
+        expected = 0.01 * math.sqrt(4 / 100 + 9 / 16) / 2
+        assert judgement.loss_rounding(mean_of_outputs, lambda: outputs, 0.01) == pytest.approx(expected)
+        assert judgement.loss_rounding(scaled_mean_of_outputs, lambda: outputs, 0.01) == pytest.approx(expected / 1000)
+        assert judgement.loss_rounding(models.squares, lambda: pytest.fail("not to be asked"), 0.01) == 0.0
+
+    def test_it_is_what_rounded_outputs_do_to_the_mean(self):
+        outputs = torch.randn(4000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        rounded = [
+            float((outputs * (1 + 0.01 * torch.randn(4000, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))).mean())
+            for seed in range(2, 202)
+        ]
+        spread = torch.tensor(rounded).std()
+        assert judgement.loss_rounding(mean_of_outputs, lambda: outputs, 0.01) == pytest.approx(float(spread), rel=0.15)
+
+
+class Cancelling(nn.Module):
+    """Outputs of size 1 whose mean is 0 but for rounding."""
+
+    def forward(self, inputs):
+        inputs = inputs.float()
+        return (inputs - inputs.mean()) / inputs.std()
 
 
 class TestFallBacks:
