@@ -92,17 +92,17 @@ class _Execution:
         state = State(workload, self.task.seed)
         reliefs = self._waits_for_room, partial(self._moves_to_host, state)
         random, eager_s = self._relieved(device, partial(self._eager, workload, state, device), *reliefs)
-        accuracy.free_memory(device)
+        _give_back(device)
         self._enter(Phase.COMPILE)
         kept = bundle.place(self.task, str(self.measurement.device), self.measurement.versions)
         bundle.load(kept)
         compiled = self._compile(workload, state, device, random, *reliefs)
-        accuracy.free_memory(device)
+        _give_back(device)
         self._enter(Phase.VERIFY)
         self._verify(workload, compiled, state, device, random, eager_s)
         verified = compilation.compiled_code()
         del state
-        accuracy.free_memory(device)
+        _give_back(device)
         self._enter(Phase.TIME)
         self._time(workload, compiled, device, eager_s)
         if compilation.compiled_code() != verified:
@@ -424,6 +424,12 @@ class _Execution:
 
     def _note(self, **found: Any) -> None:
         self.measurement = replace(self.measurement, **found)
+
+
+def _give_back(device: torch.device) -> None:
+    """Let neighbours have what this process needs no more; on the CPU it is theirs already."""
+    if device.type == "cuda":
+        accuracy.free_memory(device)
 
 
 def _finite(value: float | None) -> float | None:
