@@ -63,6 +63,7 @@ class Verdict:
     compiled_rmse: float | None = None
     deterministic: bool | None = None
     reference: str | None = None
+    blind: bool = False  # for lack of memory there was no reference
 
 
 class NoReferenceError(Exception):
@@ -282,6 +283,7 @@ class _Check:
             compiled_rmse=worst.compiled_rmse,
             deterministic=deterministic,
             reference=name,
+            blind=self.reference.dtype is None and OUT_OF_MEMORY in fallen_back,
         )
 
 

@@ -39,6 +39,7 @@ PEAK_STEPS, PEAK_SHARE = 4, 0.1  # what it takes to see how much memory both arm
 WIDER = 2.0  # what a step needs in float32 beside one under autocast, or in float64 beside one in float32
 STEPS_PER_CHECK = 8  # eager steps that a check takes per iteration, the float64 reference counted as four
 
+CROWDED_OUT = "results differ, and beside its neighbours no reference fitted that could tell whether they are wrong"
 NEVER_SETTLES = "what was timed could not be judged: it compiles anew each time"
 _UNJUDGED: dict[str, Any] = dict.fromkeys(("accuracy_tensor", "accuracy_margin", "eager_rmse", "compiled_rmse"))
 
@@ -286,6 +287,8 @@ class _Execution:
         arguments["turn"] = partial(self._turn, WIDER * (self.peak.so_far() or 0.0))
         with compilation.autotune_under(self.own.tuning):  # a recompile autotunes, too
             verdict = accuracy.check(workload, compiled, state, **arguments)
+        if verdict.accuracy is Accuracy.FAIL and verdict.blind and self.room.crowded():
+            raise torch.OutOfMemoryError(f"{CROWDED_OUT}: {verdict.reason}")
         self._note(
             accuracy=verdict.accuracy.value,
             accuracy_reason="; ".join(dict.fromkeys([*([verdict.reason] if verdict.reason else []), *self.remarks])) or None,

@@ -75,13 +75,18 @@ class Room:
             self._sleep(POLL_S)
             self.waited_s += POLL_S
 
+    def crowded(self) -> bool:
+        """Whether others hold memory of the device that this process might have alone."""
+        if self._lock is None:
+            return False
+        free_bytes, all_bytes = torch.cuda.mem_get_info(self._device)
+        return bool(all_bytes - free_bytes - torch.cuda.memory_reserved(self._device) > SMALL_SHARE * all_bytes)
+
     def _fits(self, wanted_bytes: float) -> bool:
         free_bytes, all_bytes = torch.cuda.mem_get_info(self._device)
-        reserved_bytes = torch.cuda.memory_reserved(self._device)
-        others_bytes = all_bytes - free_bytes - reserved_bytes
-        unused_bytes = reserved_bytes - torch.cuda.memory_allocated(self._device)
+        unused_bytes = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
         wanted_bytes = min(wanted_bytes, LARGEST_SHARE * all_bytes)
-        return others_bytes <= SMALL_SHARE * all_bytes or free_bytes + unused_bytes >= wanted_bytes + MARGIN_SHARE * all_bytes
+        return not self.crowded() or free_bytes + unused_bytes >= wanted_bytes + MARGIN_SHARE * all_bytes
 
     def _all_bytes(self) -> int:
         return int(torch.cuda.mem_get_info(self._device)[1])

@@ -672,6 +672,15 @@ class TestOutOfMemory:
         assert (result.status, result.failure_class) == (Status.OOM, FailureClass.DEVICE_OOM)
         assert "exhausted" in result.error
 
+    @pytest.mark.parametrize(("crowded", "status"), [(True, Status.OOM), (False, Status.FAIL_ACCURACY)])
+    def test_a_failure_that_a_reference_might_have_excused_is_none_beside_neighbours(self, monkeypatch, uncompiled, crowded, status):
+        faulty(monkeypatch, lambda loss, module: module[0].weight.grad.mul_(1.5) is None or loss)
+        monkeypatch.setattr(execute.accuracy.step, "in_precision", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no room")))
+        monkeypatch.setattr(execute.Room, "crowded", lambda room: crowded)
+        result = run("mlp")
+        assert (result.status, result.phase) == (status, Phase.VERIFY if crowded else Phase.TIME)
+        assert "values differ" in result.error
+
     def test_a_step_that_does_not_fit_at_all_is_no_pass(self, monkeypatch, uncompiled):
         monkeypatch.setattr(execute.accuracy, "_has_own_memory", lambda device: True)
 

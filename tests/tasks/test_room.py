@@ -65,6 +65,14 @@ def test_alone_nothing_is_waited_for(device, tmp_path):
         pass
 
 
+def test_it_is_crowded_where_others_hold_more_than_a_little(device, tmp_path):
+    assert one_on(tmp_path).crowded()
+    device.others = 20
+    assert not one_on(tmp_path).crowded()
+    device.others = 600
+    assert not one_on(None).crowded()
+
+
 def test_no_more_than_half_of_the_device_is_waited_for(device, tmp_path):
     device.others = 460
     with one_on(tmp_path).turn(5000 * MIB):
