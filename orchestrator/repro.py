@@ -171,7 +171,7 @@ def build(device):
             part.drop_prob = 0.0
     channels, height, width = {size}
     images = torch.randint(0, 256, ({batch_size}, channels, height, width)).float()
-    return module, ((images - images.mean()) / images.std(),), {{}}, loss
+    return module, ((images - images.mean()) / images.std(),), {{}}, {loss}
 """
 _TORCHVISION = """
 def build(device):
@@ -179,11 +179,14 @@ def build(device):
     from torchvision import models
 
     module = models.get_model({name!r}, weights=None).train({training})
-    return module, (torch.randn({batch_size}, 3, 224, 224),), {{}}, loss
+    return module, (torch.randn({batch_size}, 3, 224, 224),), {{}}, {loss}
 """
+_MEAN = {"loss": "mean_of_outputs", "scale": ""}
+_SCALED_MEAN = {"loss": "scaled_mean_of_outputs", "scale": " / 1000.0"}
+"""By these names ``tasks.judgement`` knows a loss whose digits may cancel."""
 _LOSS = '''
 
-def loss(outputs):
+def {loss}(outputs):
     return torch.stack([outputs.float().mean()]).mean(){scale}
 
 
@@ -212,12 +215,12 @@ def _timm(name: str, entry: TimmEntry | None, batch_size: int, *, training: bool
     if entry and entry.test_size and not training:
         size = f"3, {entry.test_size}, {entry.test_size}"
     fields = {"name": (entry.timm_name if entry else None) or name, "training": training, "size": size, "batch_size": batch_size}
-    scale = " / 1000.0" if entry and entry.scaled_loss else ""
-    return _Building(_TIMM.format(**fields) + _LOSS.format(scale=scale), "torch, torchvision and timm; nothing of this project")
+    loss = _SCALED_MEAN if entry and entry.scaled_loss else _MEAN
+    return _Building(_TIMM.format(**fields, **loss) + _LOSS.format(**loss), "torch, torchvision and timm; nothing of this project")
 
 
 def _torchvision(name: str, batch_size: int, *, training: bool) -> _Building:
-    source = _TORCHVISION.format(name=name, training=training, batch_size=batch_size) + _LOSS.format(scale="")
+    source = _TORCHVISION.format(name=name, training=training, batch_size=batch_size, **_MEAN) + _LOSS.format(**_MEAN)
     return _Building(source, "torch and torchvision; nothing of this project")
 
 

@@ -14,6 +14,7 @@ import pytest
 from orchestrator import minify, repro
 from orchestrator.errors import ExitCode, UsageError
 from orchestrator.store import Store
+from tasks import judgement
 from tasks.spec import CompileSpec, FailureClass, Measurement, ModelSpec, Outcome, Phase, PrecisionSpec, ResourceSpec, Status, TaskSpec
 from tests.orchestrator import stored
 from tests.orchestrator.test_cli import sweep
@@ -217,11 +218,18 @@ class TestBuilding:
         assert all(torch.equal(one, other) for one, other in zip(args, made.args, strict=True))
         assert all(torch.equal(value, made.kwargs[key]) for key, value in kwargs.items())
         assert module.training is made.module.training
+        assert loss.__name__ == made.loss.__name__  # by which judgement knows a loss whose digits may cancel
         with torch.no_grad():
             torch.manual_seed(0)
             ours = loss(module(*args, **kwargs))
             torch.manual_seed(0)
             assert torch.equal(ours, made.loss(made.module(*made.args, **made.kwargs)))
+
+    @pytest.mark.parametrize(("name", "loss"), [("lcnet_050", "mean_of_outputs"), ("mnasnet_100", "scaled_mean_of_outputs")])
+    def test_a_loss_has_the_name_by_which_judgement_knows_it(self, name, loss):
+        text = repro.script(a_task(model=ModelSpec("timm", name, batch_size=2)), None, "run-1")
+        assert f"def {loss}(outputs):" in text
+        assert loss in judgement.MEANS
 
     @pytest.mark.parametrize("suite", ["timm", "torchbench", "huggingface"])
     def test_only_what_a_library_has_whole_is_built_without_the_project(self, suite):
