@@ -16,7 +16,7 @@ import gc
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -123,7 +123,7 @@ def check(
             failed[reference] = OUT_OF_MEMORY
         else:
             state.restore()
-            return verdict
+            return replace(verdict, blind=reference.dtype is None and OUT_OF_MEMORY in failed.values())
         free_memory(device)
     raise AssertionError("the last reference is none, which cannot fail")
 
@@ -283,7 +283,6 @@ class _Check:
             compiled_rmse=worst.compiled_rmse,
             deterministic=deterministic,
             reference=name,
-            blind=self.reference.dtype is None and OUT_OF_MEMORY in fallen_back,
         )
 
 
