@@ -210,7 +210,8 @@ class _Execution:
                 raise failed
 
     def _waits_for_room(self) -> bool:
-        if not self.peak.wait_for_room(max(self.step_mib, self.task.resources.peak_mib or 0.0)):
+        peak_mib = max(self.peak.so_far() or 0.0, self.task.resources.peak_mib or 0.0)
+        if not self.room.wait_for(max(0.0, peak_mib - self.peak.held_mib()) * 2**20):
             return False
         self.remarks.append(f"phase {self.phase.value} lacked memory until neighbours had given some back")
         self._interrupted()

@@ -2,41 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-
-ROOM_LIMIT_S = 30.0
-"""Neighbours near their peaks are past them by then."""
-
-ROOM_POLL_S = 0.25
-SMALL_SHARE = 0.05  # of a device's memory: CUDA's own takes as much
-
-
-def wait_for_room(
-    device: torch.device, needed_bytes: int, sleep: Callable[[float], None] = time.sleep, limit_s: float = ROOM_LIMIT_S
-) -> bool:
-    """Wait until ``device`` has so many bytes free beside what neighbours hold; False as soon as nobody else holds any, or after a while.
-
-    Then the caller lacks memory of its own, and to begin again would end the same way.
-    """
-    polls = int(limit_s / ROOM_POLL_S) if device.type == "cuda" else 0
-    for _ in range(polls):
-        try:
-            free_bytes, all_bytes = torch.cuda.mem_get_info(device)
-        except RuntimeError:  # not even for this process's beginnings on the device was there memory
-            sleep(ROOM_POLL_S)
-            continue
-        others_bytes = all_bytes - free_bytes - torch.cuda.memory_reserved(device)
-        if others_bytes < SMALL_SHARE * all_bytes:
-            return False
-        if free_bytes >= needed_bytes:
-            return True
-        sleep(ROOM_POLL_S)
-    return False
 
 
 class PeakMemory:
@@ -61,13 +31,6 @@ class PeakMemory:
             step()
             torch.cuda.synchronize(self._device)
         return torch.cuda.max_memory_allocated(self._device) / 2**20
-
-    def wait_for_room(self, peak_mib: float = 0.0) -> bool:
-        """Wait until there is room for a peak of ``peak_mib``, or for as much as this process ever held: a neighbour was in its way."""
-        if self._device.type != "cuda":
-            return False
-        peak_bytes = max(self._highest_bytes(), int(peak_mib * 2**20))
-        return wait_for_room(self._device, max(0, peak_bytes - torch.cuda.memory_allocated(self._device)))
 
     def held_mib(self) -> float:
         """What this process's tensors take now."""

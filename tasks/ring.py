@@ -15,6 +15,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from tasks.file_lock import try_lock
+
 
 class Ring:
     """The two locks of one guardian in one ring."""
@@ -27,15 +29,15 @@ class Ring:
     def try_enter(self) -> bool:
         """Become a reader, if nobody owns the ring or is about to."""
         with self.briefly_shared_queue() as free:
-            return free and _try_lock(self.turn, fcntl.LOCK_SH)
+            return free and try_lock(self.turn, fcntl.LOCK_SH)
 
     def try_be_next(self) -> bool:
         """Become the one that will own the ring. Again, while it is that, does nothing."""
-        return _try_lock(self.queue, fcntl.LOCK_EX)
+        return try_lock(self.queue, fcntl.LOCK_EX)
 
     def try_own(self) -> bool:
         """Become the writer; only for the one that is next. Again, once it is that, does nothing."""
-        return _try_lock(self.turn, fcntl.LOCK_EX)
+        return try_lock(self.turn, fcntl.LOCK_EX)
 
     def disown(self, *, stay: bool) -> None:
         """Let others in; with ``stay`` as one of them: at once, for nobody else can own without the queue."""
@@ -45,7 +47,7 @@ class Ring:
     @contextlib.contextmanager
     def briefly_shared_queue(self) -> Iterator[bool]:
         """Whether nobody owns the ring or is about to; nobody is while the block lasts."""
-        free = _try_lock(self.queue, fcntl.LOCK_SH)
+        free = try_lock(self.queue, fcntl.LOCK_SH)
         try:
             yield free
         finally:
@@ -59,11 +61,3 @@ class Ring:
     def close(self) -> None:
         os.close(self.turn)
         os.close(self.queue)
-
-
-def _try_lock(descriptor: int, kind: int) -> bool:
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

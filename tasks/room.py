@@ -16,9 +16,13 @@ from pathlib import Path
 
 import torch
 
+from tasks.file_lock import try_lock
 from tasks.launch import DEVICE_DIRECTORY
 
 LIMIT_S = 60.0
+LACK_LIMIT_S = 30.0
+"""Neighbours near their peaks are past them by then."""
+
 PATIENCE_S = 20.0
 """For so long others who find what they want go first."""
 
@@ -65,19 +69,34 @@ class Room:
     def _wait(self, descriptor: int, wanted_bytes: float) -> None:
         """Until it is its turn. Who waits keeps nothing that others could use, and at first lets those go ahead who want less."""
         for poll in range(int(LIMIT_S / POLL_S)):  # counted, for a clock would go on while this process is paused
-            if _try_lock(descriptor):
+            if try_lock(descriptor):
                 if self._fits(wanted_bytes):
                     return
                 if poll * POLL_S < PATIENCE_S:
                     fcntl.flock(descriptor, fcntl.LOCK_UN)
             if poll == 0:
                 torch.cuda.empty_cache()
-            self._sleep(POLL_S)
-            self.waited_s += POLL_S
+            self._nap()
+
+    def wait_for(self, wanted_bytes: float) -> bool:
+        """After a lack of memory: wait until so much is free. False as soon as neighbours hold none, or after a while.
+
+        Then the caller lacks memory of its own, and to begin again would end the same way.
+        """
+        for _ in range(int(LACK_LIMIT_S / POLL_S) if self._device.type == "cuda" else 0):
+            try:
+                if not self.crowded():
+                    return False
+                if torch.cuda.mem_get_info(self._device)[0] >= wanted_bytes:
+                    return True
+            except RuntimeError:  # not even for this process's beginnings on the device was there memory
+                pass
+            self._nap()
+        return False
 
     def crowded(self) -> bool:
         """Whether others hold memory of the device that this process might have alone."""
-        if self._lock is None:
+        if self._device.type != "cuda":
             return False
         free_bytes, all_bytes = torch.cuda.mem_get_info(self._device)
         return bool(all_bytes - free_bytes - torch.cuda.memory_reserved(self._device) > SMALL_SHARE * all_bytes)
@@ -88,14 +107,9 @@ class Room:
         wanted_bytes = min(wanted_bytes, LARGEST_SHARE * all_bytes)
         return not self.crowded() or free_bytes + unused_bytes >= wanted_bytes + MARGIN_SHARE * all_bytes
 
+    def _nap(self) -> None:
+        self._sleep(POLL_S)
+        self.waited_s += POLL_S
+
     def _all_bytes(self) -> int:
         return int(torch.cuda.mem_get_info(self._device)[1])
-
-
-def _try_lock(descriptor: int) -> bool:
-    """Again, by the same descriptor, does nothing."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

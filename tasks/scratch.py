@@ -7,7 +7,6 @@ the next attempt on the node can tell what is left over, removes it, and ends pr
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import secrets
 import shutil
@@ -15,6 +14,7 @@ import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from tasks.file_lock import try_lock
 from tasks.processes import end_marked
 
 MARK = "SWEEP_ATTEMPT"
@@ -80,7 +80,7 @@ def clear_leftovers(parent: Path) -> None:
         with contextlib.suppress(FileNotFoundError):  # a neighbour clears up, too
             descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
             try:
-                if _try_lock(descriptor):
+                if try_lock(descriptor):
                     path = lock.with_suffix("")
                     end_marked(MARK, str(path))
                     remove(path)
@@ -93,17 +93,9 @@ def _create_locked(lock: Path) -> int:
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         with contextlib.suppress(FileNotFoundError):
-            if _try_lock(descriptor) and os.path.samestat(lock.stat(), os.fstat(descriptor)):
+            if try_lock(descriptor) and os.path.samestat(lock.stat(), os.fstat(descriptor)):
                 return descriptor
         os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _lock_path(path: Path) -> Path:

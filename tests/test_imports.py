@@ -28,6 +28,7 @@ STDLIB_ONLY = {
     "tasks.channel",
     "tasks.cuda_driver",
     "tasks.devices",
+    "tasks.file_lock",
     "tasks.idle",
     "tasks.lease",
     "tasks.ring",

@@ -636,7 +636,7 @@ class TestOutOfMemory:
             return original(execution, *arguments)
 
         monkeypatch.setattr(execute._Execution, name, crowded)
-        monkeypatch.setattr(execute.PeakMemory, "wait_for_room", lambda peak, least_mib: waits.append(True) or True)
+        monkeypatch.setattr(execute.Room, "wait_for", lambda room, wanted_bytes: waits.append(True) or True)
         found = run("mlp").measurement
         assert (found.accuracy, found.reference, len(waits)) == ("pass", "float64", 1)
         assert found.accuracy_reason == f"phase {phase} lacked memory until neighbours had given some back"
@@ -658,7 +658,7 @@ class TestOutOfMemory:
 
         compiles = []
         monkeypatch.setattr(compilation, "compile_step", lambda *given, **more: compiles.append(1) or compile_step(*given, **more))
-        monkeypatch.setattr(execute.PeakMemory, "wait_for_room", lambda peak, least_mib: True)
+        monkeypatch.setattr(execute.Room, "wait_for", lambda room, wanted_bytes: True)
         found = run("mlp").measurement
         assert (found.accuracy, len(compiles), found.compile_s) == ("pass", 1, None)
         assert found.accuracy_reason == "phase compile lacked memory until neighbours had given some back"
