@@ -105,23 +105,26 @@ def took(session: Session) -> str | None:
     return f"took {hours(took_s)}; the forecast was {hours(session.forecast_s)} ({took_s / session.forecast_s - 1:+.0%})"
 
 
-def device_hours(record: RunRecord, last_row: float | None = None) -> float | None:
+def device_hours(record: RunRecord, rows_ended: Iterable[float] = ()) -> float | None:
     """For how long devices were held, all sessions together; None where no session is known.
 
-    ``last_row``: when the run's last row ended, for a driver that was killed: nothing was learned after it.
+    ``rows_ended``: when the run's rows did, in seconds of the epoch. A driver that was killed worked until its last row: nothing was
+    learned after it, and days may pass before the next driver starts.
     """
     if not record.sessions:
         return None
+    ended = sorted(rows_ended)
     seconds = 0.0
     for session, following in zip(record.sessions, (*record.sessions[1:], None), strict=True):
-        end = session.ended or (following.started if following else last_row) or session.started
+        own = [at for at in ended if session.started <= at and (following is None or at < following.started)]
+        end = session.ended or max(own, default=session.started)
         seconds += max(0.0, end - session.started) * session.devices
     return seconds / 3600
 
 
-def facts(record: RunRecord, last_row: float | None = None) -> dict[str, str]:
+def facts(record: RunRecord, rows_ended: Iterable[float] = ()) -> dict[str, str]:
     """For readers: for how long devices were held, and each session."""
-    held = device_hours(record, last_row)
+    held = device_hours(record, rows_ended)
     if held is None:
         return {}
     kind = "GPU" if any(session.gpu for session in record.sessions) else "node"

@@ -202,7 +202,7 @@ def load(store: RunStore, columns: Sequence[str] = COLUMNS) -> Run:
             "command": plain(" ".join(record.argv)),
             "orchestrator": record.orchestrator_version,
             **{f"cluster {name}": plain(str(value)) for name, value in record.cluster.items()},
-            **{name: plain(text) for name, text in sessions.facts(record, max((row.ended or 0.0 for row in rows), default=None)).items()},
+            **{name: plain(text) for name, text in sessions.facts(record, [row.ended for row in rows if row.ended]).items()},
         },
         remarks=damaged,
         aa=record.aa,

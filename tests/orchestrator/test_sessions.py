@@ -76,8 +76,10 @@ def test_held_hours_are_those_of_all_sessions_and_devices_and_of_killed_drivers_
     one, killed, last = (Session(0.0, 3600.0, devices=2), Session(7200.0, None, devices=1), Session(9000.0, 12_600.0, devices=1))
 
     assert device_hours(record()) is None
-    assert device_hours(record(one, killed, last)) == pytest.approx(2 + 0.5 + 1)
-    assert device_hours(record(one, killed), last_row=7200.0 + 900.0) == pytest.approx(2 + 0.25)
+    rows_ended = [1800.0, 7200.0 + 900.0, 7200.0 + 450.0, 12_000.0]
+    assert device_hours(record(one, killed, last), rows_ended) == pytest.approx(2 + 0.25 + 1)
+    assert device_hours(record(one, killed), rows_ended[:3]) == pytest.approx(2 + 0.25)
+    assert device_hours(record(one, killed, last)) == pytest.approx(2 + 0 + 1)
     assert device_hours(record(killed)) == 0.0
 
 
@@ -101,7 +103,7 @@ def test_readers_are_told_of_every_session():
         "held": "1.10 GPU hours in 1 session",
         "session 1": "1 x NVIDIA H200, 16 sharing each, 326 tasks to do; took 1.10 h; the forecast was 1.00 h (+10%)",
     }
-    two = facts(record(Session(0.0, devices=1, tasks=3), Session(360.0, 720.0, devices=1)))
+    two = facts(record(Session(0.0, devices=1, tasks=3), Session(360.0, 720.0, devices=1)), rows_ended=[360.0 - 1e-6])
     assert two["held"] == "0.20 node hours in 2 sessions"
     assert "killed" in two["session 1"]
     assert facts(record()) == {}
