@@ -1,7 +1,8 @@
 """Manifest -> ordered tasks, each complete for its worker, with its digest, its cost estimate and why it will run. Pure: no I/O, no clock.
 
 Order: tasks that will run first, the longest expected first, ties by ``task_id``; excluded ones last. Long tasks that start late are what
-leaves a cluster idle at the end. A recorded cost beats the estimate.
+leaves a cluster idle at the end. Where it is memory that decides how many fit beside each other, large and small ones are mixed. A
+recorded cost beats the estimate.
 
 Digest: over everything that can move a task's number, and nothing else. Deadlines, retries, weights, notes and resources other than the
 threads change no number; neither does what a value is called or whether a default was spelled out.
@@ -14,7 +15,7 @@ import fnmatch
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -43,6 +44,10 @@ DEFAULT_CPUS = {"cuda": 1.0, "cpu": 2.0}
 
 AUTOCAST = {"cuda": "float16", "cpu": "bfloat16"}
 """What amp casts to where the manifest names nothing."""
+
+
+AHEAD = 0.5
+"""Of a device, for as long as the longest task: how much more memory than their places have the tasks that start first may ask for."""
 
 
 class Reason(StrEnum):
@@ -119,8 +124,34 @@ def plan_tasks(
                 cost = _cost(spec, costs or {})
                 spec = _with_share(spec, shared, cost.peak_mib)
                 tasks.append(PlannedTask(spec, _reason(spec, skip, finished or {}), skip, cost, model.note))
-    tasks.sort(key=lambda task: (task.skip is not None, -task.cost_s, task.spec.task_id))
-    return Plan(tuple(tasks), device, loaded.digest)
+    excluded = sorted((task for task in tasks if task.skip is not None), key=_longest_first)
+    return Plan((*side_by_side([task for task in tasks if task.skip is None], shared), *excluded), device, loaded.digest)
+
+
+def side_by_side(tasks: Iterable[PlannedTask], sharing: Sharing) -> list[PlannedTask]:
+    """``tasks`` in the order in which they should start: the longest first, and beside large ones small ones.
+
+    Where shares of a device are of its memory alone, large tasks one after the other would fill it with half of its places empty. So the
+    longest comes next that leaves the memory asked for so far, times seconds, at what the places have of it: ``1 / tasks`` each, and half
+    a device for as long as the longest task besides, because large ones are long and should not be the last. Where none does, the one
+    that asks for the least.
+    """
+    left = sorted(tasks, key=_longest_first)
+    if not (left and sharing.cores_decide):
+        return left
+    found: list[PlannedTask] = []
+    credit_s = AHEAD * left[0].cost_s
+    while left:
+        excess_s = [task.cost_s * (task.spec.resources.num_gpus - 1 / sharing.tasks) for task in left]
+        fitting = (index for index, excess in enumerate(excess_s) if excess <= credit_s)
+        index = next(fitting, min(range(len(left)), key=lambda index: left[index].spec.resources.num_gpus))
+        credit_s -= excess_s[index]
+        found.append(left.pop(index))
+    return found
+
+
+def _longest_first(task: PlannedTask) -> tuple[float, str]:
+    return -task.cost_s, task.spec.task_id
 
 
 def digest(spec: TaskSpec) -> str:

@@ -32,7 +32,7 @@ from orchestrator.manifest import LoadedManifest, load_manifest
 from orchestrator.metrics import Metered
 from orchestrator.nodes import NodeInfo
 from orchestrator.plan import PlannedTask as CostedTask
-from orchestrator.plan import plan_tasks
+from orchestrator.plan import plan_tasks, side_by_side
 from orchestrator.policy import Policy
 from orchestrator.preflight import check, devices, machine, resolve_device, suitable, survey
 from orchestrator.progress import LiveProgress, PlainProgress
@@ -275,14 +275,16 @@ def _drive(
 def _begin_session(
     run_store: RunStore, costed: Sequence[CostedTask], site: Site, console: Console, tasks: list[SweepTask]
 ) -> list[SweepTask]:
-    """Record that this driver goes to work, and what it expects; the tasks with how long each is expected to take."""
+    """Record that this driver goes to work, and what it expects; the tasks with how long each is expected to take, in their order."""
     undone = {task.task_id for task in tasks if task.done is None}
-    left = [entry for entry in costed if entry.skip is None and entry.spec.task_id in undone]
+    left = side_by_side([entry for entry in costed if entry.skip is None and entry.spec.task_id in undone], site.sharing)
     expected = outlook(left, site)
     run_store.begin_session(site.session(time.time(), code_version(), len(left), expected))
     if expected.makespan_s is not None:
         console.print(f"{len(left)} tasks, expected to take about {hours(expected.makespan_s)}", highlight=False)
-    return [replace(task, expected_s=expected.task_s.get(task.task_id, 0.0)) for task in tasks]
+    places = {entry.spec.task_id: place for place, entry in enumerate(left)}
+    ordered = sorted(tasks, key=lambda task: places.get(task.task_id, len(places)))
+    return [replace(task, expected_s=expected.task_s.get(task.task_id, 0.0)) for task in ordered]
 
 
 def _store_orphans(run_store: RunStore, plan: Sequence[PlannedTask], policy: Policy, console: Console) -> None:

@@ -4,7 +4,7 @@ Compiling is Python on about one core, and timing pauses the neighbours, so core
 decides for each task by itself: the more one needs, the more it asks for, and the fewer neighbours are placed beside it. What counts is
 what a task holds all the time; its peaks, which are short, take turns in the part of the memory that is kept for them (``tasks.room``).
 Ray places tasks by these shares; nothing enforces them. A task that runs out of memory all the same runs again with ``ROOMIER`` times its
-share, and then alone.
+share, or with ``ROOM``, and then alone.
 """
 
 from __future__ import annotations
@@ -36,8 +36,11 @@ HELD_OF_PEAK = 0.4
 HOST_MIB = 3072.0
 """Host memory that a task's worker takes with its libraries loaded and kernels compiled, roughly."""
 
-ROOMIER = 3.0
-"""For a device to become empty takes as long as its longest task; for a few places, as long as the next few."""
+LIGHTEST = 0.25
+"""Of an even share: the least that a task asks for where cores see to it that no more than ``tasks`` are placed on a device."""
+
+ROOMIER, ROOM = 3.0, 0.19
+"""For a device to become empty takes as long as its longest task; for a few places, as long as the next few. ``ROOM`` is the least."""
 
 _RAY_STEPS = 10_000
 """Ray counts resources in ten thousandths."""
@@ -55,12 +58,17 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Sharing:
-    """At most ``tasks`` at once on each device; ``cores`` are there for each device, and ``gpu_mib`` of memory. None: not known."""
+    """At most ``tasks`` at once on each device; ``cores`` are there for each device, and ``gpu_mib`` of memory. None: not known.
+
+    ``cores_decide``: a node has one device, and no cores for more tasks than these. Shares of the device are then of its memory alone:
+    small tasks leave theirs to large ones, and all ``tasks`` places are taken beside these too.
+    """
 
     tasks: int = 1
     cores: float | None = None
     gpu_mib: int | None = None
     why: str = ""
+    cores_decide: bool = False
 
     def gpu_share(self, peak_mib: float | None, held_mib: float | None = None) -> float:
         """What part of a GPU a task asks for, at most the whole of it.
@@ -74,7 +82,8 @@ class Sharing:
         usable_mib = USABLE_MEMORY * self.gpu_mib
         by_held = (HELD_OF_PEAK * peak_mib if held_mib is None else held_mib) / (HELD_SHARE * usable_mib)
         by_peak = 1.0 - (1.0 - peak_mib / usable_mib) / HELD_SHARE
-        return min(1.0, max(even, _ceil(by_held), _ceil(by_peak)))
+        least = _ceil(LIGHTEST * even) if self.cores_decide else even
+        return min(1.0, max(least, _ceil(by_held), _ceil(by_peak)))
 
     def cpus(self, usual: float) -> float:
         """Cores that a task asks for: ``usual``, or fewer, so that they are not what keeps ``tasks`` from running at once."""
@@ -100,20 +109,21 @@ def work_out(wanted: int | Literal["auto"], device: str, machines: Sequence[Mach
     gpu_mib = _smallest_gpu(machines) if device == "cuda" else None
     if wanted != "auto":
         return Sharing(wanted, cores, gpu_mib, "the manifest's number")
+    by_cores = f"{cores:g} cores per device"
     bounds = {
-        f"{cores:g} cores per device": _by_cores(device, cores, num_cpus),
+        by_cores: _by_cores(device, cores, num_cpus),
         "host memory": min(_by_host_memory(machine, device) for machine in machines),
         "the most that pays": MAX_SHARING,
     }
     if device == "cuda" and gpu_mib is None:
         bounds["GPUs of unknown memory"] = MAX_SHARING_BLIND
     why = min(bounds, key=lambda name: bounds[name])
-    return Sharing(bounds[why], cores, gpu_mib, why)
+    return Sharing(bounds[why], cores, gpu_mib, why, why == by_cores and all(machine.gpus == 1 for machine in machines))
 
 
 def roomier(share: float) -> float:
     """What a task asks for that ran out of memory with ``share``."""
-    return min(1.0, ROOMIER * share)
+    return min(1.0, max(ROOM, ROOMIER * share))
 
 
 def _by_cores(device: str, cores: float, num_cpus: float | None) -> int:

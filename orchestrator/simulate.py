@@ -108,14 +108,15 @@ def _nodes(fleet: Fleet, planned: Sequence[PlannedTask]) -> list[NodeInfo]:
 
 
 def _bound_s(loads: Iterable[_Load], fleet: Fleet) -> float:
-    """The longest task; or all that there is to do, exclusive seconds one by one and others as densely as shares and cores let."""
-    longest_s = by_share_s = by_core_s = 0.0
+    """The longest task; or all that there is to do, exclusive seconds one by one and others as densely as shares, or cores, let."""
+    longest_s = by_share_s = by_place_s = by_core_s = 0.0
     for load in loads:
         cost = load.cost
         longest_s = max(longest_s, cost.total_s)
-        by_share_s += load.devices * (cost.exclusive_s + cost.shared_s * max(load.share, load.cores / fleet.cores))
+        by_share_s += load.devices * (cost.exclusive_s + cost.shared_s * load.share)
+        by_place_s += load.devices * (cost.exclusive_s + cost.shared_s * load.cores / fleet.cores)
         by_core_s += load.devices * cost.exclusive_s + cost.shared_s / max(1.0, fleet.cores)
-    return max(longest_s, by_share_s / fleet.devices, by_core_s / fleet.devices)
+    return max(longest_s, max(by_share_s, by_place_s, by_core_s) / fleet.devices)
 
 
 @dataclass(slots=True)

@@ -26,11 +26,7 @@ Number = TypeVar("Number", int, float)
 MAX_STEAL = 0.05  # share of all processors' time that the hypervisor gave to others
 MAX_WAIT = 0.10  # share of the time in which the main thread was ready to run and did not
 SHORT_SPIN_CYCLES, LONG_SPIN_CYCLES, CLOCK_SPINS = 500_000, 1_500_000, 3
-QUEUE_FILL_FACTOR, QUEUE_FILL_S = (
-    2.0,
-    5e-4,
-)  # the queue is kept busy for this many times what it takes to launch a step, and so long besides
-QUEUE_TRIES = 3
+QUEUE_FILL_FACTOR, QUEUE_FILL_S = 2.0, 5e-4  # it is kept busy for so many times what launching a step takes, and so long besides
 MAX_QUEUE_FILL_S = 2.0
 _ASSUMED_MHZ = 2000.0
 
@@ -181,21 +177,15 @@ class CudaMachine(HostMachine):
     def device_ms(self, step: Callable[[], object]) -> float | None:
         """Events around a step that was queued whole behind a long spin, so that the device never waits for the host.
 
-        None if the device reached the step before the host had queued it all: the step waits for the device itself.
+        None if the device reached the step before the host had queued it all: the step waits for the device itself, or has more kernels
+        than the queue holds. A longer spin would be waited for as well, and takes seconds of everybody's time.
         """
         self.synchronize()
         began = time.perf_counter()
         step()
-        launch_s = time.perf_counter() - began
+        spin_s = QUEUE_FILL_FACTOR * (time.perf_counter() - began) + QUEUE_FILL_S
         self.synchronize()
-        for _ in range(QUEUE_TRIES):
-            spin_s = QUEUE_FILL_FACTOR * launch_s + QUEUE_FILL_S
-            if spin_s > MAX_QUEUE_FILL_S:
-                return None
-            span_ms, launch_s = self._queued_span_ms(step, spin_s)
-            if span_ms is not None:
-                return span_ms
-        return None
+        return self._queued_span_ms(step, spin_s) if spin_s <= MAX_QUEUE_FILL_S else None
 
     def summary(self) -> dict[str, Scalar]:
         seen: dict[str, Scalar] = {"gpu_others_visible": self._gpu.sees_processes() if self._gpu else False}
@@ -205,17 +195,15 @@ class CudaMachine(HostMachine):
         self._readings.append(gpu.read())
         return self._readings[-1]
 
-    def _queued_span_ms(self, step: Callable[[], object], spin_s: float) -> tuple[float | None, float]:
+    def _queued_span_ms(self, step: Callable[[], object], spin_s: float) -> float | None:
         start, end = event(), event()
         spin(int(spin_s * _ASSUMED_MHZ * 1e6))
         start.record()
-        began = time.perf_counter()
         step()
-        launch_s = time.perf_counter() - began
         end.record()
         ran_dry = start.query()  # type: ignore[no-untyped-call]
         self.synchronize()
-        return (None if ran_dry else start.elapsed_time(end)), launch_s
+        return None if ran_dry else float(start.elapsed_time(end))
 
     def _spin_ms(self, cycles: int) -> float:
         start, end = event(), event()

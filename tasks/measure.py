@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import math
+import operator
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -23,13 +26,13 @@ from tasks.warmup import warm_up
 
 LONG_ITERATION_NS = 300_000_000  # blocks of longer iterations are shortened to LONG_BLOCK
 LONG_BLOCK = 3
-SHORT_BLOCK_NS = 25_000_000  # blocks of short iterations are lengthened to this, or to MAX_BLOCK iterations
+SHORT_BLOCK_NS = 20_000_000  # blocks of short iterations are lengthened to this, or to MAX_BLOCK iterations
 MAX_BLOCK = 200
 DEADLINE_SHARE = 0.8  # of the phase's deadline; the rest is for the unforeseen
 MAX_FAULTS_IN_A_ROW = 3
 MAX_DISCARDED = 0.25  # of all pairs; with more the row is noisy
 DEVICE_ITERATIONS, DEVICE_S = 5, 0.25  # or as many as fit, and one at least: the GPU tells what its work takes to a thousandth
-DEVICE_STEPS = 8  # as long as this many steps: four of them, two of which wait behind a queue that is filled for twice as long
+DEVICE_STEPS = 6  # as long as so many steps: three of them, one of which waits behind a queue that is filled for twice as long
 BACKOFF_S, BACKOFF_FACTOR, BACKOFF_MAX_S = 0.05, 1.5, 0.5
 
 
@@ -76,7 +79,7 @@ def against_itself(timings: Mapping[Arm, Timing]) -> Timing:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How pairs are taken: washout and timed iterations per block, the floor of pairs, and what one pair takes."""
+    """How pairs are taken: washout iterations per visit and timed ones per block, the floor of pairs, and what one pair takes."""
 
     washout: int
     iterations: int
@@ -119,19 +122,20 @@ def measure(
 def plan_pairs(times_ns: tuple[float, float], spec: MeasureSpec, left_s: float) -> Plan:
     """Blocks and floor of pairs for iterations of ``times_ns``, with ``left_s`` seconds until the deadline.
 
-    Blocks shrink, to a single iteration after the washout, until ``spec.min_pairs`` fit into ``spec.max_time_s``; what does not fit then
-    takes longer. Only when not even those fit before the deadline are blocks without washout, and the floor of pairs shrinks.
+    Blocks shrink, to a single iteration, until ``spec.min_pairs`` fit into ``spec.max_time_s``; what does not fit then takes longer. Only
+    when not even those fit before the deadline are visits without washout, and the floor of pairs shrinks.
     """
     washout, iterations = 1, spec.block_iterations
     if max(times_ns) > LONG_ITERATION_NS:
         iterations = min(iterations, LONG_BLOCK)
     iterations = max(iterations, min(MAX_BLOCK, math.ceil(SHORT_BLOCK_NS / min(times_ns))))
     iteration_s = sum(times_ns) / 1e9  # of both arms
-    within_cap, within_deadline = (int(seconds / (spec.min_pairs * iteration_s)) for seconds in (spec.max_time_s, left_s))
-    if within_deadline <= washout:
-        washout = 0
-    iterations = min(iterations, max(1, min(within_cap, within_deadline) - washout))  # per block and arm
-    pair_s = (washout + iterations) * iteration_s
+    within_cap, within_deadline = (seconds / (spec.min_pairs * iteration_s) for seconds in (spec.max_time_s, left_s))
+    ahead = (spec.min_pairs + 1) / (2 * spec.min_pairs)  # washouts per block: so many pairs are made of one visit more
+    if within_deadline < 1 + ahead:
+        washout, ahead = 0, 0.0
+    iterations = min(iterations, max(1, int(min(within_cap, within_deadline) - ahead)))  # per block and arm
+    pair_s = (ahead + iterations) * iteration_s
     return Plan(washout, iterations, max(1, min(spec.min_pairs, int(left_s / pair_s))), pair_s)
 
 
@@ -141,6 +145,28 @@ def alternating_orders(chance: random.Random) -> Iterator[tuple[int, int]]:
     while True:
         yield first, 1 - first
         first = 1 - first
+
+
+FIRST, SECOND = 0, 1
+
+
+def visits(orders: Iterable[tuple[int, int]]) -> Iterator[tuple[int, Iterator[int]]]:
+    """Which side has the device next, and what its blocks are there, ``FIRST`` or ``SECOND`` of a pair.
+
+    The second block of a pair and the first of the next are one visit where both are of the same side.
+    """
+    turns = ((which, position) for order in orders for position, which in enumerate(order))
+    for which, group in itertools.groupby(turns, key=operator.itemgetter(0)):
+        yield which, (position for _, position in group)
+
+
+@dataclass(frozen=True, slots=True)
+class _Half:
+    """A pair of which one block has been taken."""
+
+    number: int
+    which: int
+    times_ns: list[int]
 
 
 @dataclass(slots=True)
@@ -157,7 +183,9 @@ class _Run:
     washout: int = 1
     ratios: list[float] = field(default_factory=list)
     pairs: int = 0
+    half: _Half | None = None
     faults: list[str] = field(default_factory=list)
+    in_a_row: int = 0
     gave_up: bool = False
     unconverged: str | None = None
     recompiled: str | None = None
@@ -187,16 +215,15 @@ class _Run:
     def _take_pairs(self) -> None:
         """Pairs until the interval is narrow, a cap is reached, the deadline is near or the machine is unfit."""
         plan = plan_pairs(self.times_ns, self.spec, self.left_s())
-        self.washout = plan.washout
-        began_ns, last, in_a_row = self.machine.now_ns(), self.pairs + self.spec.max_pairs, 0
-        for order in alternating_orders(self.chance):
-            fault = self._pair(plan, order)
-            in_a_row = in_a_row + 1 if fault else 0
-            self.gave_up = in_a_row > MAX_FAULTS_IN_A_ROW
-            if self.gave_up or self.pairs >= last or self._enough(plan, (self.machine.now_ns() - began_ns) / 1e9):
+        self.washout, self.half, self.in_a_row = plan.washout, None, 0
+        over = partial(self._over, plan, self.machine.now_ns(), self.pairs)
+        for which, positions in visits(alternating_orders(self.chance)):
+            fault = self._visit(plan, which, positions, over)
+            self.gave_up = self.in_a_row > MAX_FAULTS_IN_A_ROW
+            if self.gave_up or (self.half is None and over()):
                 return
             if fault:
-                self.machine.sleep(min(BACKOFF_S * BACKOFF_FACTOR ** (in_a_row - 1), BACKOFF_MAX_S))
+                self.machine.sleep(min(BACKOFF_S * BACKOFF_FACTOR ** (self.in_a_row - 1), BACKOFF_MAX_S))
 
     def on_device(self, which: int) -> None:
         """Take the device's own time of a few more iterations, as long as it can be told and there is time for it."""
@@ -251,18 +278,34 @@ class _Run:
         alone = [max(time_ns - self.empty_ns, 1.0) for time_ns in (eager_ns, compiled_ns)]
         return abs(math.log(alone[0] / alone[1]) - math.log(eager_ns / compiled_ns))
 
-    def _pair(self, plan: Plan, order: tuple[int, int]) -> str | None:
-        """Take one pair; the fault that makes it not count, if there was one."""
-        number, self.pairs = self.pairs, self.pairs + 1
-        times: dict[int, list[int]] = {}
+    def _visit(self, plan: Plan, which: int, positions: Iterable[int], over: Callable[[], bool]) -> str | None:
+        """The blocks of a visit: the second of a pair, and the first of the next unless it is ``over``; what spoilt them, if anything did.
+
+        What the machine says of a visit is known when it ends, so that a fault takes back what has just become a pair.
+        """
+        touched: list[int] = []
+        known = len(self.ratios)
         self.machine.mark()
-        for position, which in enumerate(order):
-            times[which] = self.stepper.block(which, number, position, plan.washout, plan.iterations)
+        with self.stepper.visit(which, plan.washout) as block:
+            for position in positions:
+                if position == SECOND and self.half:
+                    touched.append(self.half.number)
+                    times = {self.half.which: self.half.times_ns, which: block(self.half.number, SECOND, plan.iterations)}
+                    self.ratios.append(estimator.log_ratio(times[0], times[1]))
+                    self.half = None
+                elif position == FIRST:
+                    if over():
+                        break
+                    number, self.pairs = self.pairs, self.pairs + 1
+                    touched.append(number)
+                    self.half = _Half(number, which, block(number, FIRST, plan.iterations))
         fault = self.machine.fault()
         if fault:
-            self._discard(fault)
-        else:
-            self.ratios.append(estimator.log_ratio(times[0], times[1]))
+            self.half = None
+            del self.ratios[known:]
+            self._discard(touched, fault)
+        elif len(self.ratios) > known:
+            self.in_a_row = 0
         return fault
 
     def _start_over(self, error: RecompiledError) -> None:
@@ -272,16 +315,21 @@ class _Run:
         self.ratios.clear()
         self.warm()
 
-    def _discard(self, reason: str) -> None:
-        self.faults.append(reason)
-        self.stepper.invalidate(self.pairs - 1, reason)
+    def _discard(self, pairs: Iterable[int], reason: str) -> None:
+        self.in_a_row += 1
+        for pair in pairs:
+            self.faults.append(reason)
+            self.stepper.invalidate(pair, reason)
 
-    def _enough(self, plan: Plan, elapsed_s: float) -> bool:
-        if self.left_s() < plan.pair_s:
-            return True
+    def _over(self, plan: Plan, began_ns: int, before: int) -> bool:
+        """Whether no pair is to follow; at least one is tried. ``before``: the pairs that there were when it began."""
+        taken = self.pairs - before
+        return taken > 0 and (taken >= self.spec.max_pairs or self.left_s() < plan.pair_s or self._enough(plan, began_ns))
+
+    def _enough(self, plan: Plan, began_ns: int) -> bool:
         if len(self.ratios) < plan.min_pairs:
             return False
-        if elapsed_s >= self.spec.max_time_s:
+        if self.machine.now_ns() - began_ns >= self.spec.max_time_s * 1e9:
             return True
         pairs = estimator.Pairs(np.asarray(self.ratios), np.zeros(len(self.ratios), dtype=np.int64))
         half_width = estimator.estimate_pairs(pairs).half_width

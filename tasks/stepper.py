@@ -1,14 +1,14 @@
 """Stepping the two sides of a measurement, and writing down every step.
 
-The pieces of ``tasks.measure`` that know nothing of rules: what a side and a machine are, and how one step, one window and one block
-are timed. A step is timed on the host's clock, between two synchronisations of the device.
+The pieces of ``tasks.measure`` that know nothing of rules: what a side and a machine are, and how one step, one window and the blocks of
+one visit are timed. A step is timed on the host's clock, between two synchronisations of the device.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -41,13 +41,13 @@ class Machine(Protocol):
         """The device's clock now; None where it cannot be read."""
 
     def mark(self) -> None:
-        """A pair begins: remember the counters."""
+        """A visit begins: remember the counters."""
 
     def border(self) -> Border:
-        """A block has ended: how the machine is, and what it counted since ``mark`` or the border before."""
+        """A visit has ended: how the machine is, and what it counted since ``mark`` or the border before."""
 
     def fault(self) -> str | None:
-        """What spoilt the pair since ``mark``, a throttled clock for example; None: nothing did."""
+        """What spoilt the blocks since ``mark``, a throttled clock for example; None: nothing did."""
 
     def contaminated(self) -> str | None:
         """Who else used the device or its processors over the measurement as a whole; None: nobody."""
@@ -61,7 +61,7 @@ class Machine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Border:
-    """The machine between two blocks: the columns of ``tasks.spec.Blocks`` that it fills. None is "not known here"."""
+    """The machine between two visits: the columns of ``tasks.spec.Blocks`` that it fills. None is "not known here"."""
 
     sm_clock_mhz: float | None = None
     memory_clock_mhz: float | None = None
@@ -128,19 +128,33 @@ class Stepper:
         first, second = (self._warm(which, calls) for which in (0, 1))
         return first, second
 
-    def block(self, which: int, pair: int, order: int, washout: int, iterations: int) -> list[int]:
-        """One block of side ``which``: ``washout`` steps that do not count, then ``iterations`` whose times in ns are returned."""
-        side, times = self.sides[which], []
-        number, self.blocks = self.blocks, self.blocks + 1  # not to be used again, if the side compiles and the block is broken off
+    @contextlib.contextmanager
+    def visit(self, which: int, washout: int) -> Iterator[Callable[[int, int, int], list[int]]]:
+        """The device to side ``which`` for blocks in a row. Yields what takes one: (pair, order, iterations) -> its times in ns.
+
+        ``washout`` steps that do not count come before the first block only: nothing lies between it and the next one. The state of the
+        machine is read when the last has ended, and stands with that one.
+        """
+        side = self.sides[which]
+        taken: list[dict[str, Any]] = []
+
+        def block(pair: int, order: int, iterations: int) -> list[int]:
+            ahead = 0 if taken else washout
+            where = {"pair": pair, "block": self.blocks, "order": order}
+            self.blocks += 1  # not to be used again, if the side compiles and the block is broken off
+            times = []
+            for iteration in range(ahead + iterations):
+                started_ns, host_ns = self._step(side)
+                self._write(which, self.phase, started_ns, host_ns, **where, iteration=iteration, washout=iteration < ahead)
+                times.append(host_ns)
+            taken.append(where | {"ended": self.machine.now_ns()})
+            return times[ahead:]
+
         with side.strict():  # entered outside of what is timed; the washout absorbs what the switch costs
             self.machine.synchronize()
-            for iteration in range(washout + iterations):
-                started_ns, host_ns = self._step(side)
-                where = {"pair": pair, "block": number, "order": order, "iteration": iteration, "washout": iteration < washout}
-                self._write(which, self.phase, started_ns, host_ns, **where)
-                times.append(host_ns)
-        self._write_border(which, pair, number, order)
-        return times[washout:]
+            yield block
+        for where in taken:
+            self._write_border(which, where, self.machine.border() if where is taken[-1] else Border())
 
     def empty_ns(self) -> float:
         """What a step that does nothing takes on the clock: the reading of it and a synchronisation."""
@@ -193,8 +207,7 @@ class Stepper:
         for name, column in self.columns.items():
             column.append(row.get(name))
 
-    def _write_border(self, which: int, pair: int, block: int, order: int) -> None:
-        row = {"phase": self.phase, "process": self.process, "pair": pair, "block": block, "arm": _ARMS[which], "order": order}
-        row |= {"valid": True, "ended": self.machine.now_ns()} | asdict(self.machine.border())
+    def _write_border(self, which: int, where: dict[str, Any], border: Border) -> None:
+        row = {"phase": self.phase, "process": self.process, "arm": _ARMS[which], "valid": True} | where | asdict(border)
         for name, column in self.borders.items():
             column.append(row.get(name))

@@ -51,7 +51,7 @@ def plan(
     """Show every task of a manifest: why it would run or not, about how long it takes, and what the whole comes to on a fleet."""
     from orchestrator import source
     from orchestrator.manifest import expanded, load_manifest
-    from orchestrator.plan import plan_tasks
+    from orchestrator.plan import plan_tasks, side_by_side
     from orchestrator.sharing import work_out
     from orchestrator.simulate import forecast
 
@@ -65,7 +65,8 @@ def plan(
     finished, costs = _from_store(results, loaded.manifest.name, kind, there.gpu_name, carry)
     sharing = work_out(execution.sharing, kind, [there.machine], execution.num_cpus)
     planned = plan_tasks(loaded, kind, costs, finished, sharing)
-    expected = forecast(planned.left or planned.to_run, _fleet(kind, there.machine), execution.max_in_flight)
+    left = side_by_side(planned.left or planned.to_run, sharing)
+    expected = forecast(left, _fleet(kind, there.machine), execution.max_in_flight)
     if json:
         data = _as_data(planned, loaded.manifest.name) | {"forecast": _forecast_as_data(expected, sharing, there, price)}
         data["environments"] = list(loaded.manifest.environments)

@@ -26,7 +26,7 @@ from tasks.compilation import stance
 from tasks.hardware import HostMachine
 from tasks.measure import Timing
 from tasks.spec import CompileSpec, MeasureSpec, ModelSpec, PrecisionSpec, Samples
-from tasks.stepper import Side, Stepper
+from tasks.stepper import Side
 from tests.gpu import planted
 from tests.gpu.planted import Step
 
@@ -322,16 +322,21 @@ def compiled_sides(device: torch.device, case: Case) -> tuple[Side, Side]:
 
 
 def _fixed_repeats(sides: tuple[Side, Side], machine: HostMachine) -> tuple[float, float | None]:
-    """Seconds that ``FIXED_REPEATS`` single iterations of each arm take, in turn and warm; the half width of ln(speedup) from them."""
-    stepper = Stepper(sides, machine)
+    """Seconds that ``FIXED_REPEATS`` single iterations of each arm take, in turn and warm; the half width of ln(speedup) from them.
+
+    Nothing but the iterations is in the seconds: no reading of the machine, and no change of the compiler's stance.
+    """
     times_ns: tuple[list[int], list[int]] = ([], [])
-    began = time.perf_counter()
-    for repeat in range(FIXED_REPEATS):
-        for which in (0, 1):
-            times_ns[which].extend(stepper.block(which, repeat, which, 0, 1))
-    took_s = time.perf_counter() - began
+    for _ in range(FIXED_REPEATS):
+        for which, side in enumerate(sides):
+            with side.strict():
+                machine.synchronize()
+                began_ns = machine.now_ns()
+                side.step()
+                machine.synchronize()
+                times_ns[which].append(machine.now_ns() - began_ns)
     ratios = [math.log(eager / compiled) for eager, compiled in zip(*times_ns, strict=True)]
-    return took_s, estimator.estimate(ratios).half_width
+    return sum(map(sum, times_ns)) / 1e9, estimator.estimate(ratios).half_width
 
 
 def _span_s(samples: Samples, phase: str) -> float:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from orchestrator.costs import Cost
 from orchestrator.manifest import load_manifest
-from orchestrator.plan import Reason, digest, plan_tasks
+from orchestrator.plan import AHEAD, PlannedTask, Reason, digest, plan_tasks, side_by_side
 from orchestrator.sharing import Sharing
 from tasks import PROTOCOL_VERSION
 from tasks.spec import (
@@ -31,6 +31,7 @@ from tasks.spec import (
     decode,
     encode,
 )
+from tests.orchestrator.fakes import task
 
 ROOT = Path(__file__).parents[2]
 PT2 = ROOT / "manifests/pt2.yaml"
@@ -258,6 +259,38 @@ def test_the_longest_come_first_and_recorded_costs_beat_estimates(tmp_path):
     )
     assert [task.spec.model.name for task in measured.tasks] == ["pass", "dcgan", "yolov3"]
     assert measured.tasks[0].cost_s == 1e4
+
+
+def with_share(name, cost_s, share):
+    return PlannedTask(task(name, resources=ResourceSpec("cuda", 1.0, share)), Reason.NEW, None, Cost(cost_s))
+
+
+def test_beside_large_tasks_start_small_ones_where_shares_are_of_memory_alone():
+    large = [with_share(f"large.{number}", 100.0, 0.4) for number in range(4)]
+    small = [with_share(f"small.{number}", 10.0, 0.01) for number in range(9)]
+    longest_first = [*large, *small]
+
+    assert side_by_side(reversed(longest_first), Sharing(4, 4.0)) == longest_first
+    # Half a device for 100 s is ahead; each large one takes 15 of these 50 beyond its quarter, and each small one leaves 2.4.
+    mixed = side_by_side(longest_first, Sharing(4, 4.0, cores_decide=True))
+    assert mixed == [*large[:3], *small[:5], large[3], *small[5:]]
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 1e4), st.floats(0.001, 1.0)), max_size=30), st.integers(1, 24), st.booleans())
+def test_the_order_is_of_all_tasks_and_memory_is_not_asked_for_before_its_time(tasks, places, cores_decide):
+    entries = [with_share(f"t{number}", cost_s, share) for number, (cost_s, share) in enumerate(tasks)]
+    order = side_by_side(entries, Sharing(places, float(places), cores_decide=cores_decide))
+
+    assert sorted(order, key=lambda task: task.spec.task_id) == sorted(entries, key=lambda task: task.spec.task_id)
+    if not cores_decide:
+        assert [task.cost_s for task in order] == sorted((task.cost_s for task in entries), reverse=True)
+        return
+    credit_s = AHEAD * max((task.cost_s for task in entries), default=0.0)
+    for place, entry in enumerate(order):
+        excess_s = entry.cost_s * (entry.spec.resources.num_gpus - 1 / places)
+        if excess_s > credit_s:
+            assert entry.spec.resources.num_gpus == min(later.spec.resources.num_gpus for later in order[place:])
+        credit_s -= excess_s
 
 
 def test_inference_and_fewer_processes_cost_less(tmp_path):

@@ -13,6 +13,7 @@ from orchestrator.sharing import (
     HELD_SHARE,
     MAX_SHARING,
     MAX_SHARING_BLIND,
+    ROOM,
     USABLE_MEMORY,
     Machine,
     Sharing,
@@ -93,4 +94,28 @@ def test_it_is_what_tasks_hold_and_not_their_peaks_that_must_fit_together():
 
 
 def test_a_task_that_ran_out_of_memory_asks_for_several_times_its_share():
-    assert (roomier(0.0625), roomier(0.5)) == (pytest.approx(0.1875), 1.0)
+    assert (roomier(0.1), roomier(0.5)) == (pytest.approx(0.3), 1.0)
+    assert roomier(0.02) == roomier(0.03) == ROOM > 0.1
+
+
+@pytest.mark.parametrize(
+    ("machines", "num_cpus", "decide"),
+    [
+        ([H200], None, True),
+        ([H200, dataclasses.replace(H200, cores=8)], None, True),
+        ([dataclasses.replace(H200, cores=8)], 2.0, True),
+        ([dataclasses.replace(H200, gpus=2)], None, False),  # Ray fills a node's first GPU before it takes the second
+        ([dataclasses.replace(H200, memory_mib=16 * 1024)], None, False),
+        ([dataclasses.replace(H200, cores=64)], None, False),
+    ],
+)
+def test_small_tasks_leave_memory_to_large_ones_where_cores_keep_a_device_from_filling_up(machines, num_cpus, decide):
+    sharing = work_out("auto", "cuda", machines, num_cpus)
+    small, large = sharing.gpu_share(2000.0, 800.0), sharing.gpu_share(20_000.0, 9000.0)
+
+    assert sharing.cores_decide is decide
+    assert (small < 1 / sharing.tasks - 0.001) is decide
+    assert large > 0.1
+    places = sharing.cores / sharing.cpus(num_cpus or 1.0)
+    assert not decide or int(places) == sharing.tasks
+    assert work_out(16, "cuda", machines, num_cpus).cores_decide is False

@@ -45,6 +45,13 @@ def test_who_times_stops_the_neighbours():
     assert found.bound_s == 11.0
 
 
+def test_the_bound_counts_places_and_memory_each_for_themselves():
+    small, large = (planned(number, 10.0, 0.0, gpus, cpus=1.0) for number, gpus in enumerate((0.01, 0.6)))
+    found = forecast([large, small], Fleet(1, 2))
+
+    assert (found.makespan_s, found.bound_s, found.slots) == (10.0, 10.0, 2)
+
+
 def test_two_who_want_to_time_at_once_take_turns():
     assert spans(forecast(together((4.0, 2.0), (4.0, 2.0)), Fleet(1, 8))) == {"0": (0.0, 6.0), "1": (0.0, 8.0)}
 

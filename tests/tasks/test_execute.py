@@ -332,10 +332,10 @@ class TestCompiledWhileTiming:
                 module.late = 1
             return original_time(execution, *rest)
 
-        def block(stepper, which, pair, *rest):
-            if pair == 3:
+        def visit(stepper, *rest):
+            if stepper.blocks > 6:
                 module.late = 1
-            return original_block(stepper, which, pair, *rest)
+            return original_visit(stepper, *rest)
 
         def check(*arguments, **more):
             checks.append(1)
@@ -343,10 +343,10 @@ class TestCompiledWhileTiming:
                 again(module)
             return original_check(*arguments, **more)
 
-        original_time, original_block, original_check = execute._Execution._time, stepper.Stepper.block, execute.accuracy.check
+        original_time, original_visit, original_check = execute._Execution._time, stepper.Stepper.visit, execute.accuracy.check
         monkeypatch.setattr(models, "switching", lambda request: models.benchmark(module, (torch.randn(16, 8),)), raising=False)
         monkeypatch.setattr(execute._Execution, "_time", switch)
-        monkeypatch.setattr(stepper.Stepper, "block", block)
+        monkeypatch.setattr(stepper.Stepper, "visit", visit)
         monkeypatch.setattr(execute.accuracy, "check", check)
         result = run("switching", mode="inference", compile=CompileSpec(backend=backend))
         assert len(graphs) > self.GRAPHS
