@@ -3,6 +3,7 @@
 From one state, each arm does the same number of steps: the reference, eager, eager again, compiled. Compared afterwards are the losses
 (or, in inference, the outputs), every gradient, and what the steps changed in parameters and buffers. Changes rather than values,
 because a step moves a parameter by far less than any tolerance on the parameter itself. ``tasks.comparison`` has the rules.
+What would fail for its size alone is judged again by what roundings do to it, which takes a fifth arm: ``tasks.shaken``.
 
 The second eager run measures how deterministic the model is; eager's error is the larger one of both runs. Where the reference does not
 fit or does not run, the check falls back in the order of ``tasks.references``, and the row says to what and why. Without a reference,
@@ -21,7 +22,7 @@ from typing import Any
 
 import torch
 
-from tasks import comparison, references, step
+from tasks import comparison, references, shaken, step
 from tasks.comparison import Finding, Rule
 from tasks.failure import lacks_memory
 from tasks.judgement import (
@@ -160,7 +161,28 @@ class _Check:
         errors = with_rounded_losses(errors, self._loss_rounding())
         compiled = self._near(self._run_arm(self.compiled, keep=False))
         findings = compare_all(eager, compiled, truth, errors, self.rule)
-        return self._verdict(findings, deterministic, fallen_back, losses_of(eager))
+        del compiled, truth  # the shaken arm takes no more than they did
+        findings, remark = self._eased(findings, eager)
+        return self._verdict(findings, deterministic, fallen_back, losses_of(eager), remark)
+
+    def _eased(self, findings: list[Finding], eager: Results) -> tuple[list[Finding], str | None]:
+        """``findings`` with what roundings do as eager's error, and what to say of it; as they are if that cannot be seen."""
+        names = shaken.contested(findings)
+        if not names:
+            return findings, None
+        try:
+            found = shaken.eased(findings, eager, self._near(self._shaken_results(set(names))))
+        except Exception as error:  # noqa: BLE001 - there is a verdict without it
+            return findings, shaken.unseen(OUT_OF_MEMORY if lacks_memory(error) else _said(error))
+        return found, shaken.remark(findings, found)
+
+    def _shaken_results(self, names: set[str]) -> Results:
+        """Those of ``names`` only. Changes are counted from the shaken parameters, or the shaking would be one."""
+        self.state.restore()
+        shaken.shake(self.workload.module, self.rule.epsilon)
+        initial = {name: self._hold(tensor.detach(), keep=True) for name, tensor in step.named_state(self.workload.module) if name in names}
+        found = self._collect(self.workload, self.workload.step, initial, keep=False)
+        return {name: value for name, value in found.items() if name in names}
 
     def _loss_rounding(self) -> float:
         if not self.workload.training:
@@ -183,7 +205,7 @@ class _Check:
         except Exception as error:
             if lacks_memory(error):
                 raise torch.OutOfMemoryError(str(error)) from error
-            raise NoReferenceError(f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}") from error
+            raise NoReferenceError(_said(error)) from error
 
     def _run_reference(self, dtype: torch.dtype, place: torch.device) -> Results:
         whole = place.type == self.device.type and self.reference.chunks == 1
@@ -226,7 +248,7 @@ class _Check:
         return self._collect(self.workload, one_step, self.state.initial, keep=keep)
 
     def _collect(self, workload: Workload, one_step: Callable[[], Any], initial: dict[str, torch.Tensor], *, keep: bool) -> Results:
-        """Step, then gather everything to compare; with ``keep`` it outlives the next arm."""
+        """Step, then gather everything to compare, changes of what is in ``initial``; with ``keep`` it outlives the next arm."""
         steps = range(self.iterations)
         found: dict[str, Any] = {}
         if workload.training:  # a step may write its loss to the same place each time: copy it at once
@@ -240,7 +262,8 @@ class _Check:
             found |= {name: self._hold(value, keep) for name, value in comparison.leaves(one_step(), "output")}
         with torch.no_grad():
             for name, tensor in step.named_state(workload.module):
-                found[name] = self._hold(change_of(tensor.detach(), initial[name]), keep=False)
+                if name in initial:
+                    found[name] = self._hold(change_of(tensor.detach(), initial[name]), keep=False)
         return found
 
     def _near(self, results: Results) -> Results:
@@ -254,8 +277,12 @@ class _Check:
             return value.to("cpu", copy=True)
         return value.clone() if keep else value
 
-    def _verdict(self, findings: list[Finding], deterministic: bool | None, fallen_back: str, losses: list[float]) -> Verdict:
-        remarks = ["eager does not repeat itself exactly"] if deterministic is False else []
+    def _verdict(
+        self, findings: list[Finding], deterministic: bool | None, fallen_back: str, losses: list[float], remark: str | None
+    ) -> Verdict:
+        remarks = [] if remark is None else [remark]
+        if deterministic is False:
+            remarks.append("eager does not repeat itself exactly")
         if any(not math.isfinite(loss) for loss in losses):
             remarks.append(f"eager's loss is {losses[-1]}")
         left_out = [finding.left_out for finding in findings if finding.left_out]
@@ -301,6 +328,10 @@ class _Near(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._held)
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
 
 
 def _has_own_memory(device: torch.device) -> bool:

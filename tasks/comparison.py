@@ -7,7 +7,8 @@ square over the elements:
   absolute term, because gradients have no natural size;
 * as good: rms(c - r) <= multiplier rms(e - r) + tolerance / 10 rms(r). Compiled code may round differently, but not worse. Tensors of
   fewer than ``FEW`` elements are too small to know their own error and borrow the median one of their kind. The second term is not less
-  than ``SUMMED`` or, if that is less, the tolerance: gradients are sums that cancel, and the order of adding alone moves them;
+  than ``SUMMED`` or, if that is less, the tolerance: gradients are sums that cancel, and the order of adding alone moves them. Eager may
+  be as good as it is by luck: ``tasks.shaken`` finds what error it might have had, and ``Finding.eased`` judges again by that;
 * noise: only where eager's own error is half of the reference or more, so that the tensor holds no digits to compare (the gradient of a
   bias in front of a normalisation or of a softmax, say): rms(c - r) <= max(10 rms(e - r), 3 rms(siblings)) + s rms(kind), where s is the
   larger of tolerance / 10 and the epsilon of the computing dtype, with eager's median error over the tensors of the same kind and shape.
@@ -79,7 +80,10 @@ class Errors:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The comparison of one value. ``ratio`` is how much of its limit it takes up: it passes up to 1."""
+    """The comparison of one value. ``ratio`` is how much of its limit it takes up: it passes up to 1.
+
+    ``multiplier`` and ``slack`` are those of the rule "as good as eager", the latter absolute; both are 0 where there is no reference.
+    """
 
     name: str
     ratio: float
@@ -88,10 +92,23 @@ class Finding:
     compiled_rmse: float | None = None
     finite: bool = True  # something finite was compared
     left_out: int = 0  # elements that are not finite, and so were not compared by size
+    multiplier: float = 0.0
+    slack: float = 0.0
 
     @property
     def passes(self) -> bool:
         return self.ratio <= 1.0
+
+    @property
+    def by_size(self) -> bool:
+        """It is judged by its distance from a reference, beside that of eager."""
+        return self.multiplier > 0.0
+
+    def eased(self, error: float) -> Finding:
+        """The same if eager's error were ``error`` at least."""
+        if not self.by_size:
+            return self
+        return replace(self, ratio=min(self.ratio, _ratio(self.compiled_rmse or 0.0, self.multiplier * error + self.slack)))
 
 
 def leaves(value: Any, name: str, seen: frozenset[int] = frozenset()) -> Iterator[tuple[str, Any]]:
@@ -174,7 +191,9 @@ def compare_tensors(
         return replace(_found(name, finite=eager.numel() == 0), left_out=left_out)
     one, other, truth = (tensor[usable] for tensor in (one, other, truth))
     found = replace(_judge(name, one, other, truth, rule, errors, kind_error, kind_size, sibling_error), left_out=left_out)
-    return found if not blind else replace(found, ratio=min(found.ratio, _blind_ratio(one, other, rule, kind_size)))
+    if not blind:
+        return found
+    return replace(found, ratio=min(found.ratio, _blind_ratio(one, other, rule, kind_size)), multiplier=0.0, slack=0.0)
 
 
 def _blind_ratio(eager: torch.Tensor, compiled: torch.Tensor, rule: Rule, kind_size: float) -> float:
@@ -204,14 +223,16 @@ def _judge(
     close = float((torch.abs(compiled - eager) / (rule.tolerance * (torch.abs(eager) + size / 10)).clamp_min(1e-300)).max())
     error, reference_size = rms(compiled - reference), rms(reference)
     own = max(errors.error, kind_error * reference_size) if few else errors.error
-    slack = max(rule.tolerance / 10, min(rule.tolerance, SUMMED))
-    good = _ratio(error, (max(rule.multiplier, 3.0) if few else rule.multiplier) * own + slack * reference_size)
+    multiplier = max(rule.multiplier, 3.0) if few else rule.multiplier
+    slack = max(rule.tolerance / 10, min(rule.tolerance, SUMMED)) * reference_size
+    good = _ratio(error, multiplier * own + slack)
     noise = MAX_RATIO
     if reference_size <= 2 * errors.error or reference_size == 0.0:
         own_noise = max(NOISE_FACTOR * errors.error, SIBLING_FACTOR * sibling_error)
         noise = _ratio(error, own_noise + max(rule.epsilon, rule.tolerance / 10) * kind_size)
     small = _ratio(error, rule.epsilon * kind_size) if name.startswith(BUFFER) else MAX_RATIO
-    return Finding(name, min(close, good, noise, small, MAX_RATIO), None, errors.error, error)
+    ratio = min(close, good, noise, small, MAX_RATIO)
+    return Finding(name, ratio, None, errors.error, error, multiplier=multiplier, slack=slack)
 
 
 def errors_of(eager: torch.Tensor, reference: torch.Tensor) -> Errors:

@@ -187,6 +187,32 @@ def overflowing(request):
     return benchmark(Overflowing(), (torch.randn(4, 8),), squares, training=False)
 
 
+class Fitted(nn.Module):
+    """``near`` is almost its target: what is left of it cancels, and is moved by roundings of the weights as ``steady`` is not.
+
+    Computed in true float32 under autocast, too, as a library may choose for one arm and not for the other.
+    """
+
+    def __init__(self, inputs, left):
+        super().__init__()
+        self.near, self.steady = nn.Linear(64, 4), nn.Linear(64, 4)
+        self.register_buffer("target", self.near(inputs).detach() - left * torch.randn(len(inputs), 4))
+
+    def forward(self, inputs):
+        with torch.autocast("cpu", enabled=False):
+            return self.near(inputs) - self.target, self.steady(inputs)
+
+
+def apart(outputs):
+    near, steady = outputs
+    return near.square().mean() + 0.01 * steady.square().mean()
+
+
+def fitted(request):
+    inputs = torch.randn(32, 64)
+    return benchmark(Fitted(inputs, 2.0**-7), (inputs,), apart, request.training)
+
+
 class Outputs(nn.Module):
     """Outputs of many kinds."""
 
