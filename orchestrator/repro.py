@@ -1,7 +1,7 @@
 """A standalone script for one task of a stored plan: builds the same model and inputs and compares eager with compiled.
 
 The script is put together from text: a head with what the row recorded, the task's settings, a function that builds the model, and the
-sources of ``tasks.comparison``, ``tasks.judgement`` and ``tasks.reproduction`` without their imports of one another. Classifiers of timm
+sources of ``tasks.comparison``, ``judgement``, ``shaken`` and ``reproduction`` without their imports of one another. Classifiers of timm
 and torchvision are built by a few lines of their own; every other model by this project's suites, and the head then says so.
 """
 
@@ -21,7 +21,7 @@ from tasks.spec import ModelSpec, TaskSpec
 from tasks.suites.reference import TIMM, TimmEntry
 from tasks.suites.torchbench import MODELS
 
-MODULES = ("comparison", "judgement", "reproduction")
+MODULES = ("comparison", "judgement", "shaken", "reproduction")
 COLUMNS = (
     "task_id",
     "status",

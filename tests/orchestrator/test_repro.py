@@ -65,6 +65,11 @@ def run(path, *arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=250, env=environment)
 
 
+def with_backend(path, source):
+    script = path / "repro.py"
+    script.write_text(source + script.read_text().replace('"""', "'''", 2).replace("from __future__ import annotations\n", ""))
+
+
 class TestScript:
     @pytest.mark.parametrize(("dtype", "mode", "optimizer"), [("float32", "training", "adam"), ("amp", "inference", "none")])
     def test_a_step_that_is_right_agrees(self, tmp_path, dtype, mode, optimizer):
@@ -79,15 +84,24 @@ class TestScript:
     def test_a_wrong_result_is_shown_worst_first(self, tmp_path):
         task = a_task("mlp", "tests.tasks.wrong")
         script_of(tmp_path, task, an_outcome(task, Status.FAIL_ACCURACY, accuracy="fail", accuracy_reason="3 of 19 values differ"))
-        path = tmp_path / "repro.py"
-        path.write_text(WRONG_BACKEND + path.read_text().replace('"""', "'''", 2).replace("from __future__ import annotations\n", ""))
+        with_backend(tmp_path, WRONG_BACKEND)
         done = run(tmp_path)
         assert done.returncode == 1, done.stdout + done.stderr
-        assert "# 3 of 19 values differ" in path.read_text()
+        assert "# 3 of 19 values differ" in (tmp_path / "repro.py").read_text()
+        assert "roundings" not in done.stdout
         values = [line for line in done.stdout.splitlines() if ".weight" in line or "loss." in line]
         ratios = [float(line.split()[0]) for line in values]
         assert ratios == sorted(ratios, reverse=True)
         assert ratios[0] > 1
+
+    @pytest.mark.parametrize("optimizer", ["none", "sgd"])
+    def test_what_roundings_of_the_weights_do_is_no_fault(self, tmp_path, optimizer):
+        task = a_task("fitted", "tests.tasks.rounding", precision=PrecisionSpec("amp"), optimizer=optimizer)
+        script_of(tmp_path, task, an_outcome(task))
+        with_backend(tmp_path, ROUNDING_BACKEND)
+        done = run(tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "values within what roundings of the weights do to them (" in done.stdout
 
     def test_a_compiler_that_fails_shows_its_traceback(self, tmp_path):
         task = a_task(compile=CompileSpec(backend="aot_eager", fullgraph=True))
@@ -291,4 +305,16 @@ def wrong(graph, inputs):
     return lambda *values: tuple(value * 1.02 if value.is_floating_point() else value for value in graph(*values))
 
 torch._dynamo.register_backend(wrong, name="tests.tasks.wrong")
+"""
+
+ROUNDING_BACKEND = """from __future__ import annotations
+import torch
+
+def rounded(value):
+    return value + (value.bfloat16().float() - value).detach() if value.requires_grad else value
+
+def rounding(graph, inputs):
+    return lambda *values: graph(*map(rounded, values))
+
+torch._dynamo.register_backend(rounding, name="tests.tasks.rounding")
 """
