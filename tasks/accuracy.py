@@ -167,7 +167,7 @@ class _Check:
 
     def _eased(self, findings: list[Finding], eager: Results) -> tuple[list[Finding], str | None]:
         """``findings`` with what roundings do as eager's error, and what to say of it; as they are if that cannot be seen."""
-        names = shaken.contested(findings)
+        names = shaken.contested(findings, self.rule)
         if not names:
             return findings, None
         try:

@@ -47,11 +47,15 @@ MAX_RATIO = 1e6  # how far beyond its limit a tensor can be said to be
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What results of one task are judged by. ``epsilon`` is that of the dtype in which most is computed."""
+    """What results of one task are judged by. ``epsilon`` is that of the dtype in which most is computed.
+
+    ``alike``: both arms round the same operations, because autocast names their dtypes, and not the library that computes them.
+    """
 
     tolerance: float
     multiplier: float
     epsilon: float
+    alike: bool = False
 
 
 EPSILONS = {None: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}  # by the dtype of autocast
@@ -63,7 +67,7 @@ def rule_of(tolerance: float, autocast: torch.dtype | None, *, tf32: bool) -> Ru
     """Upstream's multipliers: 2 for float32, 3 for lower precisions and for wide tolerances. TF32 is such a precision: it has ten bits."""
     epsilon = max(EPSILONS[autocast], TF32_EPSILON if tf32 else 0.0)
     exact = epsilon == EPSILONS[None] and tolerance < WIDE
-    return Rule(tolerance, 2.0 if exact else 3.0, epsilon)
+    return Rule(tolerance, 2.0 if exact else 3.0, epsilon, alike=autocast is not None)
 
 
 @dataclass(frozen=True, slots=True)

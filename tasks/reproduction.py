@@ -111,7 +111,7 @@ def reproduce(build: Callable[[torch.device], Model], settings: Settings) -> int
 
 def _eased(findings: list[Finding], eager: Results, arms: _Arms, rule: Rule) -> tuple[list[Finding], str | None]:
     """``findings`` with what roundings do as eager's error where they would fail for their size alone, and what to say of it."""
-    names = contested(findings)
+    names = contested(findings, rule)
     if not names:
         return findings, None
     try:

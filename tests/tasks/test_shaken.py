@@ -12,7 +12,7 @@ from torch import nn
 
 from tasks import accuracy, shaken, step
 from tasks.accuracy import check
-from tasks.comparison import Finding, Rule
+from tasks.comparison import Finding, Rule, rule_of
 from tasks.judgement import Randomness
 from tasks.spec import Accuracy, PrecisionSpec
 from tests.tasks import models
@@ -154,6 +154,12 @@ class TestWhen:
         work = workload("inference")
         verdict, eager = checked(work, rounded(work, lambda result: fault(*result)))
         assert (verdict.accuracy, eager.calls) == (Accuracy.FAIL, 2 * STEPS)
+
+    def test_not_where_both_arms_round_alike(self):
+        work = workload()
+        verdict, eager = checked(work, rounded(work), rule=dataclasses.replace(RULE, alike=True))
+        assert (verdict.accuracy, eager.calls) == (Accuracy.FAIL, 2 * STEPS)
+        assert [rule_of(1e-2, autocast, tf32=True).alike for autocast in (None, torch.float16)] == [False, True]
 
     def test_not_for_integers(self):
         work = workload(module=nn.Sequential(nn.Linear(64, 4), nn.BatchNorm1d(4)), loss=models.squares)
