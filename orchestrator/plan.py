@@ -46,10 +46,6 @@ AUTOCAST = {"cuda": "float16", "cpu": "bfloat16"}
 """What amp casts to where the manifest names nothing."""
 
 
-AHEAD = 0.5
-"""Of a device, for as long as the longest task: how much more memory than their places have the tasks that start first may ask for."""
-
-
 class Reason(StrEnum):
     """Why a task is in the plan as it is."""
 
@@ -132,22 +128,32 @@ def side_by_side(tasks: Iterable[PlannedTask], sharing: Sharing) -> list[Planned
     """``tasks`` in the order in which they should start: the longest first, and beside large ones small ones.
 
     Where shares of a device are of its memory alone, large tasks one after the other would fill it with half of its places empty. So the
-    longest comes next that leaves the memory asked for so far, times seconds, at what the places have of it: ``1 / tasks`` each, and half
-    a device for as long as the longest task besides, because large ones are long and should not be the last. Where none does, the one
-    that asks for the least.
+    first ``sharing.tasks`` are the longest that fit on it together. Of the others the longest comes next that leaves the memory asked for,
+    times seconds, at what the places have of it, ``1 / tasks`` each; where none does, the one that asks for the least.
     """
     left = sorted(tasks, key=_longest_first)
-    if not (left and sharing.cores_decide):
+    if not sharing.cores_decide:
         return left
     found: list[PlannedTask] = []
-    credit_s = AHEAD * left[0].cost_s
+    free, credit_s = 1.0, 0.0
     while left:
-        excess_s = [task.cost_s * (task.spec.resources.num_gpus - 1 / sharing.tasks) for task in left]
-        fitting = (index for index, excess in enumerate(excess_s) if excess <= credit_s)
-        index = next(fitting, min(range(len(left)), key=lambda index: left[index].spec.resources.num_gpus))
-        credit_s -= excess_s[index]
-        found.append(left.pop(index))
+        least, places = min(map(_share, left)), sharing.tasks - len(found)
+        if places > 0:
+            fitting = (task for task in left if _share(task) <= free - (places - 1) * least)
+        else:
+            fitting = (task for task in left if task.cost_s * (_share(task) - 1 / sharing.tasks) <= credit_s)
+        task = next(fitting, None) or next(task for task in left if _share(task) == least)
+        if places > 0:
+            free -= _share(task)
+        else:
+            credit_s -= task.cost_s * (_share(task) - 1 / sharing.tasks)
+        left.remove(task)
+        found.append(task)
     return found
+
+
+def _share(task: PlannedTask) -> float:
+    return task.spec.resources.num_gpus
 
 
 def _longest_first(task: PlannedTask) -> tuple[float, str]:

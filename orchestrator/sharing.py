@@ -30,6 +30,9 @@ HELD_SHARE = 0.5
 """Of a device's memory: what its tasks may hold between their peaks. Given out by whole peaks, the memory of an 80 GB H100 was used by a
 third, and half of its cores; given out by 0.6 of them, large models held all of it and waited for each other's."""
 
+NEAR_PEAK = 0.3
+"""Of a task's time: how long it is near its peak, in its first steps, in the check and while it is timed or waits for that."""
+
 HELD_OF_PEAK = 0.4
 """Where nobody knows what a model holds."""
 
@@ -73,17 +76,19 @@ class Sharing:
     def gpu_share(self, peak_mib: float | None, held_mib: float | None = None) -> float:
         """What part of a GPU a task asks for, at most the whole of it.
 
-        Neither may all tasks together hold more than ``HELD_SHARE`` of the memory, nor those beside this one so much that its own peak
-        does not fit. ``held_mib`` None: not known.
+        Neither may all tasks together hold more than ``HELD_SHARE`` of the memory, nor take more than all of it in the mean over time, nor
+        may those beside this one hold so much that its own peak does not fit. ``held_mib`` None: not known.
         """
         even = _floor(1.0 / self.tasks)
         if self.tasks == 1 or peak_mib is None or self.gpu_mib is None:
             return even
         usable_mib = USABLE_MEMORY * self.gpu_mib
-        by_held = (HELD_OF_PEAK * peak_mib if held_mib is None else held_mib) / (HELD_SHARE * usable_mib)
+        held_mib = HELD_OF_PEAK * peak_mib if held_mib is None else held_mib
+        by_held = held_mib / (HELD_SHARE * usable_mib)
+        by_mean = (held_mib + NEAR_PEAK * max(0.0, peak_mib - held_mib)) / usable_mib
         by_peak = 1.0 - (1.0 - peak_mib / usable_mib) / HELD_SHARE
         least = _ceil(LIGHTEST * even) if self.cores_decide else even
-        return min(1.0, max(least, _ceil(by_held), _ceil(by_peak)))
+        return min(1.0, max(least, _ceil(max(by_held, by_mean, by_peak))))
 
     def cpus(self, usual: float) -> float:
         """Cores that a task asks for: ``usual``, or fewer, so that they are not what keeps ``tasks`` from running at once."""

@@ -58,10 +58,14 @@ def compile_step(step: Callable[[], Any], spec: CompileSpec, *, same_random_numb
 
     A step that compiles anew too often fails then, unless ``spec`` lets it fall back to eager mode.
 
+    The backward graph is compiled with the forward one, where this torch can: by default it is compiled when it is first called, and all
+    that the forward pass saved for it lies on the device meanwhile. The code is the same.
+
     With ``same_random_numbers``, Inductor draws from torch's own generators, so that a model that needs them can be checked.
     """
     from torch import _dynamo as dynamo
     from torch._dynamo import utils
+    from torch._functorch import config as functorch
 
     dynamo.reset()
     utils.counters.clear()
@@ -70,6 +74,8 @@ def compile_step(step: Callable[[], Any], spec: CompileSpec, *, same_random_numb
     utils.clear_compilation_metrics()
     dynamo.config.suppress_errors = spec.suppress_errors
     dynamo.config.fail_on_recompile_limit_hit = not spec.suppress_errors  # else the rest of the calls would run in eager mode, and be timed
+    if hasattr(functorch, "force_non_lazy_backward_lowering"):
+        functorch.force_non_lazy_backward_lowering = True
     if spec.backend == "inductor":
         from torch._inductor import config
 

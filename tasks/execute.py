@@ -287,9 +287,7 @@ class _Execution:
         arguments: dict[str, Any] = {"iterations": iterations, "rule": rule, "device": device, "time_s": time_s, "random": random}
         arguments["turn"] = partial(self._turn, WIDER * (self.peak.so_far() or 0.0))
         with compilation.autotune_under(self.own.tuning):  # a recompile autotunes, too
-            verdict = accuracy.check(workload, compiled, state, **arguments)
-        if verdict.accuracy is Accuracy.FAIL and verdict.blind and self.room.crowded():
-            raise torch.OutOfMemoryError(f"{CROWDED_OUT}: {verdict.reason}")
+            verdict = self._relieved(device, lambda: self._checked(workload, compiled, state, arguments), self._waits_for_room)
         self._note(
             accuracy=verdict.accuracy.value,
             accuracy_reason="; ".join(dict.fromkeys([*([verdict.reason] if verdict.reason else []), *self.remarks])) or None,
@@ -301,6 +299,13 @@ class _Execution:
             reference=verdict.reference,
         )
         self._note_compiler()
+
+    def _checked(self, workload: Workload, compiled: Callable[[], Any], state: State, arguments: dict[str, Any]) -> accuracy.Verdict:
+        """The verdict. A failure while no reference fitted beside neighbours is none: it is a lack of memory."""
+        verdict = accuracy.check(workload, compiled, state, **arguments)
+        if verdict.accuracy is Accuracy.FAIL and verdict.blind and self.room.crowded():
+            raise torch.OutOfMemoryError(f"{CROWDED_OUT}: {verdict.reason}")
+        return verdict
 
     def _verify_again(
         self, workload: Workload, compiled: Callable[[], Any], device: torch.device, random: Randomness, eager_s: float

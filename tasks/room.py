@@ -19,7 +19,9 @@ import torch
 from tasks.file_lock import try_lock
 from tasks.launch import DEVICE_DIRECTORY
 
-LIMIT_S = 60.0
+LIMIT_S = 90.0
+"""Less than half of what a phase has. To fail costs more than to wait: what was compiled is compiled again, in the next attempt."""
+
 LACK_LIMIT_S = 30.0
 """Neighbours near their peaks are past them by then."""
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from orchestrator.costs import Cost
 from orchestrator.manifest import load_manifest
-from orchestrator.plan import AHEAD, PlannedTask, Reason, digest, plan_tasks, side_by_side
+from orchestrator.plan import PlannedTask, Reason, digest, plan_tasks, side_by_side
 from orchestrator.sharing import Sharing
 from tasks import PROTOCOL_VERSION
 from tasks.spec import (
@@ -267,13 +267,14 @@ def with_share(name, cost_s, share):
 
 def test_beside_large_tasks_start_small_ones_where_shares_are_of_memory_alone():
     large = [with_share(f"large.{number}", 100.0, 0.4) for number in range(4)]
-    small = [with_share(f"small.{number}", 10.0, 0.01) for number in range(9)]
+    small = [with_share(f"small.{number:02}", 10.0, 0.01) for number in range(20)]
     longest_first = [*large, *small]
 
     assert side_by_side(reversed(longest_first), Sharing(4, 4.0)) == longest_first
-    # Half a device for 100 s is ahead; each large one takes 15 of these 50 beyond its quarter, and each small one leaves 2.4.
+    # Two of each start together. Each of the other large ones takes 15 device seconds beyond its quarter, and a small one leaves 2.4.
     mixed = side_by_side(longest_first, Sharing(4, 4.0, cores_decide=True))
-    assert mixed == [*large[:3], *small[:5], large[3], *small[5:]]
+    assert mixed == [*large[:2], *small[:9], large[2], *small[9:15], large[3], *small[15:]]
+    assert side_by_side([], Sharing(4, 4.0, cores_decide=True)) == []
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 1e4), st.floats(0.001, 1.0)), max_size=30), st.integers(1, 24), st.booleans())
@@ -285,11 +286,13 @@ def test_the_order_is_of_all_tasks_and_memory_is_not_asked_for_before_its_time(t
     if not cores_decide:
         assert [task.cost_s for task in order] == sorted((task.cost_s for task in entries), reverse=True)
         return
-    credit_s = AHEAD * max((task.cost_s for task in entries), default=0.0)
-    for place, entry in enumerate(order):
-        excess_s = entry.cost_s * (entry.spec.resources.num_gpus - 1 / places)
-        if excess_s > credit_s:
-            assert entry.spec.resources.num_gpus == min(later.spec.resources.num_gpus for later in order[place:])
+    shares = [entry.spec.resources.num_gpus for entry in order]
+    lightest = sorted(shares)[:places]
+    assert sum(shares[:places]) <= max(1.0, sum(lightest)) + 1e-9
+    credit_s = 0.0
+    for place in range(places, len(order)):
+        excess_s = order[place].cost_s * (shares[place] - 1 / places)
+        assert excess_s <= credit_s or shares[place] == min(shares[place:])
         credit_s -= excess_s
 
 

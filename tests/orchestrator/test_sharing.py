@@ -91,6 +91,7 @@ def test_it_is_what_tasks_hold_and_not_their_peaks_that_must_fit_together():
     assert sharing.gpu_share(11_000.0, 1100.0) == 0.0625
     assert sharing.gpu_share(14_000.0, 11_400.0) == pytest.approx(0.3, abs=0.001)
     assert sharing.gpu_share(57_000.0, 1100.0) == pytest.approx(0.5)  # beside 19000 of others
+    assert sharing.gpu_share(31_000.0, 1000.0) == pytest.approx(10_000 / 76_000, abs=0.001)  # 1000, and for 0.3 of its time 30000 more
 
 
 def test_a_task_that_ran_out_of_memory_asks_for_several_times_its_share():

@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+from torch._functorch.aot_autograd import make_boxed_func
 
 from tasks import compilation
 from tasks.channel import Channel
@@ -20,6 +21,7 @@ def tidy():
     yield
     torch._dynamo.reset()
     torch._dynamo.config.suppress_errors = torch._dynamo.config.fail_on_recompile_limit_hit = False
+    torch._functorch.config.force_non_lazy_backward_lowering = False
     if "torch._inductor.config" in __import__("sys").modules:
         torch._inductor.config.fallback_random = False
 
@@ -40,6 +42,27 @@ def breaking(state):
         return value - 1
 
     return step
+
+
+class TestCompileStep:
+    def test_nothing_that_the_forward_pass_saves_lies_on_the_device_while_the_backward_pass_is_compiled(self):
+        from torch._dynamo.backends.common import aot_autograd
+
+        events, weight = [], torch.ones(3, requires_grad=True)
+
+        def compiler(name):
+            def compile_graph(graph, inputs):
+                events.append(f"{name} compiled")
+                return make_boxed_func(lambda *values: (events.append(f"{name} runs"), graph(*values))[1])
+
+            return compile_graph
+
+        def step():
+            (weight.sin() ** 2).sum().backward()
+
+        compile_step(step, CompileSpec(backend=aot_autograd(fw_compiler=compiler("forward"), bw_compiler=compiler("backward"))))()
+        assert events == ["forward compiled", "backward compiled", "forward runs", "backward runs"]
+        assert weight.grad is not None
 
 
 class TestReport:

@@ -625,9 +625,9 @@ class TestOutOfMemory:
         assert f"moved to the host in phase {phase}" in found.accuracy_reason
         assert (found.compile_s is None) is (phase == "compile")
 
-    @pytest.mark.parametrize("phase", ["build", "eager"])
+    @pytest.mark.parametrize("phase", ["build", "eager", "verify"])
     def test_what_a_neighbour_leaves_no_room_for_is_begun_again(self, monkeypatch, uncompiled, phase):
-        waits, name = [], {"build": "_build", "eager": "_eager"}[phase]
+        waits, name = [], {"build": "_build", "eager": "_eager", "verify": "_checked"}[phase]
         original = getattr(execute._Execution, name)
 
         def crowded(execution, *arguments):
