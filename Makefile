@@ -13,7 +13,7 @@ READY := $(VENV)/.ready
 SWEEP := $(BIN)/python -m orchestrator
 
 .DEFAULT_GOAL := help
-.PHONY: help sweep reference test test-slow test-models test-gpu check chaos storm bench bench-gpu report schema models plan install clean
+.PHONY: help sweep reference test test-slow test-models test-gpu check chaos storm bench bench-gpu report schema pages models plan install clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -75,6 +75,9 @@ schema: $(READY) ## write the generated files anew: the manifests' JSON Schema, 
 	$(SWEEP) schema --write manifests/manifest.schema.json
 	$(BIN)/python -m orchestrator.failure_table > docs/failures.md.new
 	mv docs/failures.md.new docs/failures.md
+
+pages: $(READY) ## renew the pages whose numbers come from a store
+	$(BIN)/python -m tests.pages docs/reference-sweep.md
 
 models: $(READY) ## survey every model of the shipped manifests: the catalogue and docs/models.md
 	$(SWEEP) models manifests/pt2.yaml manifests/extra.yaml manifests/pyhpc.yaml --parameters --json > orchestrator/models.json.new

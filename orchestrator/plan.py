@@ -137,19 +137,25 @@ def side_by_side(tasks: Iterable[PlannedTask], sharing: Sharing) -> list[Planned
     found: list[PlannedTask] = []
     free, credit_s = 1.0, 0.0
     while left:
-        least, places = min(map(_share, left)), sharing.tasks - len(found)
+        places = sharing.tasks - len(found)
         if places > 0:
-            fitting = (task for task in left if _share(task) <= free - (places - 1) * least)
+            lightest = sorted(map(_share, left))[:places]  # what the places to be filled ask for at the least
+            fitting = (task for task in left if max(0.0, _share(task) - lightest[-1]) <= free - sum(lightest))
         else:
-            fitting = (task for task in left if task.cost_s * (_share(task) - 1 / sharing.tasks) <= credit_s)
-        task = next(fitting, None) or next(task for task in left if _share(task) == least)
+            fitting = (task for task in left if _excess_s(task, sharing) <= credit_s)
+        task = next(fitting, None) or min(left, key=_share)
         if places > 0:
             free -= _share(task)
         else:
-            credit_s -= task.cost_s * (_share(task) - 1 / sharing.tasks)
+            credit_s -= _excess_s(task, sharing)
         left.remove(task)
         found.append(task)
     return found
+
+
+def _excess_s(task: PlannedTask, sharing: Sharing) -> float:
+    """How much more of a device's memory, times seconds, a task asks for than its place has of it."""
+    return task.cost_s * (_share(task) - 1 / sharing.tasks)
 
 
 def _share(task: PlannedTask) -> float:

@@ -90,8 +90,6 @@ def _gpu(device: torch.device) -> dict[str, Scalar]:
         "gpu_capability": f"{properties.major}.{properties.minor}",
         "gpu_memory_mib": properties.total_memory // _MIB,
         "gpu_multiprocessors": properties.multi_processor_count,
-        "matmul_tf32": torch.backends.cuda.matmul.allow_tf32,
-        "cudnn_tf32": torch.backends.cudnn.allow_tf32,
     }
 
 
