@@ -263,7 +263,7 @@ class _Run:
             (Quality.NOISY, abs(apart) > 2 * wanted, f"the ratio of the arms' medians is {apart:+.3f} away"),
             (Quality.NOISY, bias > 2 * wanted, f"clock and synchronisation {overhead} move ln(speedup) by {bias:.3f}"),
             (Quality.WARMUP_UNCONVERGED, *_reason(self.unconverged)),
-            (Quality.WARMUP_UNCONVERGED, self.washout == 0, "no time for an iteration in each block that does not count"),
+            (Quality.WARMUP_UNCONVERGED, self.washout == 0, "no time for iterations that do not count"),
             (Quality.WIDE, wanted / 2 < bias <= 2 * wanted, f"clock and synchronisation {overhead} move ln(speedup) by {bias:.3f}"),
             (Quality.WIDE, half_width is not None and wanted < half_width <= 2 * wanted, width),
         ]

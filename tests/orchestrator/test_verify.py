@@ -213,3 +213,18 @@ def test_the_command_exits_0_or_4_and_prints_each_violation(run):
     assert (answer["ok"], answer["run_id"], len(answer["violations"])) == (False, "run-1", 2)
     assert dataclasses.asdict(verify(run)[0]) == answer["violations"][0]
     assert "run-1: 2 violations" in sweep_verify(run).stdout
+
+
+def test_many_rows_that_are_missing_are_one_line(tmp_path):
+    tasks = [a_task(number) for number in range(7)]
+    run = Store(str(tmp_path)).create(a_record(), [*map(PlannedTask, tasks)])
+    run.append([(tasks[0], failed(tasks[0]))])
+
+    missing, verdict = sweep_verify(run).stdout.splitlines()
+
+    named = ", ".join(task.task_id for task in tasks[1:4])
+    assert missing == f"6 times: row: planned, but has no terminal row: {named}, ... (--json has all)"
+    assert verdict == "run-1: 6 violations"
+    assert len(json.loads(sweep_verify(run, "--json").stdout)["violations"]) == 6
+    run.append([(task, failed(task)) for task in tasks[1:4]])
+    assert len(sweep_verify(run).stdout.splitlines()) == 4
