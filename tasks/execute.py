@@ -420,6 +420,7 @@ class _Execution:
 
     def _enter(self, phase: Phase) -> None:
         self.phase = phase
+        self.room.renew()
         self.channel.phase(phase)
 
     def _flag(self, quality: Quality, reason: str) -> None:

@@ -20,7 +20,7 @@ from tasks.file_lock import try_lock
 from tasks.launch import DEVICE_DIRECTORY
 
 LIMIT_S = 90.0
-"""Less than half of what a phase has. To fail costs more than to wait: what was compiled is compiled again, in the next attempt."""
+"""For all turns of a phase: a third of what the shortest has. To fail costs more than to wait: the next attempt compiles again."""
 
 LACK_LIMIT_S = 30.0
 """Neighbours near their peaks are past them by then."""
@@ -46,7 +46,12 @@ class Room:
         self._device = device
         self._lock = directory / "memory.lock" if directory is not None and device.type == "cuda" else None
         self._sleep = sleep
+        self._left_s = LIMIT_S
         self.waited_s = 0.0
+
+    def renew(self) -> None:
+        """A phase begins, and with it the time that turns may take."""
+        self._left_s = LIMIT_S
 
     @classmethod
     def from_environment(cls, device: torch.device) -> Room:
@@ -70,7 +75,7 @@ class Room:
 
     def _wait(self, descriptor: int, wanted_bytes: float) -> None:
         """Until it is its turn. Who waits keeps nothing that others could use, and at first lets those go ahead who want less."""
-        for poll in range(int(LIMIT_S / POLL_S)):  # counted, for a clock would go on while this process is paused
+        for poll in range(round(self._left_s / POLL_S)):  # counted, for a clock would go on while this process is paused
             if try_lock(descriptor):
                 if self._fits(wanted_bytes):
                     return
@@ -79,6 +84,7 @@ class Room:
             if poll == 0:
                 torch.cuda.empty_cache()
             self._nap()
+            self._left_s -= POLL_S
 
     def wait_for(self, wanted_bytes: float) -> bool:
         """After a lack of memory: wait until so much is free. False as soon as neighbours hold none, or after a while.

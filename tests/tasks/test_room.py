@@ -84,6 +84,13 @@ def test_who_has_waited_long_enough_goes_on(device, tmp_path):
     with here.turn(500 * MIB):
         pass
     assert sum(naps) == pytest.approx(room.LIMIT_S) == pytest.approx(here.waited_s)
+    with here.turn(500 * MIB):  # no longer in one phase, however often it comes to that
+        pass
+    assert sum(naps) == pytest.approx(room.LIMIT_S)
+    here.renew()
+    with here.turn(500 * MIB):
+        pass
+    assert sum(naps) == pytest.approx(2 * room.LIMIT_S)
 
 
 def test_a_little_is_taken_in_nobodys_turn(device, tmp_path):
