@@ -257,7 +257,7 @@ class _Arms:
                 value.zero_()
         for parameter in self.module.parameters():
             if parameter.grad is not None:
-                parameter.grad.fill_(float("nan"))
+                (parameter.grad._values() if parameter.grad.is_sparse else parameter.grad).fill_(float("nan"))  # noqa: SLF001
         _seed(self.settings.seed + seed_offset)
 
     def _draw(self, seed_offset: int) -> Results:

@@ -317,8 +317,8 @@ class State:
             if isinstance(value, torch.Tensor):
                 value.zero_()  # as it was before the first step
         for parameter in self._workload.module.parameters():
-            if parameter.grad is not None:
-                parameter.grad.fill_(float("nan"))
+            if parameter.grad is not None:  # of a sparse one only what it holds can be filled
+                (parameter.grad._values() if parameter.grad.is_sparse else parameter.grad).fill_(float("nan"))  # noqa: SLF001
         seed_everything(self._seed + seed_offset)
 
 

@@ -235,6 +235,30 @@ def test_shapes_are_written_down():
     assert step.shapes(((torch.ones(2, 3),), {"ids": torch.ones(4, dtype=torch.int64), "flag": True})) == "float32[2, 3], int64[4]"
 
 
+class Table(nn.Module):
+    """An embedding whose gradient holds the rows that were looked up, and no others."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(10, 4, sparse=True)
+
+    def forward(self, inputs):
+        return self.table(inputs.abs().long() % 10)
+
+
+class TestSparseGradients:
+    def test_an_old_one_is_not_a_number_until_it_is_replaced(self):
+        work = workload(Table())
+        state = step.State(work, seed=3)
+        work.step()
+        gradient = work.module.table.weight.grad
+        assert gradient.is_sparse
+        state.restore()
+        assert gradient.coalesce().values().isnan().all()
+        work.step()
+        assert not work.module.table.weight.grad.coalesce().values().isnan().any()
+
+
 class Outputs(nn.Linear):
     def forward(self, inputs):
         hidden = super().forward(inputs)
