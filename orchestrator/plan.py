@@ -1,8 +1,8 @@
 """Manifest -> ordered tasks, each complete for its worker, with its digest, its cost estimate and why it will run. Pure: no I/O, no clock.
 
 Order: tasks that will run first, the longest expected first, ties by ``task_id``; excluded ones last. Long tasks that start late are what
-leaves a cluster idle at the end. Where it is memory that decides how many fit beside each other, large and small ones are mixed. A
-recorded cost beats the estimate.
+leaves a cluster idle at the end. A recorded cost beats the estimate. They start ``side_by_side``: where it is memory that decides how many
+fit beside each other, large and small ones are mixed.
 
 Digest: over everything that can move a task's number, and nothing else. Deadlines, retries, weights, notes and resources other than the
 threads change no number; neither does what a value is called or whether a default was spelled out.
@@ -73,7 +73,7 @@ class PlannedTask:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The tasks of a manifest on a kind of device, in the order in which they should start."""
+    """The tasks of a manifest on a kind of device, the longest first."""
 
     tasks: tuple[PlannedTask, ...]
     device: str
@@ -120,8 +120,8 @@ def plan_tasks(
                 cost = _cost(spec, costs or {})
                 spec = _with_share(spec, shared, cost.peak_mib)
                 tasks.append(PlannedTask(spec, _reason(spec, skip, finished or {}), skip, cost, model.note))
-    excluded = sorted((task for task in tasks if task.skip is not None), key=_longest_first)
-    return Plan((*side_by_side([task for task in tasks if task.skip is None], shared), *excluded), device, loaded.digest)
+    tasks.sort(key=lambda task: (task.skip is not None, *_longest_first(task)))
+    return Plan(tuple(tasks), device, loaded.digest)
 
 
 def side_by_side(tasks: Iterable[PlannedTask], sharing: Sharing) -> list[PlannedTask]:
@@ -134,28 +134,34 @@ def side_by_side(tasks: Iterable[PlannedTask], sharing: Sharing) -> list[Planned
     left = sorted(tasks, key=_longest_first)
     if not sharing.cores_decide:
         return left
-    found: list[PlannedTask] = []
-    free, credit_s = 1.0, 0.0
-    while left:
-        places = sharing.tasks - len(found)
-        if places > 0:
-            lightest = sorted(map(_share, left))[:places]  # what the places to be filled ask for at the least
-            fitting = (task for task in left if max(0.0, _share(task) - lightest[-1]) <= free - sum(lightest))
-        else:
-            fitting = (task for task in left if _excess_s(task, sharing) <= credit_s)
+    return [*_fill(left, sharing.tasks), *_balance(left, sharing.tasks)]
+
+
+def _fill(left: list[PlannedTask], places: int) -> Iterator[PlannedTask]:
+    """Take from ``left`` the longest that fit on a device together, one for each place."""
+    free = 1.0
+    for place in range(min(places, len(left))):
+        lightest = sorted(map(_share, left))[: places - place]  # what the places to be filled ask for at the least
+        fitting = (task for task in left if max(0.0, _share(task) - lightest[-1]) <= free - sum(lightest))
         task = next(fitting, None) or min(left, key=_share)
-        if places > 0:
-            free -= _share(task)
-        else:
-            credit_s -= _excess_s(task, sharing)
+        free -= _share(task)
         left.remove(task)
-        found.append(task)
-    return found
+        yield task
 
 
-def _excess_s(task: PlannedTask, sharing: Sharing) -> float:
+def _balance(left: list[PlannedTask], places: int) -> Iterator[PlannedTask]:
+    """Take all of ``left``: always the longest for which those before it have left memory over."""
+    credit_s = 0.0
+    while left:
+        task = next((task for task in left if _excess_s(task, places) <= credit_s), None) or min(left, key=_share)
+        credit_s -= _excess_s(task, places)
+        left.remove(task)
+        yield task
+
+
+def _excess_s(task: PlannedTask, places: int) -> float:
     """How much more of a device's memory, times seconds, a task asks for than its place has of it."""
-    return task.cost_s * (_share(task) - 1 / sharing.tasks)
+    return task.cost_s * (_share(task) - 1 / places)
 
 
 def _share(task: PlannedTask) -> float:

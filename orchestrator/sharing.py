@@ -4,7 +4,7 @@ Compiling is Python on about one core, and timing pauses the neighbours, so core
 decides for each task by itself: the more one needs, the more it asks for, and the fewer neighbours are placed beside it. What counts is
 what a task holds all the time; its peaks, which are short, take turns in the part of the memory that is kept for them (``tasks.room``).
 Ray places tasks by these shares; nothing enforces them. A task that runs out of memory all the same runs again with ``ROOMIER`` times its
-share, or with ``ROOM``, and then alone.
+share, or with ``ROOMIER_LEAST``, and then alone.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ HOST_MIB = 3072.0
 LIGHTEST = 0.25
 """Of an even share: the least that a task asks for where cores see to it that no more than ``tasks`` are placed on a device."""
 
-ROOMIER, ROOM = 3.0, 0.19
-"""For a device to become empty takes as long as its longest task; for a few places, as long as the next few. ``ROOM`` is the least."""
+ROOMIER, ROOMIER_LEAST = 3.0, 0.19
+"""For a device to become empty takes as long as its longest task; for a few places, as long as the next few."""
 
 _RAY_STEPS = 10_000
 """Ray counts resources in ten thousandths."""
@@ -128,7 +128,7 @@ def work_out(wanted: int | Literal["auto"], device: str, machines: Sequence[Mach
 
 def roomier(share: float) -> float:
     """What a task asks for that ran out of memory with ``share``."""
-    return min(1.0, max(ROOM, ROOMIER * share))
+    return min(1.0, max(ROOMIER_LEAST, ROOMIER * share))
 
 
 def _by_cores(device: str, cores: float, num_cpus: float | None) -> int:

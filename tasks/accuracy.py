@@ -38,6 +38,7 @@ from tasks.judgement import (
     kind_of,
     loss_rounding,
     losses_of,
+    said,
     with_rounded_losses,
 )
 from tasks.references import Reference, fails_alike, too_much_for_the_host
@@ -162,27 +163,18 @@ class _Check:
         compiled = self._near(self._run_arm(self.compiled, keep=False))
         findings = compare_all(eager, compiled, truth, errors, self.rule)
         del compiled, truth  # the shaken arm takes no more than they did
-        findings, remark = self._eased(findings, eager)
+        findings, remark = shaken.judged_again(findings, eager, self.rule, self._shaken_results, _said)
         return self._verdict(findings, deterministic, fallen_back, losses_of(eager), remark)
 
-    def _eased(self, findings: list[Finding], eager: Results) -> tuple[list[Finding], str | None]:
-        """``findings`` with what roundings do as eager's error, and what to say of it; as they are if that cannot be seen."""
-        names = shaken.contested(findings, self.rule)
-        if not names:
-            return findings, None
-        try:
-            found = shaken.eased(findings, eager, self._near(self._shaken_results(set(names))))
-        except Exception as error:  # noqa: BLE001 - there is a verdict without it
-            return findings, shaken.unseen(OUT_OF_MEMORY if lacks_memory(error) else _said(error))
-        return found, shaken.remark(findings, found)
-
     def _shaken_results(self, names: set[str]) -> Results:
-        """Those of ``names`` only. Changes are counted from the shaken parameters, or the shaking would be one."""
+        """Of eager with shaken parameters; of parameters and buffers those of ``names`` only.
+
+        Changes are counted from the shaken parameters, or the shaking would be one.
+        """
         self.state.restore()
         shaken.shake(self.workload.module, self.rule.epsilon)
         initial = {name: self._hold(tensor.detach(), keep=True) for name, tensor in step.named_state(self.workload.module) if name in names}
-        found = self._collect(self.workload, self.workload.step, initial, keep=False)
-        return {name: value for name, value in found.items() if name in names}
+        return self._near(self._collect(self.workload, self.workload.step, initial, keep=False))
 
     def _loss_rounding(self) -> float:
         if not self.workload.training:
@@ -205,7 +197,7 @@ class _Check:
         except Exception as error:
             if lacks_memory(error):
                 raise torch.OutOfMemoryError(str(error)) from error
-            raise NoReferenceError(_said(error)) from error
+            raise NoReferenceError(said(error)) from error
 
     def _run_reference(self, dtype: torch.dtype, place: torch.device) -> Results:
         whole = place.type == self.device.type and self.reference.chunks == 1
@@ -331,7 +323,7 @@ class _Near(Mapping[str, Any]):
 
 
 def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
+    return OUT_OF_MEMORY if lacks_memory(error) else said(error)
 
 
 def _has_own_memory(device: torch.device) -> bool:

@@ -287,7 +287,7 @@ class _Execution:
         arguments: dict[str, Any] = {"iterations": iterations, "rule": rule, "device": device, "time_s": time_s, "random": random}
         arguments["turn"] = partial(self._turn, WIDER * (self.peak.so_far() or 0.0))
         with compilation.autotune_under(self.own.tuning):  # a recompile autotunes, too
-            verdict = self._relieved(device, lambda: self._checked(workload, compiled, state, arguments), self._waits_for_room)
+            verdict = self._relieved(device, partial(self._checked, workload, compiled, state, arguments), self._waits_for_room)
         self._note(
             accuracy=verdict.accuracy.value,
             accuracy_reason="; ".join(dict.fromkeys([*([verdict.reason] if verdict.reason else []), *self.remarks])) or None,

@@ -208,6 +208,11 @@ def gradient_of(parameter: torch.nn.Parameter) -> torch.Tensor | None:
     return gradient.to_dense() if gradient is not None and gradient.is_sparse else gradient
 
 
+def said(error: Exception) -> str:
+    """An error's kind and first line, for a remark."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
+
+
 def _none_as_zero(one: Any, other: Any) -> tuple[Any, Any]:
     """No gradient and a gradient of zeros are the same."""
     if one is None and isinstance(other, torch.Tensor):

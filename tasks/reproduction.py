@@ -38,10 +38,11 @@ from tasks.judgement import (
     loss_rounding,
     movement,
     randomness_of,
+    said,
     seed_limit,
     with_rounded_losses,
 )
-from tasks.shaken import contested, eased, remark, shake, unseen
+from tasks.shaken import judged_again, shake
 
 Model = tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any], Callable[[Any], torch.Tensor]]
 """Module, positional and keyword inputs, and the loss of its outputs."""
@@ -105,21 +106,9 @@ def reproduce(build: Callable[[torch.device], Model], settings: Settings) -> int
         return EXIT_DIFFERENT
     errors = {name: eager_errors(value, again.get(name), truth.get(name)) for name, value in eager.items()}
     errors = with_rounded_losses(errors, rounding)
-    findings, said = _eased(compare_all(eager, compiled, truth, errors, rule), eager, arms, rule)
-    return _print_findings(findings, eager, compiled, reseed or identical(eager, again), said)
-
-
-def _eased(findings: list[Finding], eager: Results, arms: _Arms, rule: Rule) -> tuple[list[Finding], str | None]:
-    """``findings`` with what roundings do as eager's error where they would fail for their size alone, and what to say of it."""
-    names = contested(findings, rule)
-    if not names:
-        return findings, None
-    try:
-        results = arms.run_shaken(rule.epsilon)
-    except Exception as error:  # noqa: BLE001 - there is a verdict without it
-        return findings, unseen(f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}")
-    found = eased(findings, eager, {name: results[name] for name in names if name in results})
-    return found, remark(findings, found)
+    findings = compare_all(eager, compiled, truth, errors, rule)
+    findings, remark = judged_again(findings, eager, rule, lambda _: arms.run_shaken(rule.epsilon), said)
+    return _print_findings(findings, eager, compiled, reseed or identical(eager, again), remark)
 
 
 class _Arms:
@@ -240,7 +229,7 @@ class _Arms:
             args, kwargs = pytree.tree_map_only(torch.Tensor, _double, (self.args, self.kwargs))
             return _Arms((module, args, kwargs, self.loss), _in_float64(self.settings), self.device).reference_run()
         except Exception as error:  # noqa: BLE001 - many models have an operator without a float64 kernel
-            print(f"no float64 reference: {type(error).__name__}: {str(error).partition(chr(10))[0][:200]}")
+            print(f"no float64 reference: {said(error)}")
             return {}
         finally:
             _tf32(self.settings.tf32, self.device)
@@ -313,7 +302,7 @@ def _installed(name: str) -> str | None:
         return None
 
 
-def _print_findings(findings: list[Finding], eager: Results, compiled: Results, deterministic: bool, said: str | None) -> int:
+def _print_findings(findings: list[Finding], eager: Results, compiled: Results, deterministic: bool, remark: str | None) -> int:
     """A table of the values, worst first. ``limit`` is how much of its limit a value takes up: above 1 it differs."""
     failing = [finding for finding in findings if not finding.passes]
     print(f"{'limit':>10}  {'relative':>10}  {'largest':>10}  {'eager err':>10}  {'compiled':>10}  value")
@@ -324,8 +313,8 @@ def _print_findings(findings: list[Finding], eager: Results, compiled: Results, 
         print(f"{shown}  {finding.name}{': ' + finding.reason if finding.reason else ''}")
     if not deterministic:
         print("\neager does not repeat itself exactly")
-    if said is not None:
-        print(f"\n{said}")
+    if remark is not None:
+        print(f"\n{remark}")
     print(f"\n{len(failing)} of {len(findings)} values differ" if failing else f"\nall {len(findings)} values agree")
     return EXIT_DIFFERENT if failing else EXIT_SAME
 

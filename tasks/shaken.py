@@ -11,6 +11,7 @@ Needs torch, ``tasks.comparison`` and ``tasks.judgement`` only, because ``sweep 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +20,25 @@ from tasks.comparison import Finding, Rule, errors_of
 from tasks.judgement import Results
 
 _SEED = 0x9E3779B9  # not one that a task starts from: the numbers that made its weights would shake them, all in one direction
+
+
+def judged_again(
+    findings: list[Finding], eager: Results, rule: Rule, run: Callable[[set[str]], Results], said: Callable[[Exception], str]
+) -> tuple[list[Finding], str | None]:
+    """``findings`` with what roundings do as eager's error where they would fail for their size alone, and what to say of it.
+
+    ``run`` makes the step with shaken parameters and gives the results of these names, at least; where it fails, ``said`` has the words
+    for it, and the findings stay.
+    """
+    names = set(contested(findings, rule))
+    if not names:
+        return findings, None
+    try:
+        results = run(names)
+        found = eased(findings, eager, {name: results[name] for name in names if name in results})
+    except Exception as error:  # noqa: BLE001 - there is a verdict without it
+        return findings, f"what roundings of the weights do was not seen: {said(error)}"
+    return found, remark(findings, found)
 
 
 def contested(findings: list[Finding], rule: Rule) -> list[str]:
@@ -63,8 +83,3 @@ def remark(before: list[Finding], after: list[Finding]) -> str | None:
     closest = max(passing, key=lambda finding: finding.ratio)
     they = "it" if len(passing) == 1 else "them"
     return f"{len(passing)} of {len(after)} values within what roundings of the weights do to {they} ({closest.name})"
-
-
-def unseen(why: str) -> str:
-    """What to say where the step with shaken parameters fails, because of ``why``."""
-    return f"what roundings of the weights do was not seen: {why}"

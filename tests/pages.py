@@ -12,11 +12,10 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import duckdb
+import pyarrow as pa
 
 ROOT = Path(__file__).parents[1]
 _SQL = re.compile(r"(?P<query>```sql\n(?P<code>.*?)```\n)(?P<table>\n(?:\|[^\n]*\n)+)?", re.DOTALL)
@@ -30,15 +29,26 @@ def renewed(text: str) -> str:
         duckdb.Error: a query does not run.
         RuntimeError: a command prints nothing.
     """
-    text = _SQL.sub(lambda found: found["query"] + (f"\n{table(found['code'])}" if found["table"] else _run_only(found["code"])), text)
+    text = _SQL.sub(lambda found: found["query"] + _below(found["code"], kept=found["table"] is not None), text)
     return _CONSOLE.sub(lambda found: f"```console\n$ {found['command']}\n{printed(found['command'])}```\n", text)
+
+
+def _below(query: str, *, kept: bool) -> str:
+    answer = table(query)
+    return f"\n{answer}" if kept else ""
 
 
 def table(query: str) -> str:
     """The answer in Markdown. Numbers are to be formatted by the query."""
-    answer = _connected(lambda connection: connection.sql(query).to_arrow_table())
+    answer = answered(query)
     rows = [answer.column_names, ["---"] * answer.num_columns, *zip(*(column.to_pylist() for column in answer.columns), strict=True)]
     return "".join("| " + " | ".join(map(_cell, row)) + " |\n" for row in rows)
+
+
+def answered(query: str) -> pa.Table:
+    with duckdb.connect() as connection:
+        connection.sql(f"SET file_search_path = '{ROOT}'")
+        return connection.sql(query).to_arrow_table()
 
 
 def printed(command: str) -> str:
@@ -50,17 +60,6 @@ def printed(command: str) -> str:
     if not done.stdout:
         raise RuntimeError(f"{command}: printed nothing\n{done.stderr}")
     return done.stdout
-
-
-def _run_only(query: str) -> str:
-    _connected(lambda connection: connection.sql(query).fetchall())
-    return ""
-
-
-def _connected(ask: Callable[[duckdb.DuckDBPyConnection], Any]) -> Any:
-    with duckdb.connect() as connection:
-        connection.sql(f"SET file_search_path = '{ROOT}'")
-        return ask(connection)
 
 
 def _cell(value: object) -> str:

@@ -7,6 +7,7 @@ import io
 import os
 import shlex
 import signal
+from types import SimpleNamespace
 
 import pytest
 from pyarrow import parquet
@@ -14,18 +15,24 @@ from rich.console import Console
 
 from orchestrator import driver as driving
 from orchestrator import run as runs
+from orchestrator.costs import Cost
 from orchestrator.errors import ExitCode, PreflightError, RunLockedError, StoreError, UsageError
 from orchestrator.events import Lost
 from orchestrator.files import LocalFiles
 from orchestrator.lock import RunLock
 from orchestrator.manifest import load_manifest
+from orchestrator.plan import PlannedTask as CostedTask
+from orchestrator.plan import Reason
 from orchestrator.policy import RULES, Policy
 from orchestrator.record import RunState
 from orchestrator.request import FAILED, RunRequest, resume_command
+from orchestrator.sessions import Site
+from orchestrator.sharing import Sharing
 from orchestrator.store import Store
+from orchestrator.sweep import SweepTask
 from tasks.preload import modules_of
 from tasks.probe import probe
-from tasks.spec import Attempt, FailureClass, ModelSpec, Status
+from tasks.spec import Attempt, FailureClass, ModelSpec, ResourceSpec, Status
 from tasks.spool import leave
 from tests.orchestrator.fakes import NODE, FakeCluster, passed, task
 
@@ -371,3 +378,17 @@ def test_a_head_that_takes_no_tasks_does_not_count_for_sharing(tmp_path):
     small = dataclasses.replace(NODE, name="small", num_cpus=1.0)
     large = dataclasses.replace(NODE, name="large", num_cpus=8.0, labels={"pool": "nightly"})
     assert runs._sharing(loaded, "cpu", [head, small, large], {}).cores == 8.0
+
+
+def test_tasks_are_launched_side_by_side_and_what_is_done_does_not_count():
+    entries = [
+        CostedTask(task(name, resources=ResourceSpec("cuda", 1.0, share)), Reason.NEW, None, Cost(cost_s))
+        for name, cost_s, share in [("done", 200.0, 0.9), ("large", 100.0, 0.7), ("larger", 90.0, 0.8), ("small", 10.0, 0.01)]
+    ]
+    site = Site("cuda", (NODE,), "H100", Sharing(2, 2.0, 80_000, cores_decide=True), None)
+    begun = SimpleNamespace(begin_session=lambda session: None)
+    tasks = [SweepTask(entry.spec.task_id, done=Status.PASS if index == 0 else None) for index, entry in enumerate(entries)]
+
+    ordered = runs._begin_session(begun, entries, site, Console(file=io.StringIO()), tasks)
+
+    assert [one.task_id for one in ordered] == [entries[index].spec.task_id for index in (1, 3, 2, 0)]

@@ -13,7 +13,7 @@ from orchestrator.sharing import (
     HELD_SHARE,
     MAX_SHARING,
     MAX_SHARING_BLIND,
-    ROOM,
+    ROOMIER_LEAST,
     USABLE_MEMORY,
     Machine,
     Sharing,
@@ -96,7 +96,7 @@ def test_it_is_what_tasks_hold_and_not_their_peaks_that_must_fit_together():
 
 def test_a_task_that_ran_out_of_memory_asks_for_several_times_its_share():
     assert (roomier(0.1), roomier(0.5)) == (pytest.approx(0.3), 1.0)
-    assert roomier(0.02) == roomier(0.03) == ROOM > 0.1
+    assert roomier(0.02) == roomier(0.03) == ROOMIER_LEAST > 0.1
 
 
 @pytest.mark.parametrize(
