@@ -52,10 +52,10 @@ def agreement(differences: Sequence[float]) -> Agreement:
     return Agreement(values.size, mean, mean - half, mean + half)
 
 
-def throughput(record: RunRecord, run: rows.Run) -> float | None:
-    """Tasks per hour of a device, over all the sessions of a run."""
-    held_h = device_hours(record, [row.ended for row in run.rows if row.ended])
-    return len(run.rows) / held_h if held_h else None
+def throughput(record: RunRecord, tasks: int, rows_ended: Sequence[float] = ()) -> float | None:
+    """Tasks per hour of a device, over all the sessions of a run; ``rows_ended`` as for ``device_hours``."""
+    held_h = device_hours(record, rows_ended)
+    return tasks / held_h if held_h else None
 
 
 def main() -> int:
@@ -66,7 +66,10 @@ def main() -> int:
     arguments = parser.parse_args()
     stores = [Store(arguments.results).resolve(name) for name in (arguments.strict, arguments.shared)]
     runs = [rows.load(store, compare.COLUMNS) for store in stores]
-    rates = [throughput(store.record, run) for store, run in zip(stores, runs, strict=True)]
+    rates = [
+        throughput(store.record, len(run.rows), [row.ended for row in run.rows if row.ended])
+        for store, run in zip(stores, runs, strict=True)
+    ]
     for run, store, rate in zip(runs, stores, rates, strict=True):
         sessions = "; ".join(filter(None, map(took, store.record.sessions))) or "no session has ended"
         speed = f", {rate:.1f} per device hour, {3600 / rate:.1f} s each" if rate else ""
