@@ -9,7 +9,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -100,6 +100,7 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
         costed = _plan(loaded, request, site)
         fresh = tuple(PlannedTask(entry.spec, entry.skip) for entry in costed)
         plan = replanned(earlier.plan(), fresh) if earlier else fresh
+        _check_named(request.rerun_tasks, plan)
         specs = [planned.task for planned in plan if planned.skip_reason is None]
         check(specs, nodes, probes, code_version(), mix_accelerators=loaded.manifest.execution.mix_accelerators)
         if request.address:  # before the run's lock is taken: it may last
@@ -110,7 +111,7 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
                 _reopen(run_store, console, request.lock_wait_s)
             take_over = partial(_take_over, run_store, source, specs, nodes, probes, console)
             begin = partial(_begin_session, run_store, costed, site, console)
-            ending = _drive(run_store, plan, loaded, cluster, request.rerun, console, store.bundles_path, take_over, begin, until_s)
+            ending = _drive(run_store, plan, loaded, cluster, request, console, store.bundles_path, take_over, begin, until_s)
             with run_store.kept_alive():
                 ending = _conclude(run_store, plan, ending)
             if told := took(run_store.record.sessions[-1]):
@@ -130,6 +131,14 @@ def _warm_up(cluster: Cluster, nodes: Sequence[NodeInfo], specs: Sequence[TaskSp
         console.print(f"{len(usable)} node(s) load the libraries that the models need", highlight=False)
         for name, complaint in cluster.warm_up(usable, modules).items():
             console.print(f"node {name} starts cold: {complaint}", soft_wrap=True, highlight=False)
+
+
+def _check_named(parts: Iterable[str], plan: Sequence[PlannedTask]) -> None:
+    """Raises: UsageError, if a task that is to be run again is not of this plan."""
+    for part in sorted(parts):
+        if not any(part in planned.task.task_id for planned in plan):
+            statuses = ", ".join(sorted(Status))
+            raise UsageError(f"--rerun {part}: no task of this run has that in its id, and it is no status; statuses are: {statuses}")
 
 
 def _earlier_run(store: Store, request: RunRequest, loaded: LoadedManifest) -> RunStore | None:
@@ -243,7 +252,7 @@ def _drive(
     plan: Sequence[PlannedTask],
     loaded: LoadedManifest,
     cluster: Cluster,
-    rerun: frozenset[Status],
+    request: RunRequest,
     console: Console,
     bundles: Path | None,
     take_over: Callable[[], None],
@@ -258,7 +267,7 @@ def _drive(
     with run_store.kept_alive():
         _store_orphans(run_store, plan, policy, console)
         take_over()
-        tasks = begin(_sweep_tasks(run_store, plan, rerun | RERUN_ALWAYS, room))
+        tasks = begin(_sweep_tasks(run_store, plan, request, room))
     sink = StoreSink(run_store, Journal(run_store.files, time.monotonic()), policy, {task.task_id: task.first_attempt for task in tasks})
     sweep = Sweep(tasks, policy, until_s=until_s)
     spool, kept = (str(path) if path else None for path in (run_store.spool_path, bundles))
@@ -323,13 +332,13 @@ def _take_over(
         console.print(f"measured again: {count} with {reason}", markup=False, highlight=False)
 
 
-def _sweep_tasks(run_store: RunStore, plan: Sequence[PlannedTask], rerun: frozenset[Status], room: Room) -> list[SweepTask]:
+def _sweep_tasks(run_store: RunStore, plan: Sequence[PlannedTask], asked: RunRequest, room: Room) -> list[SweepTask]:
     stored = {row["task_id"]: row for row in run_store.rows(("task_id", "status", "attempt")).to_pylist()}
     tasks = []
     for planned in plan:
         row = stored.get(planned.task.task_id)
         status = Status(row["status"]) if row else None
-        keep = status is not None and status not in rerun
+        keep = status is not None and not _again(asked, planned.task.task_id, status)
         # A later attempt wins over the row that is there.
         first = row["attempt"] + 1 if row and not keep else 1
         done, shares = status if keep else None, _shares(planned.task)
@@ -341,6 +350,10 @@ def _sweep_tasks(run_store: RunStore, plan: Sequence[PlannedTask], rerun: frozen
             )
         )
     return tasks
+
+
+def _again(request: RunRequest, task_id: str, status: Status) -> bool:
+    return status in request.rerun | RERUN_ALWAYS or any(part in task_id for part in request.rerun_tasks)
 
 
 def _shares(task: TaskSpec) -> bool:

@@ -24,6 +24,7 @@ import torch
 
 from tasks import comparison, references, shaken, step
 from tasks.comparison import Finding, Rule
+from tasks.dropout import undropped
 from tasks.failure import lacks_memory
 from tasks.judgement import (
     Randomness,
@@ -151,11 +152,12 @@ class _Check:
         if truth and _has_own_memory(self.device):
             free_memory(self.device)  # what its step took is several times what it leaves
         self.in_arms = True
-        eager = self._near(self._run_arm(self.workload.step, keep=True))
+        eager_step = undropped(self.workload.step)
+        eager = self._near(self._run_arm(eager_step, keep=True))
         if self.random is Randomness.DECISIVE and truth and draws_others(eager, truth, self.rule):
             raise NoReferenceError(OTHER_RANDOM_NUMBERS)
         reseed = self.random is Randomness.NEGLIGIBLE
-        again = self._near(self._run_arm(self.workload.step, keep=False, seed_offset=int(reseed)))
+        again = self._near(self._run_arm(eager_step, keep=False, seed_offset=int(reseed)))
         deterministic = None if reseed else identical(eager, again)
         errors = {name: eager_errors(value, again.get(name), truth.get(name)) for name, value in eager.items()}
         del again
@@ -174,7 +176,7 @@ class _Check:
         self.state.restore()
         shaken.shake(self.workload.module, self.rule.epsilon)
         initial = {name: self._hold(tensor.detach(), keep=True) for name, tensor in step.named_state(self.workload.module) if name in names}
-        return self._near(self._collect(self.workload, self.workload.step, initial, keep=False))
+        return self._near(self._collect(self.workload, undropped(self.workload.step), initial, keep=False))
 
     def _loss_rounding(self) -> float:
         if not self.workload.training:
@@ -213,7 +215,7 @@ class _Check:
         initial = {name: tensor.detach().to(keep_at, copy=True) for name, tensor in step.named_state(copied.module)}
 
         def one_step() -> Any:
-            found = copied.step()
+            found = undropped(copied.step)()
             stepped()
             return found
 
@@ -229,8 +231,8 @@ class _Check:
             if why is not None:
                 raise NoReferenceError(why)
         if self.reference.chunks > 1:
-            whole = self._run_arm(self.workload.step, keep=True)
-            chunked = self._run_arm(step.in_chunks(self.workload, self.reference.chunks, self.device).step, keep=False)
+            whole = self._run_arm(undropped(self.workload.step), keep=True)
+            chunked = self._run_arm(undropped(step.in_chunks(self.workload, self.reference.chunks, self.device).step), keep=False)
             name = differing(whole, chunked, self.rule)
             if name is not None:
                 raise NoReferenceError(f"eager in chunks gives another {name}")
@@ -284,7 +286,7 @@ class _Check:
         failing = [finding for finding in findings if not finding.passes]
         if failing:
             accuracy = Accuracy.FAIL
-            detail = worst.reason or f"error {worst.compiled_rmse:.3g}, eager's {worst.eager_rmse:.3g}, {worst.ratio:.3g} times its limit"
+            detail = worst.reason or _sizes(worst)
             remarks.insert(0, f"{len(failing)} of {len(findings)} values differ, most of all {worst.name}: {detail}")
         elif not any(finding.finite for finding in findings if kind_of(finding.name) in RESULTS[self.workload.training]):
             accuracy = Accuracy.SKIPPED
@@ -320,6 +322,11 @@ class _Near(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._held)
+
+
+def _sizes(finding: Finding) -> str:
+    moved = "" if finding.roundings is None else f", roundings' {finding.roundings:.3g}"
+    return f"error {finding.compiled_rmse:.3g}, eager's {finding.eager_rmse:.3g}{moved}, {finding.ratio:.3g} times its limit"
 
 
 def _said(error: Exception) -> str:

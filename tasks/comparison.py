@@ -98,6 +98,7 @@ class Finding:
     left_out: int = 0  # elements that are not finite, and so were not compared by size
     multiplier: float = 0.0
     slack: float = 0.0
+    roundings: float | None = None  # how far roundings move it, where that was looked at
 
     @property
     def passes(self) -> bool:
@@ -109,10 +110,11 @@ class Finding:
         return self.multiplier > 0.0
 
     def eased(self, error: float) -> Finding:
-        """The same if eager's error were ``error`` at least."""
+        """The same if eager's error were ``error`` at least, which is how far roundings move it."""
         if not self.by_size:
             return self
-        return replace(self, ratio=min(self.ratio, _ratio(self.compiled_rmse or 0.0, self.multiplier * error + self.slack)))
+        ratio = _ratio(self.compiled_rmse or 0.0, self.multiplier * error + self.slack)
+        return replace(self, ratio=min(self.ratio, ratio), roundings=error)
 
 
 def leaves(value: Any, name: str, seen: frozenset[int] = frozenset()) -> Iterator[tuple[str, Any]]:

@@ -23,6 +23,7 @@ from tasks.channel import Channel
 from tasks.comparison import Rule, leaves
 from tasks.compilation import stance
 from tasks.cuda_queue import CudaQueue
+from tasks.dropout import undropped
 from tasks.judgement import Randomness
 from tasks.memory import PeakMemory
 from tasks.ownership import Ownership
@@ -231,7 +232,7 @@ class _Execution:
     def _draw(self, workload: Workload, state: State, offset: int) -> accuracy.Results:
         """What one step from the initial state gives when the generators start from the seed plus ``offset``; until the next step."""
         state.restore(offset)
-        found = dict(leaves(workload.step(), "output"))
+        found = dict(leaves(undropped(workload.step)(), "output"))
         if workload.training:
             found |= {f"gradient.{name}": judgement.gradient_of(one) for name, one in workload.module.named_parameters()}
         return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}

@@ -1,7 +1,8 @@
 """The body of the scripts that ``sweep repro`` writes: eager, compiled and a float64 reference from one state, and how they differ.
 
 ``reproduce`` is given a function that builds the model and the settings of the task; ``tasks.comparison``, ``tasks.judgement`` and
-``tasks.shaken`` have the rules. The four are copied into each script, so they need torch and nothing else of this project.
+``tasks.shaken`` have the rules, ``tasks.dropout`` what eager leaves out. All five are copied into each script, so they need torch and
+nothing else of this project.
 
 A script exits with 0 if compiled agrees with eager, 1 if it does not or an arm fails, 2 if this machine has no such device.
 """
@@ -26,6 +27,7 @@ from torch import _dynamo as dynamo
 from torch.utils import _pytree as pytree
 
 from tasks.comparison import Finding, Rule, errors_of, leaves, rule_of
+from tasks.dropout import neutralise_dropout, undropped
 from tasks.judgement import (
     Randomness,
     Results,
@@ -93,7 +95,7 @@ def reproduce(build: Callable[[torch.device], Model], settings: Settings) -> int
     rule = settings.rule(device)
     try:
         reseed = arms.random is Randomness.NEGLIGIBLE
-        eager, again = arms.run("eager", arms.step), arms.run("eager, again", arms.step, seed_offset=int(reseed))
+        eager, again = arms.run("eager", arms.eager), arms.run("eager, again", arms.eager, seed_offset=int(reseed))
         truth = arms.reference()
         if arms.random is Randomness.DECISIVE and truth and draws_others(eager, truth, rule):
             print("no float64 reference: it draws other random numbers than eager")
@@ -119,7 +121,7 @@ class _Arms:
         self.settings, self.device = settings, device
         self.autocast = settings.autocast(device)
         self.running = "eager"
-        _neutralise_dropout(self.module)
+        neutralise_dropout(self.module)
         for parameter in self.module.parameters():
             parameter.requires_grad_(parameter.requires_grad and settings.mode == "training")
         self.optimizer = _optimizer(settings, self.module, device)
@@ -129,6 +131,10 @@ class _Arms:
 
     def step(self) -> Any:
         return self.train() if self.settings.mode == "training" else self.infer()
+
+    def eager(self) -> Any:
+        """The step that compiled is compared with."""
+        return undropped(self.step)()
 
     def train(self) -> torch.Tensor:
         self.module.zero_grad(set_to_none=True)
@@ -203,7 +209,7 @@ class _Arms:
         self.running = "eager, shaken"
         self.restore()
         shake(self.module, epsilon)
-        return self._collect(self.step, {name: one.detach().clone() for name, one in _named_state(self.module).items()})
+        return self._collect(self.eager, {name: one.detach().clone() for name, one in _named_state(self.module).items()})
 
     def _collect(self, step: Callable[[], Any], initial: dict[str, torch.Tensor]) -> Results:
         found: dict[str, Any] = {}
@@ -235,7 +241,7 @@ class _Arms:
             _tf32(self.settings.tf32, self.device)
 
     def reference_run(self) -> Results:
-        return self.run("float64 reference", self.step)
+        return self.run("float64 reference", self.eager)
 
     @torch.no_grad()
     def restore(self, seed_offset: int = 0) -> None:
@@ -252,7 +258,7 @@ class _Arms:
     def _draw(self, seed_offset: int) -> Results:
         """What one step gives; until the next step."""
         self.restore(seed_offset)
-        found = dict(leaves(self.step(), "output"))
+        found = dict(leaves(self.eager(), "output"))
         if self.settings.mode == "training":
             found |= {f"gradient.{name}": gradient_of(one) for name, one in self.module.named_parameters()}
         return found
@@ -356,15 +362,6 @@ def _optimizer(settings: Settings, module: torch.nn.Module, device: torch.device
     if settings.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=0.01, foreach=True)
     return torch.optim.Adam(parameters, lr=0.01, foreach=True, capturable=device.type == "cuda")
-
-
-def _neutralise_dropout(module: torch.nn.Module) -> None:
-    """A probability of 1e-30 drops nothing and keeps the kernel."""
-    for part in module.modules():
-        for name, value in vars(part).items():
-            is_rate = "drop" in name or (name == "p" and isinstance(part, torch.nn.modules.dropout._DropoutNd))  # noqa: SLF001
-            if is_rate and isinstance(value, float) and 1e-30 < value < 1.0:
-                setattr(part, name, 1e-30)
 
 
 def _named_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:

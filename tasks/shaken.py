@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from tasks.comparison import Finding, Rule, errors_of
-from tasks.judgement import Results
+from tasks.judgement import Results, kind_of
 
 _SEED = 0x9E3779B9  # not one that a task starts from: the numbers that made its weights would shake them, all in one direction
 
@@ -44,10 +44,11 @@ def judged_again(
 def contested(findings: list[Finding], rule: Rule) -> list[str]:
     """The values whose distance alone makes the compiled step fail; none if it fails for anything else as well, or passes.
 
-    None either where both arms round alike: eager's error then tells how well a tensor can be computed.
+    Where both arms round alike, only losses: eager's error tells how well a tensor can be computed, but not a single number.
     """
     failing = [finding for finding in findings if not finding.passes]
-    return [finding.name for finding in failing] if not rule.alike and all(finding.by_size for finding in failing) else []
+    may = all(finding.by_size and (not rule.alike or kind_of(finding.name) == "loss") for finding in failing)
+    return [finding.name for finding in failing] if may else []
 
 
 @torch.no_grad()
@@ -68,7 +69,7 @@ def eased(findings: list[Finding], eager: Results, shaken: Results) -> list[Find
     Elements that are not finite in one of the two say nothing.
     """
     moved = {name: _distance(eager.get(name), value) for name, value in shaken.items()}
-    return [finding.eased(moved.get(finding.name, 0.0)) for finding in findings]
+    return [finding.eased(moved[finding.name]) if finding.name in moved else finding for finding in findings]
 
 
 def _distance(eager: Any, shaken: Any) -> float:

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from tasks.dropout import neutralise_dropout
 from tasks.spec import PrecisionSpec
 from tasks.suites.benchmark import Benchmark
 
 LEARNING_RATE = 0.01
-NEGLIGIBLE = 1e-30  # a dropout probability that drops nothing and yet keeps the kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,18 +242,6 @@ def set_tf32(allowed: bool, device: torch.device) -> None:
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = allowed
         torch.backends.cudnn.allow_tf32 = allowed
-
-
-def neutralise_dropout(module: torch.nn.Module) -> int:
-    """Make every dropout probability of ``module`` negligible; how many there were. Eager and compiled draw different numbers."""
-    found = 0
-    for part in module.modules():
-        for name, value in vars(part).items():
-            is_rate = "drop" in name or (name == "p" and isinstance(part, torch.nn.modules.dropout._DropoutNd))  # noqa: SLF001
-            if is_rate and isinstance(value, float) and NEGLIGIBLE < value < 1.0:
-                setattr(part, name, NEGLIGIBLE)
-                found += 1
-    return found
 
 
 def seed_everything(seed: int) -> None:

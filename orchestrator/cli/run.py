@@ -25,7 +25,10 @@ def run(
         bool, typer.Option("--resume", help="Go on with --run-id, or with the manifest's latest run; start if none.")
     ] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="With --resume: run again whatever did not pass.")] = False,
-    rerun: Annotated[list[str] | None, typer.Option(help="With --resume: run again the tasks of this status; may be repeated.")] = None,
+    rerun: Annotated[
+        list[str] | None,
+        typer.Option(help="With --resume: run again the tasks of this status, or with this in their id; may be repeated."),
+    ] = None,
     carry: Annotated[
         str | None, typer.Option(help="Take over what passed in this run, where neither the task nor the environment has changed.")
     ] = None,
@@ -59,10 +62,11 @@ def run(
     if wait_for_lock and not resume:
         raise UsageError("--wait-for-lock is for a run that is there: add --resume")
     console = json_console(sys.stderr) if log_json else Console(stderr=True)
-    again = frozenset(_status(name) for name in rerun or ())
+    statuses = frozenset(Status(name) for name in rerun or () if name in set(Status))
+    tasks = frozenset(rerun or ()) - statuses
     failed = FAILED if retry_failed else frozenset()
     request = RunRequest(
-        manifest, results, run_id, address, resume, again | failed, aa, log_json, environment, wait_for_lock, carry, stop_after
+        manifest, results, run_id, address, resume, statuses | failed, aa, log_json, environment, wait_for_lock, carry, stop_after, tasks
     )
     ended = runs.run(request, console)
     try:
@@ -72,13 +76,6 @@ def run(
         if ended.go_on:
             console.print(f"{ended.ending.reason}; to go on: {ended.go_on}", soft_wrap=True, highlight=False)
     return ended.ending.exit_code
-
-
-def _status(name: str) -> Status:
-    try:
-        return Status(name)
-    except ValueError as error:
-        raise UsageError(f"--rerun {name}: there is no such status; there are: {', '.join(sorted(Status))}") from error
 
 
 def _answers(results: str, run_id: str, json: bool) -> None:

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from tasks.dropout import NEGLIGIBLE_RATE
 from tasks.suites import huggingface_audio
 from tasks.suites.benchmark import Benchmark, BuildRequest, UnsupportedModelError
 from tasks.suites.huggingface_configs import CONFIGS, FIDELITY
 from tasks.suites.reference import HUGGINGFACE, HuggingFaceEntry
 
-_NEGLIGIBLE = 1e-30  # a dropout probability that drops nothing and yet keeps the operator
 _DEFAULT_SEQ_LEN = 512
 _HEADS = ("ForMaskedLM", "ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForQuestionAnswering", "ForSequenceClassification")
 
@@ -114,7 +114,7 @@ def _set_padding(name: str, config: Any) -> None:
 def _make_dropout_negligible(config: Any) -> None:
     for name, value in config.to_dict().items():
         if "drop" in name and isinstance(value, float):
-            setattr(config, name, _NEGLIGIBLE)
+            setattr(config, name, NEGLIGIBLE_RATE)
 
 
 def _default_seq_len(config: Any) -> int:

@@ -223,6 +223,8 @@ def test_the_command_that_goes_on_is_complete(tmp_path):
     assert [words[index + 1] for index, word in enumerate(words) if word == "--rerun"] == ["crash", "oom"]
     everything = dataclasses.replace(wanted, rerun=FAILED | {Status.PASS})
     assert resume_command(everything, "r").endswith("--retry-failed --rerun pass")
+    named = dataclasses.replace(everything, rerun=frozenset({Status.OOM}), rerun_tasks=frozenset({"toy/a/amp", "b c"}))
+    assert resume_command(named, "r").endswith("--rerun oom --rerun 'b c' --rerun toy/a/amp")
 
 
 # --- infrastructure failures and their rows ---------------------------------------------------------------------------------------
@@ -259,7 +261,7 @@ def attempts(tmp_path):
 
 
 def test_a_finished_run_with_an_infrastructure_failure_says_how_to_run_it_again_and_then_has_one_row(tmp_path, one_retry):
-    ended = drive(request(tmp_path, rerun=frozenset({Status.CRASH})), Losing())
+    ended = drive(request(tmp_path, rerun=frozenset({Status.CRASH}), rerun_tasks=frozenset({"toy"})), Losing())
     assert (ended.ending.exit_code, ended.ending.reason) == (ExitCode.INFRASTRUCTURE, "finished")
     assert ended.go_on.endswith("--run-id r --resume"), "what was chosen to be run again has been"
     assert attempts(tmp_path) == [1, 2]

@@ -67,10 +67,10 @@ def ray():
     cluster.close()
 
 
-def run(ray, manifest, results, resume=False, rerun=frozenset(), aa=False):
+def run(ray, manifest, results, resume=False, rerun=frozenset(), aa=False, rerun_tasks=()):
     """The exit status and what a person would have seen."""
     console = Console(file=io.StringIO(), width=200)
-    request = RunRequest(manifest, str(results), "r", None, resume, rerun, aa)
+    request = RunRequest(manifest, str(results), "r", None, resume, rerun, aa, rerun_tasks=frozenset(rerun_tasks))
     ended = runs.run(request, console, connect=lambda _: ray)
     return ended.ending.exit_code, console.file.getvalue()
 
@@ -162,6 +162,18 @@ def test_a_rerun_runs_what_it_names_and_nothing_else(ray, manifest, tmp_path):
     second = rows(tmp_path)
     assert second["pass"] == first["pass"]
     assert second["crash"]["attempt"] == 2
+
+
+def test_a_task_that_passed_is_run_again_by_a_part_of_its_id(ray, manifest, tmp_path):
+    path = manifest("pass", "pass.2")
+    run(ray, path, tmp_path)
+    first = rows(tmp_path)
+    assert run(ray, path, tmp_path, resume=True, rerun_tasks=["toy/pass.2/float32"])[0] == ExitCode.PASSED
+    second = rows(tmp_path)
+    assert second["pass"] == first["pass"]
+    assert second["pass.2"]["attempt"] == 2
+    with pytest.raises(UsageError, match=r"--rerun pas\.2: no task of this run has that in its id, and it is no status; .*fail_accuracy"):
+        run(ray, path, tmp_path, resume=True, rerun_tasks=["pas.2"])
 
 
 def test_a_result_that_a_dead_driver_did_not_store_is_stored_on_resume(ray, manifest, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import weakref
 
 import pytest
@@ -107,7 +108,8 @@ class TestCheck:
         work = workload()
         verdict, eager = checked(work, rounded(work, wrong_gradient(work, factor)))
         assert (verdict.accuracy, verdict.tensor) == (Accuracy.FAIL, "gradient.steady.weight")
-        assert verdict.reason.startswith("1 of 11 values differ, most of all gradient.steady.weight: error ")
+        sizes = r"error \S+, eager's \S+, roundings' \S+, \S+ times its limit"
+        assert re.match(rf"1 of 11 values differ, most of all gradient\.steady\.weight: {sizes}", verdict.reason)
         assert "; 2 of 11 values within what roundings of the weights do to them (gradient.near" in verdict.reason
         assert eager.calls == 3 * STEPS
 
@@ -153,6 +155,14 @@ class TestWhen:
         """Roundings would be no excuse for it."""
         work = workload("inference")
         verdict, eager = checked(work, rounded(work, lambda result: fault(*result)))
+        assert (verdict.accuracy, eager.calls) == (Accuracy.FAIL, 2 * STEPS)
+
+    def test_a_loss_alone_also_where_both_arms_round_alike(self):
+        """A single number does not tell how well it can be computed."""
+        work = workload(loss=lambda outputs: outputs[0].mean())
+        verdict, eager = checked(work, rounded(work), rule=dataclasses.replace(RULE, alike=True))
+        assert (verdict.accuracy, eager.calls) == (Accuracy.PASS, 3 * STEPS)
+        verdict, eager = checked(work, rounded(work, wrong_gradient(work, 1.2, "near")), rule=dataclasses.replace(RULE, alike=True))
         assert (verdict.accuracy, eager.calls) == (Accuracy.FAIL, 2 * STEPS)
 
     def test_not_where_both_arms_round_alike(self):

@@ -148,28 +148,6 @@ def test_tf32_is_set_for_products_and_convolutions(allowed, tf32):
     assert torch.backends.cuda.matmul.allow_tf32 is allowed
 
 
-class TestDropout:
-    def test_every_rate_becomes_negligible(self):
-        module = nn.ModuleDict({"drop": nn.Dropout(0.5), "attention": nn.MultiheadAttention(8, 2, dropout=0.1), "other": nn.LeakyReLU(0.2)})
-        module["drop"].drop_path_rate = 0.3
-        assert step.neutralise_dropout(module) == 3
-        assert (module["drop"].p, module["attention"].dropout, module["drop"].drop_path_rate) == (step.NEGLIGIBLE,) * 3
-        assert module["other"].negative_slope == 0.2
-        assert step.neutralise_dropout(module) == 0
-
-    def test_rates_of_zero_and_one_mean_something_and_stay(self):
-        module = nn.Sequential(nn.Dropout(0.0), nn.Dropout(1.0))
-        assert step.neutralise_dropout(module) == 0
-
-    def test_the_kernel_stays_and_drops_nothing(self):
-        layer = nn.Dropout(0.5)
-        step.neutralise_dropout(layer)
-        inputs = torch.randn(1000, requires_grad=True)
-        outputs = layer(inputs)
-        assert outputs.grad_fn is not None
-        assert torch.equal(outputs, inputs)
-
-
 class TestReference:
     def test_it_computes_in_its_precision_and_leaves_the_original_alone(self):
         work = workload(precision=PrecisionSpec("amp"), optimizer="adam")

@@ -2,7 +2,7 @@
 
 Inputs are uniform random token ids and nothing else, as in 2022: no labels, and for sequence-to-sequence models a second draw as the
 decoder's input. The loss is the mean of the logits. Dropout is built as the configuration has it; the step that is timed makes its rates
-negligible, as those of every other model (``tasks.step.neutralise_dropout``).
+negligible, as those of every other model (``tasks.dropout``).
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tasks.dropout import NEGLIGIBLE_RATE
 from tasks.spec import ModelSpec, PrecisionSpec
-from tasks.step import NEGLIGIBLE, prepare
+from tasks.step import prepare
 from tasks.suites.loader import load
 from tests.tasks.suites.fake import fake_tensors
 
@@ -64,7 +65,7 @@ def test_dropout_is_there_as_configured_and_negligible_in_what_is_timed():
 
     assert rates() == {0.1}
     prepare(benchmark, "training", PrecisionSpec("float32"), "none", CPU)
-    assert rates() == {NEGLIGIBLE}
+    assert rates() == {NEGLIGIBLE_RATE}
 
 
 @pytest.mark.parametrize("mode", ["training", "inference"])
