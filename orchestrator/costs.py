@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.memory import estimated_mib, recorded_mib
@@ -24,28 +25,13 @@ RUNS_LOOKED_AT = 20
 START_S = 18.0
 """Besides compiling and timing: to start, build, take eager steps and check."""
 
-COMPILE_S = {"huggingface": 50.0, "timm": 60.0, "torchbench": 45.0, "toy": 0.5}
+COMPILES = Path(__file__).with_name("compile_seconds.json")
+"""Cold compile seconds of a training step by model and dtype, seen beside neighbours on sixteen virtual processors: those of the reference
+sweep's rows, by the query in docs/performance.md."""
+COMPILE_S = {"huggingface": 50.0, "timm": 100.0, "torchbench": 60.0, "toy": 0.5}
 OTHER_COMPILE_S = 60.0
-SLOW_COMPILE_S = {
-    "timm/coat_lite_mini": 110.0,
-    "timm/fbnetv3_b": 160.0,
-    "timm/ghostnet_100": 200.0,
-    "timm/hrnet_w18": 237.0,
-    "timm/mobilevit_s": 131.0,
-    "timm/regnety_002": 100.0,
-    "timm/rexnet_100": 250.0,
-    "timm/twins_pcpvt_base": 124.0,
-    "torchbench/attention_is_all_you_need_pytorch": 90.0,
-    "torchbench/densenet121": 77.0,
-    "torchbench/hf_T5_large": 163.0,
-    "torchbench/pytorch_unet": 80.0,
-    "torchbench/resnet152": 71.0,
-    "torchbench/speech_transformer": 85.0,
-    "torchbench/timm_efficientdet": 168.0,
-    "torchbench/yolov3": 150.0,
-}
-"""Cold compile seconds of a training step where they differ much from the usual: ten of them seen beside neighbours on an H100 and an H200
-in 2026 (docs/performance.md), the others published for an A100 in 2022 and 2023: old, but the order is what counts."""
+AMP_FACTOR = 1.12
+"""By how much longer a step compiles in AMP than in float32: the median of the models that have rows in both."""
 INFERENCE_SHARE = 0.4
 USUAL_TIMING_S = {"cuda": 4.0, "cpu": 10.0}
 BESIDE_TIMING_S = {"cuda": 2.0, "cpu": 0.5}
@@ -103,12 +89,23 @@ def estimated(spec: TaskSpec) -> Cost:
     """Of one process. Rough: only the order of tasks, and how many of them share a device, rest on it."""
     if spec.model.suite == "toy":
         return Cost(COMPILE_S["toy"] * _mode_share(spec))
-    row = _rows().get((spec.model.suite, spec.model.name))
-    usual_s = COMPILE_S.get(spec.model.suite, OTHER_COMPILE_S) * _size_factor(row.parameters if row else None)
-    compile_s = SLOW_COMPILE_S.get(f"{spec.model.suite}/{spec.model.name}", usual_s)
     device = spec.resources.device
     timing_s = min(spec.measure.max_time_s, USUAL_TIMING_S[device]) + min(spec.measure.warmup_max_s, BESIDE_TIMING_S[device])
-    return Cost(START_S + _mode_share(spec) * compile_s, timing_s, estimated_mib(spec))
+    return Cost(START_S + _mode_share(spec) * _compile_s(spec), timing_s, estimated_mib(spec))
+
+
+def _compile_s(spec: TaskSpec) -> float:
+    seen = _compiles().get(f"{spec.model.suite}/{spec.model.name}", {})
+    dtype = spec.precision.dtype
+    for other in (dtype, *sorted(seen)):
+        if other in seen:
+            return seen[other] * _dtype_factor(dtype) / _dtype_factor(other)
+    row = _rows().get((spec.model.suite, spec.model.name))
+    return COMPILE_S.get(spec.model.suite, OTHER_COMPILE_S) * _size_factor(row.parameters if row else None)
+
+
+def _dtype_factor(dtype: str) -> float:
+    return AMP_FACTOR if dtype == "amp" else 1.0
 
 
 def _of_row(row: Mapping[str, Any]) -> Cost:
@@ -134,6 +131,12 @@ def _mode_share(spec: TaskSpec) -> float:
 def _size_factor(parameters: int | None) -> float:
     low, high = SIZE_BOUNDS
     return min(high, max(low, (parameters / USUAL_PARAMETERS) ** SIZE_POWER)) if parameters else 1.0
+
+
+@cache
+def _compiles() -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = json.loads(COMPILES.read_text())
+    return found
 
 
 @cache

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.costs import Cost, estimated, recorded
+from orchestrator import costs, model_table
+from orchestrator.costs import START_S, Cost, estimated, recorded
 from orchestrator.store import Store
 from tasks.spec import FailureClass, Measurement, ModelSpec, Phase, PrecisionSpec, ResourceSpec, Status, TaskSpec
 from tests.orchestrator.stored import STARTED, a_run, a_task, failed, passed
@@ -112,7 +113,36 @@ def test_the_newest_attempt_that_ran_counts(tmp_path):
     assert recorded(store.root)[TASKS[0].task_id].shared_s == 7.0
 
 
-def test_larger_models_are_expected_to_take_longer():
+@pytest.fixture
+def compiles(monkeypatch):
+    """Instead of the table of compile seconds."""
+    table = {"timm/lcnet_050": {"amp": 224.0, "float32": 100.0}, "timm/rexnet_100": {"float32": 100.0}}
+    monkeypatch.setattr(costs, "_compiles", lambda: table)
+
+
+def in_float32(task):
+    return replace(task, precision=PrecisionSpec("float32"))
+
+
+def test_compile_seconds_that_were_seen_beat_the_size_of_a_model(compiles):
+    """In the task's dtype, or else carried over from the other one."""
+    lcnet, rexnet = spec("timm", "lcnet_050"), spec("timm", "rexnet_100")
+    assert estimated(lcnet).shared_s == pytest.approx(START_S + 224.0)
+    assert estimated(in_float32(lcnet)).shared_s == pytest.approx(START_S + 100.0)
+    assert estimated(in_float32(rexnet)).shared_s == pytest.approx(START_S + 100.0)
+    assert estimated(rexnet).shared_s == pytest.approx(START_S + 112.0)
+
+
+def test_the_table_has_models_that_the_suites_know():
+    table = costs._compiles()
+    known = {f"{row.suite}/{row.name}" for row in model_table.known()}
+    assert len(table) > 100
+    assert set(table) <= known
+    assert {dtype for seen in table.values() for dtype in seen} == {"amp", "float32"}
+    assert all(1 < seconds < 1000 for seen in table.values() for seconds in seen.values())
+
+
+def test_larger_models_are_expected_to_take_longer(compiles):
     small, large = estimated(spec("huggingface", "DistilBertForMaskedLM")), estimated(spec("huggingface", "BartForConditionalGeneration"))
 
     assert large.shared_s > small.shared_s
@@ -124,10 +154,6 @@ def test_timing_warming_up_and_what_else_needs_the_device_are_expected_to_be_exc
 
     assert 4.0 < estimated(quick).exclusive_s < 6.0
     assert estimated(replace(quick, measure=replace(quick.measure, warmup_max_s=0.25))).exclusive_s == 3.25
-
-
-def test_known_compile_times_beat_the_size_of_a_model():
-    assert estimated(spec("timm", "rexnet_100")).shared_s > 250 > 2 * estimated(spec("timm", "lcnet_050")).shared_s
 
 
 def test_a_model_that_nobody_knows_is_a_usual_one():
