@@ -47,11 +47,12 @@ class _NothingDropped(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         given = kwargs or {}
-        if func in _DROPOUTS and _probability(args, given) <= NEGLIGIBLE_RATE:
+        if func in _DROPOUTS and _hardly_drops(*args[1:], **given):
             tensor = args[0] if args else given["input"]
             return tensor.clone()  # the caller may write to it
         return func(*args, **given)
 
 
-def _probability(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
-    return float(args[1] if len(args) > 1 else kwargs.get("p", 1.0))
+def _hardly_drops(p: float = 0.5, training: bool = True, *_: Any, **other: Any) -> bool:
+    """By the arguments of either function but the input; ``torch.dropout`` says ``train``."""
+    return bool(other.get("train", training)) and 0.0 < p <= NEGLIGIBLE_RATE

@@ -50,6 +50,15 @@ class TestUndropped:
             assert found.data_ptr() != inputs.data_ptr()  # as of the operator: the caller may write to it
             assert not drew
 
+    def test_one_that_does_nothing_anyway_is_as_it_was(self):
+        inputs = torch.ones(8)
+        for call in (
+            lambda: nn.Dropout(NEGLIGIBLE_RATE).eval()(inputs),
+            lambda: torch.dropout(inputs, NEGLIGIBLE_RATE, train=False),
+            lambda: nn.functional.dropout(inputs, 0.0),
+        ):
+            assert self.drawn(call)[0].data_ptr() == inputs.data_ptr()
+
     def test_any_other_dropout_drops(self):
         for call in (lambda: nn.functional.dropout(torch.ones(1000)), lambda: torch.dropout(torch.ones(1000), 0.5, True)):
             found, drew = self.drawn(call)
