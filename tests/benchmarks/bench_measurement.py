@@ -1,7 +1,8 @@
 """What the measurement of a task is worth on a GPU: planted truths, another tool's answers, and the time that it takes.
 
 ``python -m tests.benchmarks.bench_measurement [--only a,b] [--json FILE]`` needs CUDA, takes about three minutes, and prints a table for
-each part: (a) planted ratios, (b) what the host does, (c) agreement with Triton's do_bench, (d) time to stop.
+each part: (a) planted ratios, (b) what the host does, (c) agreement with Triton's do_bench, (d) time to stop, (e) how long a step feels
+what went before it.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import gc
 import json
 import math
 import shlex
+import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -73,6 +75,10 @@ CASES = (
     Case(ModelSpec("timm", "vit_base_patch16_224", batch_size=256), "training"),
     Case(ModelSpec("timm", "mixer_b16_224", batch_size=1024), "inference"),
 )
+
+VISITED = Case(ModelSpec("huggingface", "RobertaForCausalLM", batch_size=16, options={"seq_len": 512}), "training")
+VISITS, STEPS_PER_VISIT = 15, 5
+SETTLED_LIMIT = 0.25  # percent
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,6 +350,62 @@ def _span_s(samples: Samples, phase: str) -> float:
     return (samples.started_ns[rows[-1]] + samples.host_ns[rows[-1]] - samples.started_ns[rows[0]]) / 1e9
 
 
+# --- e ------------------------------------------------------------------------------------------------------------------------------
+
+
+def after_effects(device: torch.device, case: Case = VISITED) -> list[Row]:
+    """By what went before: a visit's first steps, relative to its last one."""
+    sides, machine = compiled_sides(device, case), planted.fresh_machine(device)
+
+    def other_arm(which: int) -> None:
+        _steps(sides[1 - which], machine, 2)
+
+    def reading(_: int) -> None:
+        machine.border()
+
+    before: dict[str, tuple[Callable[[int], None], ...]] = {
+        "nothing": (),
+        "a reading of the machine": (reading,),
+        "two steps of the other arm": (other_arm,),
+        "both, as in a measurement": (other_arm, reading),
+    }
+    return [
+        _after(str(case), arm, what, [_visit(sides, which, machine, acts) for _ in range(VISITS)])
+        for which, arm in enumerate(("eager", "compiled"))
+        for what, acts in before.items()
+    ]
+
+
+def _visit(sides: tuple[Side, Side], which: int, machine: HostMachine, before: Sequence[Callable[[int], None]]) -> list[int]:
+    for act in before:
+        act(which)
+    return _steps(sides[which], machine, STEPS_PER_VISIT)
+
+
+def _steps(side: Side, machine: HostMachine, count: int) -> list[int]:
+    times_ns = []
+    with side.strict():
+        machine.synchronize()
+        for _ in range(count):
+            began_ns = machine.now_ns()
+            side.step()
+            machine.synchronize()
+            times_ns.append(machine.now_ns() - began_ns)
+    return times_ns
+
+
+def _after(case: str, arm: str, what: str, visits: list[list[int]]) -> Row:
+    longer = [100 * statistics.median(math.log(visit[place] / visit[-1]) for visit in visits) for place in range(STEPS_PER_VISIT - 1)]
+    return {
+        "model": case,
+        "arm": arm,
+        "before the visit": what,
+        "last step, ms": statistics.median(visit[-1] for visit in visits) / 1e6,
+        **{f"step {place + 1}, % longer": value for place, value in enumerate(longer)},
+        "within": abs(longer[1] - longer[2]) <= SETTLED_LIMIT,
+    }
+
+
 # --- all of it ------------------------------------------------------------------------------------------------------------------------
 
 PARTS = {
@@ -377,6 +439,14 @@ PARTS = {
             f"Until the half width is 1 %, against {FIXED_REPEATS} single iterations of each arm, in turn; both without their warm-up. "
             f"The last share is against {FIXED_REPEATS} pairs of the same blocks. Within: under half of the {FIXED_REPEATS} repeats.",
             time_to_stop,
+        ),
+    ),
+    "e": (
+        Part(
+            "How long a step feels what went before it",
+            f"{VISITS} visits of {STEPS_PER_VISIT} steps to each arm: by how much a step is longer than the last of its visit (medians). A "
+            f"measurement counts the second and the third. Within: those two are {SETTLED_LIMIT} % apart or less.",
+            after_effects,
         ),
     ),
 }
