@@ -85,6 +85,8 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
         raise UsageError(f"execution.cache: bundle keeps files beside the runs, which nodes cannot write to in {request.results}")
     store.check_ready(request.run_id, resume=request.resume)
     earlier = _earlier_run(store, request, loaded)
+    if earlier:
+        _check_named(request.rerun_tasks, earlier.plan())
     source = store.resolve(request.carry) if request.carry else None
     with (
         resumable(resume_command(request, earlier.run_id) if earlier else None),
@@ -100,7 +102,6 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
         costed = _plan(loaded, request, site)
         fresh = tuple(PlannedTask(entry.spec, entry.skip) for entry in costed)
         plan = replanned(earlier.plan(), fresh) if earlier else fresh
-        _check_named(request.rerun_tasks, plan)
         specs = [planned.task for planned in plan if planned.skip_reason is None]
         check(specs, nodes, probes, code_version(), mix_accelerators=loaded.manifest.execution.mix_accelerators)
         if request.address:  # before the run's lock is taken: it may last

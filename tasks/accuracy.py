@@ -1,9 +1,10 @@
 """The accuracy check: the compiled callable that is timed, on the batch that is timed, against eager and a float64 reference.
 
-From one state, each arm does the same number of steps: the reference, eager, eager again, compiled. Compared afterwards are the losses
-(or, in inference, the outputs), every gradient, and what the steps changed in parameters and buffers. Changes rather than values,
-because a step moves a parameter by far less than any tolerance on the parameter itself. ``tasks.comparison`` has the rules.
-What would fail for its size alone is judged again by what roundings do to it, which takes a fifth arm: ``tasks.shaken``.
+From one state, each arm does the same number of steps: the reference, eager, eager again, compiled; all but the last without the drops
+of negligible dropouts (``tasks.dropout``). Compared afterwards are the losses (or, in inference, the outputs), every gradient, and what
+the steps changed in parameters and buffers. Changes rather than values, because a step moves a parameter by far less than any tolerance
+on the parameter itself. ``tasks.comparison`` has the rules. What would fail for its size alone is judged again by what roundings do to
+it, which takes a fifth arm: ``tasks.shaken``.
 
 The second eager run measures how deterministic the model is; eager's error is the larger one of both runs. Where the reference does not
 fit or does not run, the check falls back in the order of ``tasks.references``, and the row says to what and why. Without a reference,

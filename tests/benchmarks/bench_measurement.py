@@ -334,14 +334,22 @@ def _fixed_repeats(sides: tuple[Side, Side], machine: HostMachine) -> tuple[floa
     times_ns: tuple[list[int], list[int]] = ([], [])
     for _ in range(FIXED_REPEATS):
         for which, side in enumerate(sides):
-            with side.strict():
-                machine.synchronize()
-                began_ns = machine.now_ns()
-                side.step()
-                machine.synchronize()
-                times_ns[which].append(machine.now_ns() - began_ns)
+            times_ns[which].extend(_steps(side, machine, 1))
     ratios = [math.log(eager / compiled) for eager, compiled in zip(*times_ns, strict=True)]
     return sum(map(sum, times_ns)) / 1e9, estimator.estimate(ratios).half_width
+
+
+def _steps(side: Side, machine: HostMachine, count: int) -> list[int]:
+    """Nanoseconds of steps in a row, each between two synchronisations; the change of the compiler's stance is not in them."""
+    times_ns = []
+    with side.strict():
+        machine.synchronize()
+        for _ in range(count):
+            began_ns = machine.now_ns()
+            side.step()
+            machine.synchronize()
+            times_ns.append(machine.now_ns() - began_ns)
+    return times_ns
 
 
 def _span_s(samples: Samples, phase: str) -> float:
@@ -380,18 +388,6 @@ def _visit(sides: tuple[Side, Side], which: int, machine: HostMachine, before: S
     for act in before:
         act(which)
     return _steps(sides[which], machine, STEPS_PER_VISIT)
-
-
-def _steps(side: Side, machine: HostMachine, count: int) -> list[int]:
-    times_ns = []
-    with side.strict():
-        machine.synchronize()
-        for _ in range(count):
-            began_ns = machine.now_ns()
-            side.step()
-            machine.synchronize()
-            times_ns.append(machine.now_ns() - began_ns)
-    return times_ns
 
 
 def _after(case: str, arm: str, what: str, visits: list[list[int]]) -> Row:
