@@ -237,7 +237,7 @@ def test_a_gpu_task_without_a_gpu_is_refused(node_directory):
 def test_closing_the_iterator_ends_everything(node_directory):
     events = supervise(toy("ignore_sigterm", orphans=2), attempt())
     start(events)
-    assert len(states_below(node_directory)) == 3
+    wait_until(lambda: len(states_below(node_directory)) == 3, "the worker and two orphans, nameless in the middle of an exec")
     events.close()
     assert states_below(node_directory) == {}
     assert attempts_in(node_directory) == []
@@ -290,7 +290,7 @@ def calling_process(node_directory, task):
 
 def test_a_supervisor_that_is_killed_takes_the_whole_tree_with_it(node_directory):
     caller = calling_process(node_directory, toy("ignore_sigterm", orphans=2))
-    assert len(states_below(node_directory)) == 3
+    wait_until(lambda: len(states_below(node_directory)) == 3, "the worker and two orphans, nameless in the middle of an exec")
     caller.kill()
     caller.communicate()
     wait_until(lambda: not states_below(node_directory), "the end of the worker")
