@@ -76,8 +76,10 @@ schema: $(READY) ## write the generated files anew: the manifests' JSON Schema, 
 	$(BIN)/python -m orchestrator.failure_table > docs/failures.md.new
 	mv docs/failures.md.new docs/failures.md
 
-pages: $(READY) ## renew the pages whose numbers come from a store
-	$(BIN)/python -m tests.pages docs/reference-sweep.md
+pages: $(READY) ## renew the pages whose numbers come from a store, and their figure
+	$(BIN)/python -m tests.pages docs/reference-sweep.md README.md
+	$(BIN)/python -m tests.figure docs/reference-sweep.svg
+	$(SWEEP) report reference --results results/reference --html docs/reference-sweep.html > /dev/null || test $$? -eq 3
 
 models: $(READY) ## survey every model of the shipped manifests: the catalogue and docs/models.md
 	$(SWEEP) models manifests/pt2.yaml manifests/extra.yaml manifests/pyhpc.yaml --parameters --json > orchestrator/models.json.new

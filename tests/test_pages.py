@@ -5,7 +5,7 @@ from __future__ import annotations
 import duckdb
 import pytest
 
-from tests import pages
+from tests import figure, pages
 
 PAGE = """# A page
 
@@ -74,3 +74,15 @@ def test_the_page_of_the_reference_sweep_says_what_its_store_says():
     text = (pages.ROOT / "docs/reference-sweep.md").read_text(encoding="utf-8")
 
     assert pages.renewed(text) == text, "make pages"
+
+
+def test_the_readme_says_what_the_store_says():
+    text = (pages.ROOT / "README.md").read_text(encoding="utf-8")
+
+    assert pages.renewed(text) == text, "make pages"
+
+
+def test_the_figure_of_the_reference_sweep_shows_its_store(tmp_path):
+    figure.save(tmp_path / "figure.svg")
+
+    assert (tmp_path / "figure.svg").read_text() == (pages.ROOT / "docs/reference-sweep.svg").read_text(), "make pages"
