@@ -18,13 +18,14 @@ import gc
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from tasks import comparison, references, shaken, step
 from tasks.comparison import Finding, Rule
+from tasks.draws import Draws, recorded, same_draws
 from tasks.dropout import undropped
 from tasks.failure import lacks_memory
 from tasks.judgement import (
@@ -145,6 +146,7 @@ class _Check:
     random: Randomness
     turn: Callable[[], AbstractContextManager[None]]
     in_arms: bool = False  # the reference is done
+    drawn: Draws = field(default_factory=list)  # by the reference
 
     def run(self, fallen_back: str) -> Verdict:
         if self.reference.state_on_host and not self.state.on_host:
@@ -153,9 +155,10 @@ class _Check:
         if truth and _has_own_memory(self.device):
             free_memory(self.device)  # what its step took is several times what it leaves
         self.in_arms = True
-        eager_step = undropped(self.workload.step)
+        drawn: Draws = []
+        eager_step = self._eagerly(self.workload.step, drawn)
         eager = self._near(self._run_arm(eager_step, keep=True))
-        if self.random is Randomness.DECISIVE and truth and draws_others(eager, truth, self.rule):
+        if self.random is Randomness.DECISIVE and truth and draws_others(eager, truth, self.rule, same_draws(self.drawn, drawn)):
             raise NoReferenceError(OTHER_RANDOM_NUMBERS)
         reseed = self.random is Randomness.NEGLIGIBLE
         again = self._near(self._run_arm(eager_step, keep=False, seed_offset=int(reseed)))
@@ -168,6 +171,11 @@ class _Check:
         del compiled, truth  # the shaken arm takes no more than they did
         findings, remark = shaken.judged_again(findings, eager, self.rule, self._shaken_results, _said)
         return self._verdict(findings, deterministic, fallen_back, losses_of(eager), remark)
+
+    def _eagerly(self, one_step: Callable[[], Any], drawn: Draws) -> Callable[[], Any]:
+        """``one_step`` as it is compared; where random numbers decide whether a reference is one, ``drawn`` gets those that it draws."""
+        asked = self.random is Randomness.DECISIVE and self.reference.dtype is not None
+        return recorded(undropped(one_step), drawn if asked else None)
 
     def _shaken_results(self, names: set[str]) -> Results:
         """Of eager with shaken parameters; of parameters and buffers those of ``names`` only.
@@ -216,7 +224,7 @@ class _Check:
         initial = {name: tensor.detach().to(keep_at, copy=True) for name, tensor in step.named_state(copied.module)}
 
         def one_step() -> Any:
-            found = undropped(copied.step)()
+            found = self._eagerly(copied.step, self.drawn)()
             stepped()
             return found
 

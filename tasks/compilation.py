@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 
+from tasks.judgement import DRAWS_AS_EAGER
 from tasks.spec import CompileSpec
 from tasks.stepper import RecompiledError
 
@@ -61,7 +62,8 @@ def compile_step(step: Callable[[], Any], spec: CompileSpec, *, same_random_numb
     The backward graph is compiled with the forward one, where this torch can: by default it is compiled when it is first called, and all
     that the forward pass saved for it lies on the device meanwhile. The code is the same.
 
-    With ``same_random_numbers``, Inductor draws from torch's own generators, so that a model that needs them can be checked.
+    With ``same_random_numbers``, Inductor draws from torch's own generators, in eager's order, so that a model that needs them can be
+    checked.
     """
     from torch import _dynamo as dynamo
     from torch._dynamo import utils
@@ -79,7 +81,9 @@ def compile_step(step: Callable[[], Any], spec: CompileSpec, *, same_random_numb
     if spec.backend == "inductor":
         from torch._inductor import config
 
-        config.fallback_random = same_random_numbers
+        config.fallback_random = False
+        for name, value in DRAWS_AS_EAGER.items() if same_random_numbers else ():
+            setattr(config, name, value)
     compiled: Callable[[], Any] = torch.compile(
         step,
         backend=spec.backend,

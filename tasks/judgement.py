@@ -35,6 +35,11 @@ class Randomness(StrEnum):
     DECISIVE = "decisive"
 
 
+# Inductor's settings under which it draws what eager draws: from the same generators, and in the same order, which no data dependency keeps
+# before torch 2.13 (pytorch/pytorch#181136, #192635).
+DRAWS_AS_EAGER = {"fallback_random": True, "reorder_for_peak_memory": False, "reorder_for_locality": False}
+
+
 def compare_all(eager: Results, compiled: Results, truth: Results, errors: dict[str, Errors], rule: Rule) -> list[Finding]:
     """Judge every value of ``compiled``; ``errors`` are eager's, by name, against ``truth``, which may lack names or be empty."""
     kinds, siblings = _kinds(eager, errors), _sibling_errors(eager, errors)
@@ -154,8 +159,13 @@ def randomness_of(other_seed: tuple[float, float], same_seed: tuple[float, float
     return Randomness.NEGLIGIBLE if max(moved) <= limit else Randomness.DECISIVE
 
 
-def draws_others(eager: Results, truth: Results, rule: Rule) -> bool:
-    """Whether the reference drew other random numbers than eager, as generators do for another dtype: it is another sample then."""
+def draws_others(eager: Results, truth: Results, rule: Rule, same: bool | None = None) -> bool:
+    """Whether the reference drew other random numbers than eager, as generators do for another dtype: it is another sample then.
+
+    ``same`` is what the draws themselves say (``tasks.draws``), and decides; if that is None, how far apart the results are does.
+    """
+    if same is not None:
+        return not same
     shown, gradients = movement(eager, truth)
     return shown > OTHER_SAMPLE * rule.tolerance or gradients > OTHER_SAMPLE * max(rule.tolerance, ROUNDINGS * rule.epsilon)
 

@@ -1,8 +1,8 @@
 """The body of the scripts that ``sweep repro`` writes: eager, compiled and a float64 reference from one state, and how they differ.
 
 ``reproduce`` is given a function that builds the model and the settings of the task; ``tasks.comparison``, ``tasks.judgement`` and
-``tasks.shaken`` have the rules, ``tasks.dropout`` what eager leaves out. All five are copied into each script, so they need torch and
-nothing else of this project.
+``tasks.shaken`` have the rules, ``tasks.dropout`` what eager leaves out, ``tasks.draws`` which random numbers it draws. All six are copied
+into each script, so they need torch and nothing else of this project.
 
 A script exits with 0 if compiled agrees with eager, 1 if it does not or an arm fails, 2 if this machine has no such device.
 """
@@ -27,8 +27,10 @@ from torch import _dynamo as dynamo
 from torch.utils import _pytree as pytree
 
 from tasks.comparison import Finding, Rule, errors_of, leaves, rule_of
+from tasks.draws import Draws, recorded, same_draws
 from tasks.dropout import neutralise_dropout, undropped
 from tasks.judgement import (
+    DRAWS_AS_EAGER,
     Randomness,
     Results,
     change_of,
@@ -95,11 +97,16 @@ def reproduce(build: Callable[[torch.device], Model], settings: Settings) -> int
     rule = settings.rule(device)
     try:
         reseed = arms.random is Randomness.NEGLIGIBLE
-        eager, again = arms.run("eager", arms.eager), arms.run("eager, again", arms.eager, seed_offset=int(reseed))
-        truth = arms.reference()
-        if arms.random is Randomness.DECISIVE and truth and draws_others(eager, truth, rule):
+        drawn: Draws = []
+        truth_drawn: Draws = []
+        decisive = arms.random is Randomness.DECISIVE
+        eager_step = recorded(arms.eager, drawn if decisive else None)
+        eager = arms.run("eager", eager_step)
+        truth = arms.reference(truth_drawn if decisive else None)
+        if decisive and truth and draws_others(eager, truth, rule, same_draws(truth_drawn, drawn)):
             print("no float64 reference: it draws other random numbers than eager")
             truth = {}
+        again = arms.run("eager, again", eager_step, seed_offset=int(reseed))
         rounding = arms.loss_rounding(rule.epsilon)
         compiled = arms.run("compiled", arms.compile())
     except Exception:  # noqa: BLE001 - what failed is what a script is to show
@@ -164,7 +171,8 @@ class _Arms:
         dynamo.config.suppress_errors = bool(arguments.pop("suppress_errors"))
         dynamo.config.fail_on_recompile_limit_hit = not dynamo.config.suppress_errors
         if arguments["backend"] == "inductor":
-            config.fallback_random = self.random is Randomness.DECISIVE
+            for name, value in self._draws.items():
+                setattr(config, name, value)
         compiled: Callable[[], Any] = torch.compile(self.step, **arguments)
         return compiled
 
@@ -178,9 +186,13 @@ class _Arms:
             yield arguments
             return
         mode, options = arguments.pop("mode"), arguments.pop("options")
-        found = {**(list_mode_options(mode) if mode else {}), **(options or {}), "fallback_random": self.random is Randomness.DECISIVE}
+        found = {**(list_mode_options(mode) if mode else {}), **(options or {}), **self._draws}
         with config.patch({name.replace("-", "_"): value for name, value in found.items()}):
             yield arguments
+
+    @property
+    def _draws(self) -> dict[str, bool]:
+        return DRAWS_AS_EAGER if self.random is Randomness.DECISIVE else {"fallback_random": False}
 
     @functools.cached_property
     def random(self) -> Randomness:
@@ -225,23 +237,23 @@ class _Arms:
             found |= {name: change_of(one.detach(), initial[name]).clone() for name, one in _named_state(self.module).items()}
         return found
 
-    def reference(self) -> Results:
-        """The same in float64, without autocast; nothing where that does not run."""
+    def reference(self, drawn: Draws | None) -> Results:
+        """The same in float64, without autocast; nothing where that does not run. ``drawn`` gets the random numbers, unless it is None."""
         self.running = "float64 reference"
         self.restore()
         _tf32(False, self.device)
         try:
             module = copy.deepcopy(self.module).double()
             args, kwargs = pytree.tree_map_only(torch.Tensor, _double, (self.args, self.kwargs))
-            return _Arms((module, args, kwargs, self.loss), _in_float64(self.settings), self.device).reference_run()
+            return _Arms((module, args, kwargs, self.loss), _in_float64(self.settings), self.device).reference_run(drawn)
         except Exception as error:  # noqa: BLE001 - many models have an operator without a float64 kernel
             print(f"no float64 reference: {said(error)}")
             return {}
         finally:
             _tf32(self.settings.tf32, self.device)
 
-    def reference_run(self) -> Results:
-        return self.run("float64 reference", self.eager)
+    def reference_run(self, drawn: Draws | None) -> Results:
+        return self.run("float64 reference", recorded(self.eager, drawn))
 
     @torch.no_grad()
     def restore(self, seed_offset: int = 0) -> None:

@@ -33,8 +33,9 @@ def drawn() -> Figure:
         rows = answered(QUERY.format(dtype=dtype)).to_pylist()
         places = [(place + 0.5) / len(rows) for place in range(len(rows))]
         mean = answered(MEAN.format(dtype=dtype)).to_pylist()[0]["mean"]
-        axes.vlines(places, [row["speedup_low"] for row in rows], [row["speedup_high"] for row in rows], color=colour, alpha=0.25, linewidth=1.5)
-        axes.plot(places, [row["speedup"] for row in rows], ".", color=colour, markersize=4, label=f"{dtype}: {len(rows)} tasks, mean {mean:.2f}x")
+        low, centre, high = ([row[name] for row in rows] for name in ("speedup_low", "speedup", "speedup_high"))
+        axes.vlines(places, low, high, color=colour, alpha=0.25, linewidth=1.5)
+        axes.plot(places, centre, ".", color=colour, markersize=4, label=f"{dtype}: {len(rows)} tasks, mean {mean:.2f}x")
     axes.set_yscale("log")
     axes.set_ylim(0.33, 4.6)
     axes.yaxis.set_major_locator(FixedLocator(SPEEDUPS))

@@ -196,6 +196,21 @@ class TestRules:
         assert [more["seed_offset"] for _, arm, more in seen if arm == "eager, again"] == [int(expected == "negligible")]
         torch._dynamo.reset()
 
+    @pytest.mark.parametrize(("name", "told"), [("augmented", False), ("noisy", True)])
+    def test_and_takes_a_reference_by_what_it_draws(self, monkeypatch, capsys, name, told):
+        """Not by gradients, which underflow in float16."""
+        from tasks import reproduction
+
+        monkeypatch.setattr(sys, "argv", ["repro.py"])
+
+        def build(device):
+            made = getattr(models, name)(type("Request", (), {"training": True}))
+            return made.module, made.args, made.kwargs, made.loss
+
+        settings = self.settings(PrecisionSpec("amp", autocast_dtype="float16"), random_numbers="decisive")
+        assert reproduction.reproduce(build, settings) == reproduction.EXIT_SAME
+        assert ("draws other random numbers than eager" in capsys.readouterr().out) is told
+
     def settings(self, precision=FLOAT32, tolerance=1e-3, **row):
         from tasks.reproduction import Settings
 

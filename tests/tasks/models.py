@@ -73,6 +73,27 @@ def jostled(request):
     return benchmark(Shaken(1e-4), (torch.randn(64, 8),), squares, request.training)
 
 
+class Augmented(nn.Module):
+    """Turns samples round at random, as the augmentation of TorchBench's demucs does."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 16))
+
+    def forward(self, inputs):
+        signs = 2 * torch.randint(0, 2, (len(inputs), 1), device=inputs.device) - 1
+        return self.layers(inputs * signs)
+
+
+def as_of_many(outputs):
+    """The mean over so many elements that their gradients underflow in float16."""
+    return outputs.float().square().mean() * 1e-4
+
+
+def augmented(request):
+    return benchmark(Augmented(), (torch.randn(64, 16),), as_of_many, request.training)
+
+
 class Wavering(nn.Module):
     """Draws random numbers that move its gradient and not its result."""
 

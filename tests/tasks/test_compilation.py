@@ -24,6 +24,7 @@ def tidy():
     torch._functorch.config.force_non_lazy_backward_lowering = False
     if "torch._inductor.config" in __import__("sys").modules:
         torch._inductor.config.fallback_random = False
+        torch._inductor.config.reorder_for_peak_memory = torch._inductor.config.reorder_for_locality = True
 
 
 def squared(state):
@@ -275,6 +276,8 @@ class TestArguments:
         torch._inductor.config.fallback_random = not wanted
         compile_step(lambda: None, CompileSpec(), same_random_numbers=wanted)
         assert torch._inductor.config.fallback_random is wanted
+        assert torch._inductor.config.reorder_for_peak_memory is not wanted  # it moves draws past each other
+        assert torch._inductor.config.reorder_for_locality is not wanted
 
 
 class TestAutotuning:
