@@ -65,7 +65,7 @@ def main() -> int:
     parser.add_argument("--results", default="results")
     arguments = parser.parse_args()
     stores = [Store(arguments.results).resolve(name) for name in (arguments.strict, arguments.shared)]
-    runs = [rows.load(store, compare.COLUMNS) for store in stores]
+    runs = [rows.load(store, (*compare.COLUMNS, "ended")) for store in stores]
     rates = [
         throughput(store.record, len(run.rows), [row.ended for row in run.rows if row.ended])
         for store, run in zip(stores, runs, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import random
 import sys
@@ -56,3 +57,16 @@ def test_two_stored_runs_are_judged(tmp_path, monkeypatch, capsys, bias, code):
     out = capsys.readouterr().out
     assert "0 tasks differ" in out or code
     assert f"mean {bias:+.3f}"[:-1] in out
+
+
+def test_a_driver_that_was_killed_held_its_device_until_its_last_row(tmp_path, monkeypatch, capsys):
+    for name, held_s in (("strict", 7200.0), ("shared", 3600.0)):
+        rows = tuple(dataclasses.replace(row, ended=held_s) for row in RUN.rows)
+        store_run(str(tmp_path), dataclasses.replace(RUN, run_id=name, rows=rows))
+        path = tmp_path / name / "run.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"sessions": [dataclasses.asdict(Session(0.0, None, devices=1))]}))
+    monkeypatch.setattr(sys, "argv", ["bench_sharing", "strict", "shared", "--results", str(tmp_path)])
+
+    bench_sharing.main()
+
+    assert "throughput, shared over strict: 2.00" in capsys.readouterr().out
