@@ -34,6 +34,7 @@ MAX_DISCARDED = 0.25  # of all pairs; with more the row is noisy
 DEVICE_ITERATIONS, DEVICE_S = 5, 0.25  # or as many as fit, and one at least: the GPU tells what its work takes to a thousandth
 DEVICE_STEPS = 6  # as long as so many steps: three of them, one of which waits behind a queue that is filled for twice as long
 BACKOFF_S, BACKOFF_FACTOR, BACKOFF_MAX_S = 0.05, 1.5, 0.5
+UNPAIRED = "unpaired"  # why the block of a pair that was not finished does not count
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +221,8 @@ class _Run:
         for which, positions in visits(alternating_orders(self.chance)):
             fault = self._visit(plan, which, positions, over)
             self.gave_up = self.in_a_row > MAX_FAULTS_IN_A_ROW
-            if self.gave_up or (self.half is None and over()):
+            if self.gave_up or (self.half is None and over(0)) or self._narrow(plan):
+                self._leave_half()
                 return
             if fault:
                 self.machine.sleep(min(BACKOFF_S * BACKOFF_FACTOR ** (self.in_a_row - 1), BACKOFF_MAX_S))
@@ -278,27 +280,30 @@ class _Run:
         alone = [max(time_ns - self.empty_ns, 1.0) for time_ns in (eager_ns, compiled_ns)]
         return abs(math.log(alone[0] / alone[1]) - math.log(eager_ns / compiled_ns))
 
-    def _visit(self, plan: Plan, which: int, positions: Iterable[int], over: Callable[[], bool]) -> str | None:
+    def _visit(self, plan: Plan, which: int, positions: Iterable[int], over: Callable[[int], bool]) -> str | None:
         """The blocks of a visit: the second of a pair, and the first of the next unless it is ``over``; what spoilt them, if anything did.
 
         What the machine says of a visit is known when it ends, so that a fault takes back what has just become a pair.
         """
         touched: list[int] = []
-        known = len(self.ratios)
+        known, ended, begun = len(self.ratios), None, None
         self.machine.mark()
-        with self.stepper.visit(which, plan.washout) as block:
+        with self.stepper.visit(
+            which, plan.washout
+        ) as block:  # nothing is worked out in here: a step after a pause is not like one after a step
             for position in positions:
                 if position == SECOND and self.half:
                     touched.append(self.half.number)
-                    times = {self.half.which: self.half.times_ns, which: block(self.half.number, SECOND, plan.iterations)}
-                    self.ratios.append(estimator.log_ratio(times[0], times[1]))
-                    self.half = None
+                    ended = {self.half.which: self.half.times_ns, which: block(self.half.number, SECOND, plan.iterations)}
                 elif position == FIRST:
-                    if over():
+                    if over(int(ended is not None)):
                         break
                     number, self.pairs = self.pairs, self.pairs + 1
                     touched.append(number)
-                    self.half = _Half(number, which, block(number, FIRST, plan.iterations))
+                    begun = _Half(number, which, block(number, FIRST, plan.iterations))
+        self.half = begun
+        if ended:
+            self.ratios.append(estimator.log_ratio(ended[0], ended[1]))
         fault = self.machine.fault()
         if fault:
             self.half = None
@@ -321,16 +326,25 @@ class _Run:
             self.faults.append(reason)
             self.stepper.invalidate(pair, reason)
 
-    def _over(self, plan: Plan, began_ns: int, before: int) -> bool:
-        """Whether no pair is to follow; at least one is tried. ``before``: the pairs that there were when it began."""
-        taken = self.pairs - before
-        return taken > 0 and (taken >= self.spec.max_pairs or self.left_s() < plan.pair_s or self._enough(plan, began_ns))
+    def _leave_half(self) -> None:
+        """A pair that lacks its second block is none."""
+        if self.half:
+            self.stepper.invalidate(self.half.number, UNPAIRED)
+            self.pairs -= 1
+            self.half = None
 
-    def _enough(self, plan: Plan, began_ns: int) -> bool:
+    def _over(self, plan: Plan, began_ns: int, before: int, ended: int) -> bool:
+        """Whether no pair is to follow, whatever the last ones say; at least one is tried.
+
+        ``before``: the pairs that there were; ``ended``: those that have ended and are not among the ratios yet.
+        """
+        taken, times_up = self.pairs - before, self.machine.now_ns() - began_ns >= self.spec.max_time_s * 1e9
+        enough = times_up and len(self.ratios) + ended >= plan.min_pairs
+        return taken > 0 and (taken >= self.spec.max_pairs or self.left_s() < plan.pair_s or enough)
+
+    def _narrow(self, plan: Plan) -> bool:
         if len(self.ratios) < plan.min_pairs:
             return False
-        if self.machine.now_ns() - began_ns >= self.spec.max_time_s * 1e9:
-            return True
         pairs = estimator.Pairs(np.asarray(self.ratios), np.zeros(len(self.ratios), dtype=np.int64))
         half_width = estimator.estimate_pairs(pairs).half_width
         return half_width is not None and half_width <= self.spec.half_width

@@ -15,12 +15,13 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from tasks import compilation, environment, estimator, measure, step
@@ -78,6 +79,9 @@ CASES = (
 
 VISITED = Case(ModelSpec("huggingface", "RobertaForCausalLM", batch_size=16, options={"seq_len": 512}), "training")
 VISITS, STEPS_PER_VISIT = 15, 5
+THIRD = 2  # its place in a visit: where the second block begins, if blocks have one step
+PAUSE_MS = 1.0
+MIN_PAIRS = 7
 SETTLED_LIMIT = 0.25  # percent
 
 
@@ -339,12 +343,16 @@ def _fixed_repeats(sides: tuple[Side, Side], machine: HostMachine) -> tuple[floa
     return sum(map(sum, times_ns)) / 1e9, estimator.estimate(ratios).half_width
 
 
-def _steps(side: Side, machine: HostMachine, count: int) -> list[int]:
-    """Nanoseconds of steps in a row, each between two synchronisations; the change of the compiler's stance is not in them."""
+def _steps(side: Side, machine: HostMachine, count: int, ahead: Callable[[int], None] = lambda _: None) -> list[int]:
+    """Nanoseconds of steps in a row, each between two synchronisations; the change of the compiler's stance is not in them.
+
+    ``ahead`` is called with each step's place, from 0, before its clock is read.
+    """
     times_ns = []
     with side.strict():
         machine.synchronize()
-        for _ in range(count):
+        for place in range(count):
+            ahead(place)
             began_ns = machine.now_ns()
             side.step()
             machine.synchronize()
@@ -371,23 +379,44 @@ def after_effects(device: torch.device, case: Case = VISITED) -> list[Row]:
     def reading(_: int) -> None:
         machine.border()
 
-    before: dict[str, tuple[Callable[[int], None], ...]] = {
-        "nothing": (),
-        "a reading of the machine": (reading,),
-        "two steps of the other arm": (other_arm,),
-        "both, as in a measurement": (other_arm, reading),
+    visits = {
+        "nothing": _Visit(),
+        "a reading of the machine": _Visit((reading,)),
+        "two steps of the other arm": _Visit((other_arm,)),
+        "both, as in a measurement": _Visit((other_arm, reading)),
+        "both, and the stopping rule before step 3": _Visit((other_arm, reading), _stopping_rule),
+        f"nothing, and {PAUSE_MS} ms before step 3": _Visit((), _pause),
     }
     return [
-        _after(str(case), arm, what, [_visit(sides, which, machine, acts) for _ in range(VISITS)])
+        _after(str(case), arm, what, [visit.steps(sides[which], which, machine) for _ in range(VISITS)])
         for which, arm in enumerate(("eager", "compiled"))
-        for what, acts in before.items()
+        for what, visit in visits.items()
     ]
 
 
-def _visit(sides: tuple[Side, Side], which: int, machine: HostMachine, before: Sequence[Callable[[int], None]]) -> list[int]:
-    for act in before:
-        act(which)
-    return _steps(sides[which], machine, STEPS_PER_VISIT)
+@dataclass(frozen=True, slots=True)
+class _Visit:
+    """What is done before a visit, given its arm, and before its third step, where a measurement's second block begins."""
+
+    before: tuple[Callable[[int], None], ...] = ()
+    before_third: Callable[[], None] = lambda: None
+
+    def steps(self, side: Side, which: int, machine: HostMachine) -> list[int]:
+        for act in self.before:
+            act(which)
+        return _steps(side, machine, STEPS_PER_VISIT, lambda place: self.before_third() if place == THIRD else None)
+
+
+def _stopping_rule() -> None:
+    ratios = np.linspace(0.29, 0.31, MIN_PAIRS)
+    estimator.estimate_pairs(estimator.Pairs(ratios, np.zeros(len(ratios), dtype=np.int64)))
+
+
+def _pause() -> None:
+    """The device idles, and so does this thread but for the clock."""
+    until_s = time.perf_counter() + PAUSE_MS / 1e3
+    while time.perf_counter() < until_s:
+        pass
 
 
 def _after(case: str, arm: str, what: str, visits: list[list[int]]) -> Row:

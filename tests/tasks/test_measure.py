@@ -36,6 +36,13 @@ def simulated(regime, number, spec=SPEC, speedup=TRUTH, base_ns=1e7):
     return run(machine, sides, spec, seed=number)
 
 
+def spoilt(rows):
+    """The pairs of samples or blocks that do not count, but for the one that was not finished."""
+    return [
+        pair for pair, valid, reason in zip(rows.pair, rows.valid, rows.reason, strict=True) if not valid and reason != measure.UNPAIRED
+    ]
+
+
 def covered(regime, runs, interval=lambda timing: (timing.summary.speedup_low, timing.summary.speedup_high), **settings):
     return count(interval(simulated(regime, number, **settings)) for number in range(runs))
 
@@ -102,8 +109,9 @@ class TestWrongDesigns:
         def interval(timing):
             samples = timing.samples
             times = {arm: [] for arm in Arm}
-            for phase, arm, washout, host_ns in zip(samples.phase, samples.arm, samples.washout, samples.host_ns, strict=True):
-                if phase == "timed" and not washout:
+            rows = zip(samples.phase, samples.valid, samples.arm, samples.washout, samples.host_ns, strict=True)
+            for phase, valid, arm, washout, host_ns in rows:
+                if phase == "timed" and valid and not washout:
                     times[arm].append(math.log(host_ns))
             found = estimator.estimate(np.subtract(times[Arm.EAGER], times[Arm.COMPILED]))
             return found.low, found.high
@@ -318,7 +326,7 @@ class TestDesign:
         assert list(zip(blocks.block, blocks.pair, blocks.arm, blocks.order, blocks.valid, blocks.reason, strict=True)) == [
             row for row in dict.fromkeys(of_samples) if row[0] >= 0
         ]
-        assert [pair for pair, valid in zip(blocks.pair, blocks.valid, strict=True) if not valid] == [0, 0, 1]
+        assert spoilt(blocks) == [0, 0, 1]
         steps = [sum(1 for number in samples.block if 0 <= number <= block) for block in blocks.block]
         before = sum(1 for phase in samples.phase if phase == "warmup")
         lasts = [one != other for one, other in itertools.pairwise([*blocks.arm, None])]  # of the blocks in a row of one arm
@@ -346,7 +354,31 @@ class TestDesign:
         ]
         one, other = timed[0][0], timed[-1][0]
         in_a_row = [[(one, True), (one, False)], *[[(arm, True), (arm, False), (arm, False)] for arm in [other, one] * 3]]
-        assert timed == [*itertools.chain.from_iterable(in_a_row), (other, True), (other, False)]
+        assert timed == [*itertools.chain.from_iterable(in_a_row), (other, True), (other, False), (other, False)]
+
+    def test_nothing_is_worked_out_within_a_visit(self, monkeypatch):
+        """A step after a pause is not like one that follows another; so a half pair may be too many."""
+        machine, sides = steady(int(3e7), int(3e7))
+        visiting, asked = [], []
+
+        @contextlib.contextmanager
+        def strict():
+            visiting.append(True)
+            yield
+            visiting.pop()
+
+        for name in ("log_ratio", "estimate_pairs"):
+            known = getattr(measure.estimator, name)
+            monkeypatch.setattr(measure.estimator, name, lambda *given, known=known: (asked.append(bool(visiting)), known(*given))[1])
+        sides = tuple(dataclasses.replace(side, strict=strict) for side in sides)
+        timing = run(machine, sides, dataclasses.replace(SPEC, min_pairs=7, block_iterations=1))
+
+        assert len(asked) > 7
+        assert not any(asked)
+        assert timing.summary.pairs == 7
+        unpaired = [row for row, reason in enumerate(timing.blocks.reason) if reason == measure.UNPAIRED]
+        assert unpaired == [len(timing.blocks.pair) - 1]
+        assert timing.blocks.pair[unpaired[0]] == 7
 
     def test_the_first_iteration_of_a_block_does_not_count(self):
         clockwork, carry = Clockwork(np.ones(1)), {"arm": None}
@@ -420,8 +452,8 @@ class TestEnvironment:
         machine, sides = steady(faults=self.faults(2))
         timing = run(machine, sides)
         samples = timing.samples
-        assert {pair for pair, valid in zip(samples.pair, samples.valid, strict=True) if not valid} == {1, 2}
-        assert set(samples.reason) == {None, "the GPU throttled"}
+        assert set(spoilt(samples)) == {1, 2}
+        assert set(samples.reason) == {None, "the GPU throttled", measure.UNPAIRED}
         assert (timing.summary.pairs, timing.quality, len(machine.slept_s)) == (8, Quality.OK, 1)
 
     def test_many_discards_are_noisy(self):
@@ -432,7 +464,7 @@ class TestEnvironment:
     def test_a_fault_in_the_last_visit_takes_its_pair_back(self):
         timing = run(*steady(faults=self.faults(8)))
         assert (timing.summary.pairs, timing.quality) == (8, Quality.OK)
-        assert [pair for pair, valid in zip(timing.blocks.pair, timing.blocks.valid, strict=True) if not valid] == [7, 7]
+        assert spoilt(timing.blocks) == [7, 7, 8]
 
     def test_a_machine_of_which_every_other_visit_is_spoilt_has_no_pair(self):
         machine, sides = steady(faults=self.faults(*range(1, 100, 2)))
@@ -449,8 +481,7 @@ class TestEnvironment:
         def invalid(seed):
             machine, sides = simulate(REGIMES["very spiky"], np.random.default_rng(seed))
             machine.faults = self.faults(0, 4)
-            samples = run(machine, sides).samples
-            return {pair for pair, valid in zip(samples.pair, samples.valid, strict=True) if not valid}
+            return set(spoilt(run(machine, sides).samples))
 
         assert [invalid(seed) for seed in range(5)] == [{0, 3, 4}] * 5
 
@@ -523,12 +554,12 @@ class TestWarmup:
         timing = run(clockwork, (Side(lambda: clockwork.advance(1e7)), Side(one_step)))
         samples = timing.samples
         assert (timing.quality, timing.summary.speedup, timing.summary.pairs) == (Quality.RECOMPILED, 10.0, 8)
-        spoilt = {pair for pair, valid in zip(samples.pair, samples.valid, strict=True) if not valid}
-        assert spoilt == set(range(len(spoilt)))
-        assert len(spoilt) > 2
+        left_out = set(spoilt(samples))
+        assert left_out == set(range(len(left_out)))
+        assert len(left_out) > 2
         assert "discarded" not in " ".join(timing.flags)
         sizes = [samples.block.count(block) for block in dict.fromkeys(samples.block) if block >= 0]
-        assert (sizes[0], sizes[-1]) == (6, 21)  # blocks are planned anew for the faster step
+        assert (sizes[0], sizes[-1]) == (6, 20)  # planned anew for the faster step; one iteration of the first does not count
         arms = {(block, arm) for block, arm in zip(samples.block, samples.arm, strict=True) if block >= 0}
         assert len(arms) == len({block for block, _ in arms})
 
