@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import torch
 
-from tasks.judgement import DRAWS_AS_EAGER
+from tasks.draws import inductor_settings
 from tasks.spec import CompileSpec
 from tasks.stepper import RecompiledError
 
@@ -81,8 +81,7 @@ def compile_step(step: Callable[[], Any], spec: CompileSpec, *, same_random_numb
     if spec.backend == "inductor":
         from torch._inductor import config
 
-        config.fallback_random = False
-        for name, value in DRAWS_AS_EAGER.items() if same_random_numbers else ():
+        for name, value in inductor_settings(as_eager=same_random_numbers).items():
             setattr(config, name, value)
     compiled: Callable[[], Any] = torch.compile(
         step,

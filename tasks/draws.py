@@ -51,6 +51,19 @@ class Draw:
 Draws = list[Draw]
 
 
+def inductor_settings(*, as_eager: bool) -> dict[str, bool]:
+    """Where Inductor draws from: its own numbers, or what eager draws.
+
+    That takes torch's generators and the order of the program, which no data dependency keeps before torch 2.13 (pytorch/pytorch#181136,
+    #192635).
+    """
+    return (
+        {"fallback_random": True, "reorder_for_peak_memory": False, "reorder_for_locality": False}
+        if as_eager
+        else {"fallback_random": False}
+    )
+
+
 def recorded(step: Callable[[], Any], draws: Draws | None) -> Callable[[], Any]:
     """``step``, run eagerly, with what it draws appended to ``draws``; if that is None, just ``step``.
 

@@ -35,11 +35,6 @@ class Randomness(StrEnum):
     DECISIVE = "decisive"
 
 
-# Inductor's settings under which it draws what eager draws: from the same generators, and in the same order, which no data dependency keeps
-# before torch 2.13 (pytorch/pytorch#181136, #192635).
-DRAWS_AS_EAGER = {"fallback_random": True, "reorder_for_peak_memory": False, "reorder_for_locality": False}
-
-
 def compare_all(eager: Results, compiled: Results, truth: Results, errors: dict[str, Errors], rule: Rule) -> list[Finding]:
     """Judge every value of ``compiled``; ``errors`` are eager's, by name, against ``truth``, which may lack names or be empty."""
     kinds, siblings = _kinds(eager, errors), _sibling_errors(eager, errors)

@@ -288,9 +288,8 @@ class _Run:
         touched: list[int] = []
         known, ended, begun = len(self.ratios), None, None
         self.machine.mark()
-        with self.stepper.visit(
-            which, plan.washout
-        ) as block:  # nothing is worked out in here: a step after a pause is not like one after a step
+        # Nothing is worked out within the visit: a step after a pause is not like one that follows another.
+        with self.stepper.visit(which, plan.washout) as block:
             for position in positions:
                 if position == SECOND and self.half:
                     touched.append(self.half.number)

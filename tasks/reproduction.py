@@ -27,10 +27,9 @@ from torch import _dynamo as dynamo
 from torch.utils import _pytree as pytree
 
 from tasks.comparison import Finding, Rule, errors_of, leaves, rule_of
-from tasks.draws import Draws, recorded, same_draws
+from tasks.draws import Draws, inductor_settings, recorded, same_draws
 from tasks.dropout import neutralise_dropout, undropped
 from tasks.judgement import (
-    DRAWS_AS_EAGER,
     Randomness,
     Results,
     change_of,
@@ -192,7 +191,7 @@ class _Arms:
 
     @property
     def _draws(self) -> dict[str, bool]:
-        return DRAWS_AS_EAGER if self.random is Randomness.DECISIVE else {"fallback_random": False}
+        return inductor_settings(as_eager=self.random is Randomness.DECISIVE)
 
     @functools.cached_property
     def random(self) -> Randomness:
