@@ -182,7 +182,9 @@ class Execution(Fields):
         default=1,
         description="Tasks per GPU, or per CPU node, that may compile at once; timing is exclusive always. auto: by cores and memory.",
     )
-    max_in_flight: PositiveInt | None = Field(default=None, description="Tasks submitted at once; null: a little more than fit.")
+    max_in_flight: PositiveInt | None = Field(
+        default=None, description="Tasks submitted at once; null: those that fit and a sixteenth more."
+    )
     cache: Literal["cold", "shared", "bundle"] = Field(
         default="cold",
         description="cold: an empty compile cache per process; shared: one per node and run; bundle: what earlier runs of a task kept.",

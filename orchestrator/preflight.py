@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 MIN_CAPABILITY = 70
 """Triton, which Inductor compiles to, needs compute capability 7.0 (Volta): https://github.com/triton-lang/triton#compatibility"""
 
-IN_FLIGHT_FACTOR = 1.25
-"""Attempts handed to Ray beyond what can run at once, so that a free slot never waits for the driver."""
+SLOTS_PER_WAITING = 16
+"""For each so many attempts that can run at once one more is handed to Ray, so that a free slot does not wait for the driver. No more, for
+what waits there has lost its place: Ray starts requests by turns of their shapes, and not in the order in which they came."""
 
 
 ROUNDING = 1e-6
@@ -103,7 +105,7 @@ def capacity(tasks: Sequence[TaskSpec], nodes: Sequence[NodeInfo], max_in_flight
     """Slots for the most modest request of the plan, and the bound on attempts in flight."""
     slots = max((sum(fits(task.resources, node) for node in nodes) for task in _distinct(tasks)), default=1)
     slots = max(1, slots)
-    return Capacity(slots, max_in_flight or max(slots + 1, int(slots * IN_FLIGHT_FACTOR)))
+    return Capacity(slots, max_in_flight or slots + math.ceil(slots / SLOTS_PER_WAITING))
 
 
 def suitable(requests: Iterable[ResourceSpec], nodes: Sequence[NodeInfo]) -> list[NodeInfo]:

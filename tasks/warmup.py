@@ -14,6 +14,7 @@ CLOCK_TOLERANCE = 0.03  # a GPU at its power limit hunts by a few steps of 0.8 %
 CLOCK_READINGS, CLOCK_SPACING_S = 3, 0.2
 QUIET_CALLS = 3  # compiled calls since the compiler last did anything
 WINDOW_CALLS = 5
+LONG_WINDOW_CALLS, LONG_STEPS_NS = 3, 50_000_000  # where a step of both arms takes longer than that: windows of five outlast the pairs
 WINDOW_NS, MAX_WINDOW_CALLS = 25_000_000, 200  # windows of short steps are lengthened
 
 
@@ -55,9 +56,10 @@ def warm_up(stepper: Stepper, *, least_s: float, most_s: float, left_s: Callable
 
 
 def _window_calls(times_ns: tuple[float, float], most_s: float) -> int:
-    """Five, more of short steps, fewer where two windows would take over half of the time allowed."""
+    """Five, more of short steps, three of long ones, fewer where two windows would take over half of the time allowed."""
     affordable = int(most_s * 1e9 / (4 * sum(times_ns)))
-    wanted = max(WINDOW_CALLS, min(MAX_WINDOW_CALLS, math.ceil(WINDOW_NS / min(times_ns))))
+    least = WINDOW_CALLS if sum(times_ns) < LONG_STEPS_NS else LONG_WINDOW_CALLS
+    wanted = max(least, min(MAX_WINDOW_CALLS, math.ceil(WINDOW_NS / min(times_ns))))
     return max(1, min(affordable, wanted))
 
 

@@ -88,7 +88,7 @@ def test_every_problem_is_reported_at_once():
 def test_capacity_counts_slots_over_all_nodes():
     tasks = [task("m", resources=ResourceSpec("cuda", 4.0, 1.0))]
     assert capacity(tasks, [GPU_NODE, GPU_NODE], None).slots == 8
-    assert capacity(tasks, [GPU_NODE, GPU_NODE], None).max_in_flight == 10
+    assert capacity(tasks, [GPU_NODE, GPU_NODE], None).max_in_flight == 9
     assert capacity([task("m", resources=ResourceSpec("cpu", 2.0))], [NODE], None).max_in_flight == 2
     assert capacity(tasks, [GPU_NODE], 3).max_in_flight == 3
 

@@ -53,3 +53,36 @@ def test_who_runs_out_of_memory_beside_neighbours_gets_more_room_and_then_the_de
     both = [rows[f"slow_pass.{number}"] for number in (1, 2)]
     assert max(row["started"] for row in both) < min(row["ended"] for row in both)  # they did share
     assert rows["oom.crowded"]["started"] >= min(row["ended"] for row in both)  # with three quarters of it no two others fit
+
+
+IN_ORDER = """\
+schema_version: 1
+name: order
+matrix: {dtype: [float32]}
+execution: {device: cpu, sharing: 8}
+suites:
+  toy:
+"""
+
+
+@pytest.mark.slow
+def test_tasks_start_in_the_order_of_the_plan_whatever_shapes_they_ask_for(tmp_path):
+    """Ray takes turns among the shapes of what waits there: of two that wait it starts the one of whose shape fewer run."""
+    names = [f"slow_pass.{number:02}" for number in range(20)]
+    shapes = [1.0] * 9 + [0.9] * 11  # eight places: what comes ninth has the shape of all that run
+    seconds = [8 + number / 4 for number in range(8)] + [0.5] * 12  # the first are all at work before one of them ends
+    lines = [
+        f"    - {{name: {name}, num_cpus: {cpus}, options: {{seconds: {spent}}}}}\n"
+        for name, cpus, spent in zip(names, shapes, seconds, strict=True)
+    ]
+    path = tmp_path / "order.yaml"
+    path.write_text(IN_ORDER + "".join(lines))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 8})
+    try:
+        runs.run(RunRequest(path, str(tmp_path), "r", cluster.address), Console(file=io.StringIO(), width=200), connect=RayCluster)
+    finally:
+        cluster.shutdown()
+
+    started = {row["model"]: row["started"] for row in Store(str(tmp_path)).resolve("r").rows().to_pylist()}
+    overtaken_by = sum(started[name] < started[names[8]] for name in names[9:])
+    assert overtaken_by <= 1
