@@ -45,7 +45,7 @@ SIZE_BOUNDS = (0.5, 2.0)
 _PHASES = ("start_s", "build_s", "eager_s", "compile_phase_s", "verify_s", "time_s", "write_s")
 _PEAKS = ("eager_peak_mib", "compiled_peak_mib", "peak_mib")
 _OTHERS = ("task_id", "phase", "started", "ended", "device", "gpu_uuid", "process_speedups", "owned_s", "tuned_s", "machine")
-_COLUMNS = (*_OTHERS, *_PEAKS, *_PHASES)
+COLUMNS = (*_OTHERS, *_PEAKS, *_PHASES)
 _MEASURED = {Phase.TIME, Phase.WRITE}
 
 
@@ -78,10 +78,10 @@ def recorded(root: str, kind: str | None = None, device: str | None = None) -> d
     same: dict[str, Cost] = {}
     other: dict[str, Cost] = {}
     for record in [record for record in store.runs() if not record.aa][: -RUNS_LOOKED_AT - 1 : -1]:
-        for row in store.resolve(record.run_id).rows(_COLUMNS).to_pylist():
+        for row in store.resolve(record.run_id).rows(COLUMNS).to_pylist():
             if row["phase"] in _MEASURED and row["started"] and row["ended"] and kind in (None, _kind(row)):
                 costs = same if device is not None and row["device"] == device else other
-                costs.setdefault(row["task_id"], _of_row(row))
+                costs.setdefault(row["task_id"], of_row(row))
     return other | same
 
 
@@ -108,8 +108,8 @@ def _dtype_factor(dtype: str) -> float:
     return AMP_FACTOR if dtype == "amp" else 1.0
 
 
-def _of_row(row: Mapping[str, Any]) -> Cost:
-    """Where nobody counted owned seconds, those of the phase that times stand for them. Most neighbours go on while one tunes."""
+def of_row(row: Mapping[str, Any]) -> Cost:
+    """What one process of a row's task took; the row has ``COLUMNS``. Where nobody counted owned seconds, those of the phase that times stand for them. Most neighbours go on while one tunes."""
     exclusive_s = max(0.0, (row["owned_s"] or 0.0) - (row["tuned_s"] or 0.0)) or row["time_s"] or 0.0
     all_s = sum(row[name] or 0.0 for name in _PHASES)
     if not all_s:  # run without a process of its own

@@ -2,27 +2,27 @@
 
 ``python -m tests.benchmarks.bench_sharing STRICT SHARED [--results DIR]``
 
-Takes two stored runs of the same tasks. Prints tasks per hour of each, what each had been forecast to take, and for the speedups and the
-compiled steps' times: the mean difference of the logarithms with its 90 % interval, whether that lies inside the margin (an equivalence
-test), and which tasks differ after Benjamini and Hochberg. Exits 0 if both agree, else 1.
+Takes two stored runs of the same tasks, or of some of them. Prints tasks per hour of each, what each had been forecast to take, and for
+the speedups and the compiled steps' times: the mean difference of the logarithms with its 90 % interval, whether that lies inside the
+margin (an equivalence test), and which tasks differ after Benjamini and Hochberg. Exits 0 if both agree, else 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import special
 
-from orchestrator import compare
+from orchestrator import compare, costs
 from orchestrator.record import RunRecord
 from orchestrator.report import rows
 from orchestrator.sessions import device_hours, took
 from orchestrator.statistics.differences import FALSE_DISCOVERY_RATE
-from orchestrator.store import Store
+from orchestrator.store import RunStore, Store
 
 MARGIN = 0.01
 MAX_MEAN = 0.005
@@ -58,6 +58,18 @@ def throughput(record: RunRecord, tasks: int, rows_ended: Sequence[float] = ()) 
     return tasks / held_h if held_h else None
 
 
+def seconds_by_task(store: RunStore) -> dict[str, float]:
+    """What each task took: all phases, without standing still, and without waiting for the device or its memory."""
+    return {row["task_id"]: costs.of_row(row).total_s for row in store.rows(costs.COLUMNS).to_pylist()}
+
+
+def heavier(some: Iterable[str], seconds: Mapping[str, float]) -> float | None:
+    """How many times as long the tasks ``some`` take as those of ``seconds`` do, in the mean; None: not known."""
+    there = [seconds[task_id] for task_id in some if task_id in seconds]
+    usual = sum(seconds.values()) / max(1, len(seconds))
+    return sum(there) / len(there) / usual if there and usual else None
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("strict")
@@ -75,7 +87,13 @@ def main() -> int:
         speed = f", {rate:.1f} per device hour, {3600 / rate:.1f} s each" if rate else ""
         print(f"{run.run_id}: {len(run.rows)} rows{speed}; {sessions}")
     if all(rates):
-        print(f"throughput, shared over strict: {rates[1] / rates[0]:.2f}")
+        faster = rates[1] / rates[0]
+        print(f"throughput, shared over strict: {faster:.2f}")
+        weight = heavier((row.task_id for row in runs[0].rows), seconds_by_task(stores[1]))
+        if weight is not None:
+            print(
+                f"  the tasks of {runs[0].run_id} are {weight:.2f} times as heavy as all of {runs[1].run_id}: like for like {faster / weight:.2f}"
+            )
     found = compare.compare(*runs, min_effect=0.0)
     differ = [change for change in found.changes if change.judgement.q <= FALSE_DISCOVERY_RATE]
     judged = {

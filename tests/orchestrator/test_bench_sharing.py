@@ -14,7 +14,7 @@ from orchestrator.record import Session
 from orchestrator.report.synthetic import store_run, synthetic_run, true_logs
 from orchestrator.store import Store
 from tests.benchmarks import bench_sharing
-from tests.benchmarks.bench_sharing import agreement, throughput
+from tests.benchmarks.bench_sharing import agreement, heavier, throughput
 from tests.orchestrator.stored import a_record
 
 RUN = synthetic_run(true_logs({"timm": 8, "huggingface": 6}))
@@ -36,6 +36,15 @@ def test_throughput_counts_the_time_that_devices_were_held():
 
     assert throughput(record, 40) == 40.0
     assert throughput(a_record(), 40) is None
+
+
+def test_a_part_of_the_tasks_is_weighed_by_what_they_took_beside_neighbours():
+    seconds = {"small": 10.0, "middle": 20.0, "large": 60.0}
+
+    assert heavier(["large"], seconds) == 2.0
+    assert heavier(["small", "middle", "elsewhere"], seconds) == 0.5
+    assert heavier(["elsewhere"], seconds) is None
+    assert heavier(["small"], {"small": 0.0}) is None
 
 
 @pytest.mark.parametrize(("bias", "code"), [(0.0, 0), (0.02, 1)])
