@@ -109,7 +109,10 @@ def _dtype_factor(dtype: str) -> float:
 
 
 def of_row(row: Mapping[str, Any]) -> Cost:
-    """What one process of a row's task took; the row has ``COLUMNS``. Where nobody counted owned seconds, those of the phase that times stand for them. Most neighbours go on while one tunes."""
+    """What one process of a row's task took; the row has ``COLUMNS``.
+
+    Where nobody counted owned seconds, those of the phase that times stand for them. Most neighbours go on while one tunes.
+    """
     exclusive_s = max(0.0, (row["owned_s"] or 0.0) - (row["tuned_s"] or 0.0)) or row["time_s"] or 0.0
     all_s = sum(row[name] or 0.0 for name in _PHASES)
     if not all_s:  # run without a process of its own
