@@ -91,9 +91,8 @@ def main() -> int:
         print(f"throughput, shared over strict: {faster:.2f}")
         weight = heavier((row.task_id for row in runs[0].rows), seconds_by_task(stores[1]))
         if weight is not None:
-            print(
-                f"  the tasks of {runs[0].run_id} are {weight:.2f} times as heavy as all of {runs[1].run_id}: like for like {faster / weight:.2f}"
-            )
+            tasks = f"the tasks of {runs[0].run_id} are {weight:.2f} times as heavy as all of {runs[1].run_id}"
+            print(f"  {tasks}: like for like {faster / weight:.2f}")
     found = compare.compare(*runs, min_effect=0.0)
     differ = [change for change in found.changes if change.judgement.q <= FALSE_DISCOVERY_RATE]
     judged = {
