@@ -39,6 +39,7 @@ from tasks.processes import (
     reap,
     stop_descendants,
 )
+from tasks.reread import NEVER_AGAIN
 from tasks.residue import DirtyDeviceError, Residue
 from tasks.scratch import UnsafeDirectoryError, attempt_directory, renew
 from tasks.spec import FailureClass, Outcome, Phase, Status, WorkerResult, decode, encode
@@ -209,6 +210,8 @@ class Guardian:
             return self._request.unprepared
         if self._request.task.measure.processes > 1:
             return "it is measured in several processes, which are to be independent"
+        if NEVER_AGAIN in os.environ:
+            return f"{NEVER_AGAIN} is set"
         return obstacle()
 
     # --- what happens ---------------------------------------------------------------------------------------------------------------

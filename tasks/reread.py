@@ -9,6 +9,9 @@ import os
 import sys
 from typing import Any
 
+NEVER_AGAIN = "TORCH_CACHING_PRECOMPILE"
+"""Environment variable that has torch use a directory which it has chosen while it was imported."""
+
 
 def reread() -> None:
     """Have the libraries that are imported look at this process's environment, and draw numbers of their own."""

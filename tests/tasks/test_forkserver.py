@@ -146,12 +146,18 @@ def test_a_forked_worker_is_like_a_fresh_one(portrait, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "80")  # which the readline of a test's process may set behind Python's back
     monkeypatch.setenv("LINES", "24")
-    fresh = portrait("fresh")
-    start_parent()
-    monkeypatch.setenv("OMP_NUM_THREADS", "77")
-    monkeypatch.setenv("SHLVL", "9")  # nobody prepares another parent for it
-    forked, other = portrait("forked"), portrait("forked")
-
+    every, one = os.sched_getaffinity(0), {min(os.sched_getaffinity(0))}
+    start_parent()  # free to use them all
+    try:
+        os.sched_setaffinity(0, one)
+        monkeypatch.setenv(forkclient.SWITCH, "0")
+        fresh = portrait("fresh")
+        monkeypatch.delenv(forkclient.SWITCH)
+        monkeypatch.setenv("OMP_NUM_THREADS", "77")
+        monkeypatch.setenv("SHLVL", "9")  # nobody prepares another parent for it
+        forked, other = portrait("forked"), portrait("forked")
+    finally:
+        os.sched_setaffinity(0, every)
     assert forked.pop("random") != other.pop("random")
     assert forked["environment"].pop("SWEEP_WORKER_START") == "forked"
     assert forked["environment"].pop("SHLVL") == "9"
@@ -176,6 +182,12 @@ def test_what_is_measured_in_several_processes_is_measured_in_fresh_ones(prepare
     outcome = finish(toy("pass", measure=MeasureSpec(processes=2)))
     assert how_started(outcome).startswith("fresh: it is measured in several processes")
     assert set(outcome.samples.process) == {0, 1}
+
+
+def test_what_torch_has_chosen_for_good_at_import_is_left_to_fresh_ones(prepared_node, monkeypatch):
+    monkeypatch.setenv("TORCH_CACHING_PRECOMPILE", "1")
+    start_parent()
+    assert how_started(finish(toy("pass"))) == "fresh: TORCH_CACHING_PRECOMPILE is set"
 
 
 # --- whose child it is, and who ends with whom ---------------------------------------------------------------------------------------
@@ -250,11 +262,12 @@ def test_what_a_supervisor_and_guardian_killed_together_leave_is_ended_by_the_ne
 
 
 def test_a_parent_collects_its_guardians_and_ends_when_nobody_wants_it(prepared_node):
-    parent = start_parent(idle_s=0.6)
+    parent = start_parent(idle_s=1.0)
     events = supervise(toy("slow_pass", seconds=1.5), attempt())  # longer than it would stay without a guardian
     start(events)
     assert len(children_of(parent)) == 1
     *_, last = events
+    assert identity(parent)
     assert last.outcome.status is Status.PASS
     wait_until(lambda: identity(parent) is None or children_of(parent) == [], "the end of its zombies")
     wait_until(lambda: identity(parent) is None, "its end")
@@ -299,6 +312,14 @@ def test_a_parent_with_a_second_thread_says_so_and_ends(prepared_node, tmp_path,
     outcome = finish(toy("pass"))
     assert outcome.status is Status.PASS
     assert how_started(outcome) == "fresh: the prepared parent must not be forked: it has 2 threads"
+
+
+def test_a_parent_that_has_something_open_after_its_imports_says_so_and_ends(prepared_node, tmp_path, monkeypatch):
+    (tmp_path / "keeps_a_file.py").write_text("file = open('/dev/zero')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert prepare(["keeps_a_file"], lease.SHARED_MEMORY, importable_paths(ROOT), 60.0) is None
+    wait_until(lambda: not parents_of(lease.SHARED_MEMORY), "its end")
+    assert how_started(finish(toy("pass"))).endswith("(/dev/zero) was opened by an import")
 
 
 def test_a_parent_counts_its_threads_before_each_fork(prepared_node, tmp_path, monkeypatch):
