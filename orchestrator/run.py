@@ -104,8 +104,7 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
         plan = replanned(earlier.plan(), fresh) if earlier else fresh
         specs = [planned.task for planned in plan if planned.skip_reason is None]
         check(specs, nodes, probes, code_version(), mix_accelerators=loaded.manifest.execution.mix_accelerators)
-        if request.address:  # before the run's lock is taken: it may last
-            _warm_up(cluster, nodes, specs, console)
+        _warm_up(cluster, nodes, specs, console)  # before the run's lock is taken: it may last
         run_store = earlier or store.create(_record(request, loaded, nodes, device, sharing), plan)
         with resumable(resume_command(request, run_store.run_id)), run_store, marked_when_broken_off(run_store):
             if earlier:
@@ -125,7 +124,10 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
 
 
 def _warm_up(cluster: Cluster, nodes: Sequence[NodeInfo], specs: Sequence[TaskSpec], console: Console) -> None:
-    """So that the first task of a node is not measured while its libraries come from a cold disk. The run does not depend on it."""
+    """So that no task of a node loads its libraries from a cold disk, and each finds a process to be forked from that has them.
+
+    The run does not depend on it.
+    """
     modules = modules_of(task.model.suite for task in specs)
     usable = suitable({task.resources for task in specs}, nodes)
     if modules and usable:

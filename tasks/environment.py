@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from tasks.launch import WORKER_START
 from tasks.probe import cpu_model
 from tasks.spec import Scalar
 
@@ -46,6 +47,7 @@ def machine(device: torch.device) -> dict[str, Scalar]:
         "turbo_disabled": _read(Path("/sys/devices/system/cpu/intel_pstate/no_turbo")),
         "smt": _read(Path("/sys/devices/system/cpu/smt/active")),
         "kernel": platform.release(),
+        "worker_start": os.environ.get(WORKER_START),
     }
     return found | (_gpu(device) if device.type == "cuda" else {})
 

@@ -5,8 +5,9 @@ Process numbers are those of the machine; in a container with numbers of its own
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-from functools import cache
+from collections.abc import Iterator
 from typing import Any
 
 LIBRARY = "libnvidia-ml.so.1"
@@ -31,8 +32,8 @@ def holders(gpu: str) -> dict[int, int] | None:
 
     None where NVML is missing or does not know: for parts of a GPU (MIG), for one.
     """
-    library = _library()
-    return None if library is None else listed(library, gpu)
+    with _library() as library:
+        return None if library is None else listed(library, gpu)
 
 
 def listed(nvml: Any, gpu: str) -> dict[int, int] | None:
@@ -57,10 +58,16 @@ def listed(nvml: Any, gpu: str) -> dict[int, int] | None:
     return {each.pid: 0 if each.used_bytes == _UNKNOWN_BYTES else each.used_bytes // 2**20 for each in found}
 
 
-@cache
-def _library() -> Any:
+@contextlib.contextmanager
+def _library() -> Iterator[Any]:
+    """NVML for the moment only: a worker that is forked from this process must find it as it is before its first use."""
     try:
         nvml = ctypes.CDLL(LIBRARY)
-        return nvml if nvml.nvmlInit_v2() == 0 else None
+        found = nvml.nvmlInit_v2() == 0
     except (OSError, AttributeError):
-        return None
+        found = False
+    try:
+        yield nvml if found else None
+    finally:
+        if found:
+            nvml.nvmlShutdown()

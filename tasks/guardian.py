@@ -26,7 +26,8 @@ from typing import Any
 from tasks.capture import CappedLog
 from tasks.channel import Grant, GuardianEnd, Use
 from tasks.clock import PAUSED, WAITING, PhaseClock
-from tasks.launch import DEVICE_DIRECTORY, NoDeviceError, recorded, start_worker, worker_environment
+from tasks.forkable import obstacle
+from tasks.launch import DEVICE_DIRECTORY, NoDeviceError, Start, recorded, start_worker, worker_environment
 from tasks.lease import Lease, Place
 from tasks.processes import (
     Identity,
@@ -38,6 +39,7 @@ from tasks.processes import (
     reap,
     stop_descendants,
 )
+from tasks.reread import NEVER_AGAIN
 from tasks.residue import DirtyDeviceError, Residue
 from tasks.scratch import UnsafeDirectoryError, attempt_directory, renew
 from tasks.spec import FailureClass, Outcome, Phase, Status, WorkerResult, decode, encode
@@ -64,8 +66,8 @@ class ToldToEndError(Exception):
     """Somebody sent the guardian SIGTERM."""
 
 
-def main() -> int:
-    """Do what the request on the input says."""
+def main(*, forked: bool = False) -> int:
+    """Do what the request on the input says. ``forked``: this process has the libraries already, from a prepared parent."""
     become_subreaper()
     signals = _listen_to_signals()
     line = _read_line(sys.stdin.fileno())
@@ -75,7 +77,7 @@ def main() -> int:
     with contextlib.suppress(SupervisorGoneError):
         uplink.introduce(identity(os.getpid()))
         request = decode(Request, json.loads(line))
-        outcome = Guardian(request, uplink, signals).run()
+        outcome = Guardian(request, uplink, signals, forked=forked).run()
         leave(outcome, request.attempt)
         uplink.finish(outcome)
     return 0
@@ -96,7 +98,7 @@ class _Worker:
 class Guardian:
     """One attempt, from the start of its first worker to its outcome."""
 
-    def __init__(self, request: Request, uplink: Uplink, signals: int) -> None:
+    def __init__(self, request: Request, uplink: Uplink, signals: int, *, forked: bool = False) -> None:
         self._request = request
         self._uplink = uplink
         self._log = CappedLog()
@@ -107,6 +109,7 @@ class Guardian:
         self._heartbeat_due = time.monotonic() + request.heartbeat_s
         self._use = Use.TIME
         self._signals = signals
+        self._forked = forked
 
     def run(self) -> Outcome:
         """Start the workers, see each to its end, and leave nothing of them.
@@ -188,15 +191,28 @@ class Guardian:
         environment = worker_environment(task, attempt, scratch, Path(self._request.directory), self._request.python_path, os.environ)
         environment[DEVICE_DIRECTORY] = str(self._lease.directory)
         cores = self._request.cores
+        why_fresh = self._why_fresh()
+        start = Start.FORKED if why_fresh is None else Start.FRESH
         self._environment = recorded(environment) | ({"cores": ",".join(map(str, cores))} if cores else {})
+        self._environment["worker_start"] = start.value if why_fresh is None else f"{start.value}: {why_fresh}"
         (scratch / "spec.json").write_text(json.dumps(encode(task)), encoding="utf-8")
-        self._worker.pid, self._output, connection = start_worker(scratch, environment, earlier, cores)
+        self._worker.pid, self._output, connection = start_worker(scratch, environment, earlier, cores, start)
         os.set_blocking(self._output, False)
         self._channel = GuardianEnd(connection)
         self._selector.register(self._output, selectors.EVENT_READ, self._on_output)
         self._selector.register(self._channel, selectors.EVENT_READ, self._on_message)
         if not earlier:
             self._uplink.tell(Started(self._request.node, self._worker.pid, attempt.gpu_ids, time.time()))
+
+    def _why_fresh(self) -> str | None:
+        """Why the worker is an interpreter of its own; None if it can be a copy of this process."""
+        if not self._forked:
+            return self._request.unprepared
+        if self._request.task.measure.processes > 1:
+            return "it is measured in several processes, which are to be independent"
+        if NEVER_AGAIN in os.environ:
+            return f"{NEVER_AGAIN} is set"
+        return obstacle()
 
     # --- what happens ---------------------------------------------------------------------------------------------------------------
 

@@ -6,16 +6,19 @@ threads and which caches the worker uses. What decides is recorded, whether set 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 
 from tasks.channel import CONTROL_FD
-from tasks.processes import die_with_parent
+from tasks.forked import Surroundings, fork
+from tasks.processes import die_with_parent, mark
 from tasks.scratch import MARK
 from tasks.spec import Attempt, ResourceSpec, TaskSpec, slug
 
@@ -24,6 +27,17 @@ DEVICE_DIRECTORY = "SWEEP_DEVICE_DIRECTORY"
 
 BUNDLES = "SWEEP_BUNDLES"
 """Environment variable of a worker whose compile cache is kept from run to run: the directory where."""
+
+WORKER_START = "SWEEP_WORKER_START"
+"""Environment variable of a worker: a ``Start``."""
+
+SAME_FOR_ALL = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "PYTHONUNBUFFERED": "1",
+    "PYTHONFAULTHANDLER": "1",
+}
+"""What every worker has in its environment."""
 
 _REMOVED_PREFIXES = ("RAY_", "SWEEP_", "TORCHELASTIC_")
 _REMOVED = frozenset(
@@ -38,6 +52,13 @@ _RECORDED_PREFIXES = (
 )
 
 
+class Start(StrEnum):
+    """What a worker began as."""
+
+    FRESH = "fresh"  # an interpreter of its own
+    FORKED = "forked"  # a copy of its guardian, which has the libraries
+
+
 class NoDeviceError(Exception):
     """The task wants a GPU and was given none."""
 
@@ -50,11 +71,10 @@ def worker_environment(
     Raises:
         NoDeviceError: the task's device is ``cuda`` and the attempt has no GPU.
     """
-    kept = {name: value for name, value in inherited.items() if name not in _REMOVED and not name.startswith(_REMOVED_PREFIXES)}
     caches = shared / f"cache-{slug(attempt.run_id)}" if task.cache == "shared" else scratch / "cache"
     bundles = {BUNDLES: attempt.bundles} if task.cache == "bundle" and attempt.bundles else {}
     return (
-        kept
+        inheritable(inherited)
         | bundles
         | {
             "CUDA_VISIBLE_DEVICES": _visible_devices(task.resources, attempt),
@@ -62,14 +82,16 @@ def worker_environment(
             "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
             "TRITON_CACHE_DIR": str(caches / "triton"),
             "TMPDIR": str(scratch / "tmp"),
-            "HF_HUB_OFFLINE": "1",
-            "TRANSFORMERS_OFFLINE": "1",
+            **SAME_FOR_ALL,
             "PYTHONPATH": python_path,
-            "PYTHONUNBUFFERED": "1",
-            "PYTHONFAULTHANDLER": "1",
             MARK: str(scratch),
         }
     )
+
+
+def inheritable(environment: Mapping[str, str]) -> dict[str, str]:
+    """``environment`` without what schedulers, and this project, leave in it for one process."""
+    return {name: value for name, value in environment.items() if name not in _REMOVED and not name.startswith(_REMOVED_PREFIXES)}
 
 
 def recorded(environment: Mapping[str, str]) -> dict[str, str]:
@@ -89,9 +111,9 @@ def importable_paths(package_root: Path) -> str:
 
 
 def start_worker(
-    scratch: Path, environment: Mapping[str, str], earlier: Sequence[Path] = (), cores: Sequence[int] = ()
+    scratch: Path, environment: Mapping[str, str], earlier: Sequence[Path] = (), cores: Sequence[int] = (), start: Start = Start.FRESH
 ) -> tuple[int, int, socket.socket]:
-    """Start ``python -m tasks.worker`` in a process group of its own; it dies with the process that calls this.
+    """Start ``tasks.worker`` in a process group of its own; it dies with the process that calls this, which has one thread.
 
     ``earlier``: the results that earlier processes of the same task have left. ``cores``: those to which it keeps, with all that it starts.
 
@@ -103,22 +125,62 @@ def start_worker(
     ours, theirs = socket.socketpair()
     read_end, write_end = os.pipe()
     with theirs:
+        environment = {**environment, CONTROL_FD: str(theirs.fileno()), WORKER_START: start.value}
+        arguments = [str(scratch / "spec.json"), str(scratch / "result.json"), *map(str, earlier)]
+        first = _in_the_child(os.getpid(), cores)
+        launch = _fork_worker if start is Start.FORKED else _execute_worker
         try:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "tasks.worker", str(scratch / "spec.json"), str(scratch / "result.json"), *map(str, earlier)],
-                cwd=scratch,
-                env={**environment, CONTROL_FD: str(theirs.fileno())},
-                stdin=subprocess.DEVNULL,
-                stdout=write_end,
-                stderr=write_end,
-                pass_fds=(theirs.fileno(),),
-                process_group=0,
-                preexec_fn=_in_the_child(os.getpid(), cores),  # noqa: PLW1509 - the guardian has one thread when it starts its worker
-            )
+            pid = launch(scratch, environment, arguments, write_end, theirs.fileno(), first)
         finally:
             os.close(write_end)
+    return pid, read_end, ours
+
+
+def _execute_worker(
+    scratch: Path, environment: Mapping[str, str], arguments: Sequence[str], output: int, channel: int, first: Callable[[], None]
+) -> int:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tasks.worker", *arguments],
+        cwd=scratch,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        pass_fds=(channel,),
+        process_group=0,
+        preexec_fn=first,  # noqa: PLW1509 - the guardian has one thread when it starts its worker
+    )
     process.returncode = 0  # the guardian collects its children itself; Popen is not to wait for this one
-    return process.pid, read_end, ours
+    return process.pid
+
+
+def _fork_worker(
+    scratch: Path, environment: Mapping[str, str], arguments: Sequence[str], output: int, channel: int, first: Callable[[], None]
+) -> int:
+    """As above, but without an exec. The kernel shows the parent's environment for it, so that it is marked otherwise."""
+    path = Path(__file__).with_name("worker.py")
+
+    def program() -> int:
+        from tasks.reread import reread
+        from tasks.worker import main
+
+        if not os.environ.get("PYTHONSAFEPATH"):
+            sys.path.insert(0, str(scratch))  # as ``-m`` does
+        reread()
+        return main(list(arguments))
+
+    def prepare() -> None:
+        first()
+        os.setpgid(0, 0)
+
+    with mark(MARK, str(scratch)) as marked:
+        surroundings = Surroundings(
+            environment, str(scratch), (str(path), *arguments), output=output, errors=output, kept=frozenset((channel, marked))
+        )
+        pid = fork(prepare, surroundings, program, whole_end=True)
+    with contextlib.suppress(OSError):  # whichever of the two comes first
+        os.setpgid(pid, pid)
+    return pid
 
 
 def _in_the_child(parent: int, cores: Sequence[int]) -> Callable[[], None]:

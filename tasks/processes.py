@@ -28,6 +28,7 @@ STOP_LIMIT_S = 2.0
 """A process that SIGSTOP has not stopped by then sleeps in the kernel; it stops before it runs again."""
 
 _POLL_S = 0.002
+_MARK_LIMIT = 240  # bytes of a memfd's name
 _INACTIVE = frozenset("TtZX")
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -140,18 +141,29 @@ def end_descendants() -> tuple[dict[int, int], tuple[int, ...]]:
     return ended, ()
 
 
+@contextlib.contextmanager
+def mark(variable: str, value: str) -> Iterator[int]:
+    """A descriptor by which ``marked`` finds those who inherit it in a fork: the kernel shows the environment of an exec only."""
+    descriptor = os.memfd_create(os.fsdecode(_name_of_mark(variable, value)))
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 def marked(variable: str, value: str) -> Iterator[Identity]:
-    """Processes of this user that were started with ``variable=value`` in their environment."""
+    """Processes of this user that were started with ``variable=value`` in their environment, or were forked with a ``mark`` of it."""
     wanted = f"{variable}={value}".encode()
+    name = _name_of_mark(variable, value)
     for pid in _process_numbers():
         process = identity(pid)
         with contextlib.suppress(OSError):
-            if process is not None and wanted in _environment(pid).split(b"\0"):
+            if process is not None and (wanted in _environment(pid).split(b"\0") or _has_open(pid, name)):
                 yield process
 
 
 def end_marked(variable: str, value: str) -> tuple[int, ...]:
-    """SIGKILL every process started with ``variable=value``; for trees that have lost their subreaper.
+    """SIGKILL every process that is ``marked``; for trees that have lost their subreaper.
 
     Returns:
         The numbers of those that outlived ``KILL_LIMIT_S``.
@@ -164,6 +176,20 @@ def end_marked(variable: str, value: str) -> tuple[int, ...]:
             kill(process)
         time.sleep(_POLL_S)
     return ()
+
+
+def _name_of_mark(variable: str, value: str) -> bytes:
+    """The end of it, for the kernel takes no longer one: the value is unique there."""
+    return os.fsencode(f"{variable}={value}")[-_MARK_LIMIT:]
+
+
+def _has_open(pid: int, name: bytes) -> bool:
+    folder, wanted = f"/proc/{pid}/fd".encode(), b"/memfd:" + name + b" (deleted)"
+    for descriptor in os.listdir(folder):  # noqa: PTH208 - a scan of all processes
+        with contextlib.suppress(FileNotFoundError):  # it has closed it meanwhile
+            if os.readlink(folder + b"/" + descriptor) == wanted:  # noqa: PTH115 - what it says is no path
+                return True
+    return False
 
 
 def _environment(pid: int) -> bytes:

@@ -16,12 +16,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias
 
 from tasks.channel import Channel
 from tasks.devices import cores_of, device_of
+from tasks.forkclient import UnpreparedError, fork_guardian
 from tasks.launch import importable_paths
 from tasks.lease import meeting_place
 from tasks.processes import Identity, identity, kill
@@ -33,6 +34,8 @@ HEARTBEAT_S = 5.0
 
 CLOSE_LIMIT_S = 15.0
 """A guardian that has not ended so long after it was told to is killed; longer than what it allows the kernel to end processes."""
+
+_ERRORS = 2
 
 # A fork at once, before anything is imported: the guardian must not be a child of the caller, because Ray kills the children of its
 # workers with SIGKILL, and a guardian that dies so cannot clean up. It notices the caller's death by end of file on its input.
@@ -103,6 +106,7 @@ class Request:
     python_path: str
     heartbeat_s: float
     supervisor: tuple[int, ...]
+    unprepared: str = ""  # why the guardian was not forked from a prepared parent, where it was not
 
 
 def supervise(task: TaskSpec, attempt: Attempt, node: str | None = None) -> Iterator[Event]:
@@ -192,15 +196,11 @@ class _Guardian:
             heartbeat_s=HEARTBEAT_S,
             supervisor=_own_identity(),
         )
-        process = subprocess.Popen(
-            [sys.executable, "-IS", "-c", _START_GUARDIAN, str(package_root)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        assert process.stdin is not None
-        assert process.stdout is not None
-        self._input, self._output = process.stdin, process.stdout
-        process.wait()
+        try:
+            self._input, self._output = _forked_guardian(request)
+        except UnpreparedError as why:
+            request = replace(request, unprepared=str(why))
+            self._input, self._output = _fresh_guardian(package_root)
         with contextlib.suppress(BrokenPipeError):  # it died at once: the missing outcome says so
             self._input.write(json.dumps(encode(request)).encode() + b"\n")
             self._input.flush()
@@ -233,6 +233,39 @@ class _Guardian:
             if readable and not self._output.read1(65536):  # type: ignore[attr-defined]
                 return True
         return False
+
+
+def _fresh_guardian(package_root: Path) -> tuple[IO[bytes], IO[bytes]]:
+    process = subprocess.Popen(
+        [sys.executable, "-IS", "-c", _START_GUARDIAN, str(package_root)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.wait()
+    return process.stdin, process.stdout
+
+
+def _forked_guardian(request: Request) -> tuple[IO[bytes], IO[bytes]]:
+    """A guardian from a prepared parent.
+
+    Raises:
+        UnpreparedError: there is none that fits.
+    """
+    its_input, ours = os.pipe()
+    theirs, its_output = os.pipe()
+    streams = os.fdopen(ours, "wb"), os.fdopen(theirs, "rb")
+    try:
+        fork_guardian(request.meeting_place, request.python_path, (its_input, its_output, _ERRORS))
+    except UnpreparedError:
+        for stream in streams:
+            stream.close()
+        raise
+    finally:
+        os.close(its_input)
+        os.close(its_output)
+    return streams
 
 
 def _own_identity() -> tuple[int, ...]:

@@ -19,10 +19,11 @@ from pathlib import Path
 import pytest
 
 from tasks import lease
-from tests.tasks.processes_fixtures import guardians_of, states_below, wait_until
+from tests.tasks.processes_fixtures import guardians_of, parents_of, states_below, wait_until
 
 ROOT = Path(__file__).parent.parent.parent
 CALLERS = 4
+KINDS = ("supervisor", "guardian", "worker")
 CALLER = """
 import itertools, json, os, sys, tempfile
 tempfile.tempdir, meeting_place, stop, seed, exclusive_log = sys.argv[1:6]
@@ -38,7 +39,7 @@ for number in itertools.count(1):
     for event in supervise(task, Attempt("run", number)):
         pass
     outcome = event.outcome
-    print(json.dumps([outcome.status, outcome.error, outcome.paused_s]), flush=True)
+    print(json.dumps([outcome.status, outcome.error, outcome.environment.get("worker_start"), outcome.paused_s]), flush=True)
     if os.path.exists(stop):
         break
 """
@@ -94,13 +95,16 @@ class Callers:
         return [json.loads(line) for path in paths for line in path.read_text().splitlines() if line.endswith("]")]
 
 
-def kill_random(callers, node_directory, source):
+def kill_random(callers, node_directory, source, kinds):
     """SIGKILL a process of a randomly chosen kind; the kind, or None if there was none."""
-    kind = source.choice(["supervisor", "guardian", "worker"])
+    kind = source.choice(kinds)
     if kind == "supervisor":
         callers.kill(source)
         return kind
-    pids = guardians_of(node_directory) if kind == "guardian" else set(states_below(node_directory))
+    if kind == "parent":
+        pids = parents_of(lease.SHARED_MEMORY)
+    else:
+        pids = guardians_of(node_directory) if kind == "guardian" else set(states_below(node_directory))
     if not pids:
         return None
     try:
@@ -110,17 +114,17 @@ def kill_random(callers, node_directory, source):
     return kind
 
 
-def run_and_kill(node_directory, kills, pause_s):
+def run_and_kill(node_directory, kills, pause_s, kinds=KINDS):
     """What the callers reported, how many of each kind were killed, and when guardians were."""
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     source = random.Random(seed)
     callers = Callers(node_directory)
     wait_until(lambda: len(callers.reports()) >= CALLERS, "the first outcomes")
-    done, guardians_s = {"supervisor": 0, "guardian": 0, "worker": 0}, []
+    done, guardians_s = dict.fromkeys(kinds, 0), []
     while sum(done.values()) < kills:
         time.sleep(source.uniform(0, pause_s))
-        kind = kill_random(callers, node_directory, source)
+        kind = kill_random(callers, node_directory, source, kinds)
         if kind is not None:
             done[kind] += 1
         if kind == "guardian":

@@ -352,7 +352,7 @@ def test_a_run_that_is_given_too_little_time_starts_nothing_and_says_how_to_go_o
     assert drive(request(tmp_path, resume=True, stop_after_s=600.0), Toys()).ending.exit_code is ExitCode.PASSED
 
 
-def test_on_a_cluster_the_nodes_that_get_tasks_load_what_the_models_need(tmp_path):
+def test_the_nodes_that_get_tasks_load_what_the_models_need(tmp_path):
     head = dataclasses.replace(NODE, name="head", num_cpus=0.0)
     cluster = FakeCluster()
     specs = [dataclasses.replace(task("m"), model=ModelSpec("timm", "m"))]

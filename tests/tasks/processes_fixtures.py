@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import os
 import shutil
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -11,10 +14,12 @@ from pathlib import Path
 import pytest
 
 from tasks import lease
+from tasks.forkclient import SWITCH
 from tasks.scratch import MARK
 from tasks.spec import Attempt, DeadlineSpec, MeasureSpec, ModelSpec, PrecisionSpec, ResourceSpec, TaskSpec
 
 WAIT_S = 60.0
+FORKED = b"from tasks.forkserver import"  # in the command line that prepared parents, and all that are forked from them, show
 
 
 def toy(kind, *, task_id=None, deadlines=None, resources=None, cache="cold", measure=None, **options):
@@ -40,15 +45,25 @@ def process_numbers():
 
 
 def states_below(node_directory):
-    """State letter of every process started in an attempt's directory under ``node_directory``, by number."""
+    """State letter of every process of an attempt under ``node_directory``, by number: started there, or forked for it."""
     found = {}
     for pid in process_numbers():
         try:
             variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            if any(variable.startswith(f"{MARK}={node_directory}".encode()) for variable in variables):
+            forked = FORKED in Path(f"/proc/{pid}/cmdline").read_bytes()
+            marked = forked and any(target.startswith(f"/memfd:{MARK}={node_directory}") for target in open_files(pid))
+            if marked or any(variable.startswith(f"{MARK}={node_directory}".encode()) for variable in variables):
                 found[int(pid)] = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         except OSError:
             continue
+    return found
+
+
+def open_files(pid):
+    found = []
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(str(descriptor.readlink()))
     return found
 
 
@@ -57,10 +72,23 @@ def guardians_of(node_directory):
     found = set()
     for pid in process_numbers():
         try:
-            if b"from tasks.guardian import" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                targets = [str(descriptor.readlink()) for descriptor in Path(f"/proc/{pid}/fd").iterdir()]
-                if any(target.startswith(str(node_directory)) and target.endswith(".lock") for target in targets):
-                    found.add(int(pid))
+            line, files = Path(f"/proc/{pid}/cmdline").read_bytes(), open_files(pid)
+            if FORKED in line or b"from tasks.guardian import" in line:
+                found |= {int(pid) for target in files if target.startswith(str(node_directory)) and target.endswith(".lock")}
+        except OSError:
+            continue
+    return found
+
+
+def parents_of(meeting_place):
+    """Numbers of the prepared parents that listen under ``meeting_place``."""
+    found = set()
+    for pid in process_numbers():
+        try:
+            if FORKED in Path(f"/proc/{pid}/cmdline").read_bytes() and any(
+                target.startswith(f"{meeting_place}/") and target.endswith(".lock") for target in open_files(pid)
+            ):
+                found.add(int(pid))
         except OSError:
             continue
     return found
@@ -101,3 +129,13 @@ def node_directory(tmp_path, monkeypatch):
     shutil.rmtree(meeting_place)
     wait_until(lambda: not states_below(directory), f"the end of {states_below(directory)}")
     wait_until(lambda: not guardians_of(directory), "the end of the guardians")
+
+
+@pytest.fixture
+def prepared_node(node_directory, monkeypatch):
+    """A node on which a parent may be prepared; those that are do not outlive the test."""
+    monkeypatch.delenv(SWITCH)
+    yield node_directory
+    for pid in parents_of(lease.SHARED_MEMORY):
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not parents_of(lease.SHARED_MEMORY), "the end of the prepared parents")

@@ -128,6 +128,7 @@ LIBRARY = r"""
 #include <stdio.h>
 typedef struct { unsigned pid; unsigned long long used; unsigned gi, ci; } process;
 int nvmlInit_v2(void) { return 0; }
+int nvmlShutdown(void) { return 0; }
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **handle) { return 0; }
 int nvmlDeviceGetHandleByUUID(const char *uuid, void **handle) { return 0; }
 int nvmlDeviceGetComputeRunningProcesses_v3(void *handle, unsigned *count, process *found) {

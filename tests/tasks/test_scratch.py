@@ -3,9 +3,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
+from tasks.processes import mark, marked
 from tasks.scratch import MARK, UnsafeDirectoryError, attempt_directory, clear_leftovers, renew, user_directory
 
 
@@ -46,6 +48,33 @@ def test_leftovers_of_the_dead_go_and_their_processes_end(tmp_path):
     clear_leftovers(tmp_path)
     assert process.wait(timeout=30) == -9
     assert [path.name for path in tmp_path.iterdir()] == ["cache-run"]
+
+
+def test_what_was_forked_and_not_executed_ends_by_its_mark(tmp_path):
+    """As a worker's forked children would live on if their guardian and its caller were killed; a neighbour's stay."""
+    children = {}
+    for name in ("left", "neighbour"):
+        (tmp_path / name).mkdir()
+        with mark(MARK, str(tmp_path / name)):
+            children[name] = os.fork()
+            if children[name] == 0:
+                os.chdir("/")
+                time.sleep(600)
+                os._exit(0)
+    (tmp_path / "left.lock").touch()
+    assert {process.pid for process in marked(MARK, str(tmp_path / "left"))} == {children["left"]}
+    clear_leftovers(tmp_path)
+    assert os.waitpid(children["left"], 0) == (children["left"], 9)
+    assert os.waitpid(children["neighbour"], os.WNOHANG) == (0, 0)
+    os.kill(children["neighbour"], 9)
+    os.waitpid(children["neighbour"], 0)
+
+
+def test_a_mark_longer_than_a_name_may_be_is_found_by_its_end():
+    value = "/" + "d" * 300 + "/0123456789ab"
+    with mark(MARK, value):
+        assert os.getpid() in {process.pid for process in marked(MARK, value)}
+        assert list(marked(MARK, value[:-1] + "c")) == []
 
 
 def test_the_next_process_of_a_task_finds_only_what_was_kept(tmp_path):

@@ -1,0 +1,41 @@
+"""What libraries have read while they were imported, and a forked worker has otherwise. Standard library only; imports none of them.
+
+Most of it cannot differ, for it is part of the key of the parent (``tasks.prepared``). The rest is here.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+NEVER_AGAIN = "TORCH_CACHING_PRECOMPILE"
+"""Environment variable that has torch use a directory which it has chosen while it was imported."""
+
+
+def reread() -> None:
+    """Have the libraries that are imported look at this process's environment, and draw numbers of their own."""
+    _compile_threads()
+    _devices()
+    _random_numbers()
+
+
+def _compile_threads() -> None:
+    config: Any = sys.modules.get("torch._inductor.config")
+    if config is not None:
+        config.compile_threads = int(os.environ["TORCHINDUCTOR_COMPILE_THREADS"])
+
+
+def _devices() -> None:
+    """Answers about devices that somebody asked for at import, when there were none to see."""
+    for module in filter(None, map(sys.modules.get, ("torch.cuda", "torch.utils._triton"))):
+        for answer in list(vars(module).values()):
+            if hasattr(answer, "cache_clear"):
+                answer.cache_clear()
+
+
+def _random_numbers() -> None:
+    """Python's own generator is seeded anew by every fork."""
+    numpy_random: Any = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        numpy_random.seed()

@@ -1,0 +1,42 @@
+"""What speaks against a fork, in processes of their own: a test's own has threads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+HEAD = """
+import os, sys, threading, time, types
+from tasks import forkable
+from tasks.forkable import descriptors, obstacle, spoils_cuda, strangers
+def torch(initialized=False, spoilt=False):
+    parent = os.getpid()
+    sys.modules["torch"] = types.SimpleNamespace(
+        cuda=types.SimpleNamespace(is_initialized=lambda: initialized),
+        _C=types.SimpleNamespace(_cuda_isInBadFork=lambda: spoilt and os.getpid() != parent),
+    )
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("print(obstacle())", "None"),
+        ("torch(); print(obstacle())", "None"),
+        ("torch(initialized=True); print(obstacle())", "it uses CUDA"),
+        ("threading.Thread(target=time.sleep, args=(1,)).start(); print(obstacle())", "it has 2 threads"),
+        ("forkable._OF_A_GPU = '/dev/full'; file = open('/dev/full', 'wb'); print(obstacle())", "it has /dev/full open"),
+        ("print(spoils_cuda())", "False"),
+        ("torch(); print(spoils_cuda())", "False"),
+        ("torch(spoilt=True); print(spoils_cuda())", "True"),
+        ("import socket; before = descriptors(); print(strangers(before))", "None"),
+        ("before = descriptors(); file = open('/dev/zero'); print(strangers(before))", "(/dev/zero) was opened by an import"),
+    ],
+)
+def test_what_speaks_against_a_fork(code, said):
+    done = subprocess.run([sys.executable, "-c", HEAD + code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip().endswith(said), done
