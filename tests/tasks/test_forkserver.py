@@ -40,9 +40,10 @@ from tests.tasks.test_supervisor import ENDS, ROOT, calling_process
 def start_parent(*modules, idle_s=60.0):
     """A parent that has imported ``modules``; its process number."""
     assert prepare(modules or ("json",), lease.SHARED_MEMORY, importable_paths(ROOT), 60.0, idle_s) is None
-    wait_until(lambda: len(parents_of(lease.SHARED_MEMORY)) == 1, "the end of those who came too late")
-    (parent,) = parents_of(lease.SHARED_MEMORY)
-    return parent
+    found = set()
+    while len(found) != 1:  # until those who came too late have ended
+        found = parents_of(lease.SHARED_MEMORY)
+    return found.pop()
 
 
 def finish(task):
