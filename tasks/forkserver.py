@@ -73,6 +73,7 @@ class _Server:
         self._idle_s = idle_s
         self._wanted_s = time.monotonic()
         self._guardians: set[int] = set()
+        self._prepared = False
         self._unfit: str | None = None
 
     def run(self) -> str | None:
@@ -123,12 +124,15 @@ class _Server:
     def _prepare(self, modules: Sequence[str]) -> dict[str, Any]:
         before = descriptors()
         problem = _import(modules)
+        self._prepared = True
         gc.collect()
         gc.freeze()  # what is never looked at for garbage is never written to, and stays one with the children's
         self._unfit = obstacle() or strangers(before) or ("CUDA would not work in its children" if spoils_cuda() else None)
         return {"problem": problem, "obstacle": self._unfit}
 
     def _fork_guardian(self, message: dict[str, Any], received: Sequence[int]) -> dict[str, Any]:
+        if not self._prepared:
+            return {"obstacle": "it has imported nothing yet"}
         self._unfit = obstacle()
         if self._unfit is not None:
             return {"obstacle": self._unfit}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 NEVER_AGAIN = "TORCH_CACHING_PRECOMPILE"
@@ -16,6 +17,7 @@ NEVER_AGAIN = "TORCH_CACHING_PRECOMPILE"
 def reread() -> None:
     """Have the libraries that are imported look at this process's environment, and draw numbers of their own."""
     _compile_threads()
+    _directories()
     _devices()
     _random_numbers()
 
@@ -24,6 +26,17 @@ def _compile_threads() -> None:
     config: Any = sys.modules.get("torch._inductor.config")
     if config is not None:
         config.compile_threads = int(os.environ["TORCHINDUCTOR_COMPILE_THREADS"])
+
+
+def _directories() -> None:
+    """Inductor's compiled headers, which lie in the temporary directory: an attempt that starts cold has none."""
+    codecache: Any = sys.modules.get("torch._inductor.codecache")
+    if hasattr(codecache, "_HEADER_DIR"):
+        chosen = codecache._HEADER_DIR  # noqa: SLF001 - no setting leads there
+        codecache._HEADER_DIR = str(Path(codecache.default_cache_dir(), Path(chosen).name))  # noqa: SLF001
+        if hasattr(codecache, "_HEADER_LOCK_DIR"):
+            below = Path(codecache._HEADER_LOCK_DIR).relative_to(chosen)  # noqa: SLF001
+            codecache._HEADER_LOCK_DIR = str(Path(codecache._HEADER_DIR, below))  # noqa: SLF001
 
 
 def _devices() -> None:

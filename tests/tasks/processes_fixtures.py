@@ -131,11 +131,18 @@ def node_directory(tmp_path, monkeypatch):
     wait_until(lambda: not guardians_of(directory), "the end of the guardians")
 
 
+def killed_parents(meeting_place):
+    """Those that were there still, and get a SIGKILL: one that had come too late may have taken the place of another that was killed."""
+    found = parents_of(meeting_place)
+    for pid in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return found
+
+
 @pytest.fixture
 def prepared_node(node_directory, monkeypatch):
     """A node on which a parent may be prepared; those that are do not outlive the test."""
     monkeypatch.delenv(SWITCH)
     yield node_directory
-    for pid in parents_of(lease.SHARED_MEMORY):
-        os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not parents_of(lease.SHARED_MEMORY), "the end of the prepared parents")
+    wait_until(lambda: not killed_parents(lease.SHARED_MEMORY), "the end of the prepared parents")

@@ -40,9 +40,10 @@ from tests.tasks.test_supervisor import ENDS, ROOT, calling_process
 def start_parent(*modules, idle_s=60.0):
     """A parent that has imported ``modules``; its process number."""
     assert prepare(modules or ("json",), lease.SHARED_MEMORY, importable_paths(ROOT), 60.0, idle_s) is None
-    wait_until(lambda: len(parents_of(lease.SHARED_MEMORY)) == 1, "the end of those who came too late")
-    (parent,) = parents_of(lease.SHARED_MEMORY)
-    return parent
+    found = set()
+    while len(found) != 1:  # until those who came too late have ended
+        found = parents_of(lease.SHARED_MEMORY)
+    return found.pop()
 
 
 def finish(task):
@@ -114,7 +115,7 @@ def show():
         "flags": str(sys.flags).replace("utf8_mode=1", "utf8_mode=0"),
         "temporary": tempfile.gettempdir(), "handlers": {int(n): str(signal.getsignal(n)) for n in signal.valid_signals()},
         "wakeup": signal.set_wakeup_fd(-1), "limits": [resource.getrlimit(n) for n in range(16)],
-        "status": [line for line in status if line.startswith(("Sig", "Threads", "Umask", "Cpus_allowed:", "Shd"))],
+        "status": [line for line in status if line.startswith(("SigBlk", "SigIgn", "SigCgt", "Threads", "Umask", "Cpus_allowed:"))],
         "leads": os.getpgrp() == os.getpid(), "gc": gc.isenabled(), "main": threading.current_thread() is threading.main_thread(),
         "streams": [[s.encoding, s.errors, s.write_through, s.line_buffering] for s in (sys.stdin, sys.stdout, sys.stderr)],
         "random": random.random(),

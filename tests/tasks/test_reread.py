@@ -28,7 +28,17 @@ def test_threads_devices_and_random_numbers_are_this_processs(monkeypatch):
     assert (config.compile_threads, asked, seeded) == (3, ["triton", "triton"], [True])
 
 
+def test_headers_are_compiled_for_this_attempt(monkeypatch):
+    names = {"_HEADER_DIR": "/tmp/inductor_me/headers", "_HEADER_LOCK_DIR": "/tmp/inductor_me/headers/locks"}
+    codecache = SimpleNamespace(**names, default_cache_dir=lambda: "/scratch/tmp/inductor_me")
+    monkeypatch.setitem(sys.modules, "torch._inductor.codecache", codecache)
+    monkeypatch.delitem(sys.modules, "torch._inductor.config", raising=False)
+    reread()
+    assert codecache._HEADER_DIR == "/scratch/tmp/inductor_me/headers"
+    assert codecache._HEADER_LOCK_DIR == "/scratch/tmp/inductor_me/headers/locks"
+
+
 def test_where_nothing_is_imported_there_is_nothing_to_read(monkeypatch):
-    for name in ("torch._inductor.config", "torch.cuda", "torch.utils._triton", "numpy.random"):
+    for name in ("torch._inductor.config", "torch._inductor.codecache", "torch.cuda", "torch.utils._triton", "numpy.random"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     reread()
