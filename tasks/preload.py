@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from tasks.forkclient import UnpreparedError, prepare
-from tasks.launch import importable_paths
+from tasks.launch import FORKED_DEVICES, importable_paths
 from tasks.lease import meeting_place
 from tasks.processes import die_with_parent
 
@@ -36,9 +36,16 @@ def modules_of(suites: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*ALWAYS, *(name for suite in real for name in OF_SUITES.get(suite, ()))))) if real else ()
 
 
-def preload(modules: Iterable[str], limit_s: float) -> str | None:
-    """Import ``modules``, as far as they are installed; why that did not work, if it did not."""
+def pays_for(devices: Iterable[str]) -> bool:
+    """Whether workers on all these kinds of devices can be forked from a process that has their libraries."""
+    return set(devices) <= set(FORKED_DEVICES)
+
+
+def preload(modules: Iterable[str], limit_s: float, fork: bool = True) -> str | None:
+    """Import ``modules``, as far as they are installed; why that did not work, if it did not. ``fork``: workers may be forked then."""
     names = tuple(modules)
+    if not fork:
+        return _read_once(names, limit_s)
     try:
         return prepare(names, meeting_place(tempfile.gettempdir()), importable_paths(Path(__file__).parent.parent), limit_s)
     except TimeoutError:

@@ -23,7 +23,7 @@ from typing import IO, Any, TypeAlias
 from tasks.channel import Channel
 from tasks.devices import cores_of, device_of
 from tasks.forkclient import UnpreparedError, fork_guardian
-from tasks.launch import importable_paths
+from tasks.launch import FORKED_DEVICES, importable_paths
 from tasks.lease import meeting_place
 from tasks.processes import Identity, identity, kill
 from tasks.scratch import UnsafeDirectoryError, clear_leftovers, user_directory
@@ -253,6 +253,8 @@ def _forked_guardian(request: Request) -> tuple[IO[bytes], IO[bytes]]:
     Raises:
         UnpreparedError: there is none that fits.
     """
+    if request.task.resources.device not in FORKED_DEVICES:
+        raise UnpreparedError("libraries decide at import by the GPUs that they see")
     its_input, ours = os.pipe()
     theirs, its_output = os.pipe()
     streams = os.fdopen(ours, "wb"), os.fdopen(theirs, "rb")

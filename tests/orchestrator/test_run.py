@@ -357,7 +357,10 @@ def test_the_nodes_that_get_tasks_load_what_the_models_need(tmp_path):
     cluster = FakeCluster()
     specs = [dataclasses.replace(task("m"), model=ModelSpec("timm", "m"))]
     runs._warm_up(cluster, [head, NODE], specs, Console(file=io.StringIO()))
-    assert cluster.warmed == ((NODE.name,), modules_of(["timm"]))
+    assert cluster.warmed == ((NODE.name,), modules_of(["timm"]), True)
+    on_a_gpu = [dataclasses.replace(specs[0], resources=ResourceSpec("cuda", num_gpus=1.0))]
+    runs._warm_up(cluster, [dataclasses.replace(NODE, num_gpus=1.0)], on_a_gpu, Console(file=io.StringIO()))
+    assert cluster.warmed == ((NODE.name,), modules_of(["timm"]), False)
     cluster.warmed = None
     runs._warm_up(cluster, [NODE], [task("toy")], Console(file=io.StringIO()))
     assert cluster.warmed is None
@@ -365,7 +368,7 @@ def test_the_nodes_that_get_tasks_load_what_the_models_need(tmp_path):
 
 def test_a_node_that_cannot_warm_up_starts_cold(tmp_path):
     class Cold(FakeCluster):
-        def warm_up(self, nodes, modules):
+        def warm_up(self, nodes, modules, fork):
             return {NODE.name: "the disk"}
 
     console = Console(file=io.StringIO(), width=200)

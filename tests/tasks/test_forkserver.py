@@ -188,6 +188,15 @@ def test_what_is_measured_in_several_processes_is_measured_in_fresh_ones(prepare
     assert set(outcome.samples.process) == {0, 1}
 
 
+def test_workers_on_a_gpu_are_fresh(prepared_node):
+    """Torch 2.11 decides at import, by whether it sees a GPU, how Inductor's autotuner times kernels."""
+    start_parent()
+    wanted = dataclasses.replace(toy("pass"), resources=ResourceSpec("cuda", num_gpus=1.0))
+    *_, last = supervise(wanted, dataclasses.replace(attempt(), gpu_ids=("0",)))
+    assert last.outcome.status is Status.PASS
+    assert how_started(last.outcome) == "fresh: libraries decide at import by the GPUs that they see"
+
+
 def test_what_torch_has_chosen_for_good_at_import_is_left_to_fresh_ones(prepared_node, monkeypatch):
     monkeypatch.setenv("TORCH_CACHING_PRECOMPILE", "1")
     start_parent()

@@ -17,6 +17,8 @@ def node(request, tmp_path, monkeypatch):
     """Where modules are imported from; the process that imports them stays as a parent, or cannot."""
     if request.param == "stays":
         request.getfixturevalue("prepared_node")
+    else:
+        monkeypatch.setattr(lease, "SHARED_MEMORY", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path
@@ -33,6 +35,13 @@ def test_modules_are_imported_elsewhere_and_what_is_not_installed_is_left_out(no
     assert preload(["leaves_a_mark", "is_not_there"], 30.0) is None
     assert (node / "mark").exists()
     assert "leaves_a_mark" not in sys.modules
+
+
+def test_where_nobody_is_to_be_forked_no_parent_stays(node):
+    (node / "leaves_a_mark.py").write_text(f"open({str(node / 'mark')!r}, 'w').close()")
+    assert preload(["leaves_a_mark"], 30.0, fork=False) is None
+    assert (node / "mark").exists()
+    assert not parents_of(lease.SHARED_MEMORY)
 
 
 def test_a_failure_is_told(node):
