@@ -169,7 +169,7 @@ def state(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_outside_the_loop_ends_a_run_that_says_how_to_go_on(tmp_path, monkeypatch, number):
-    monkeypatch.setattr(runs, "_conclude", lambda *_: os.kill(os.getpid(), number))
+    monkeypatch.setattr(runs, "_conclude", lambda *_: signal.raise_signal(number))
     before = signal.getsignal(signal.SIGTERM)
     cluster = Toys()
     with pytest.raises(KeyboardInterrupt) as interruption:
