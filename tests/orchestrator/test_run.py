@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import os
 import shlex
 import signal
 from types import SimpleNamespace
