@@ -21,8 +21,8 @@ MAX_SHARING_BLIND = 4
 """Where nobody can say how much memory the GPUs have."""
 
 SPARE_CORES = 0.25
-"""Share of a CPU node's cores that is left to Ray and to helper threads, one at least: of two cores one task makes more than two. None is
-left beside a GPU: whoever times has all of them, because the others stand still meanwhile."""
+"""Share of a CPU node's cores that is left to Ray and to helper threads, in whole cores: none of two or three. None is left beside a GPU:
+whoever times has all of them, because the others stand still meanwhile."""
 
 USABLE_MEMORY = 0.95
 
@@ -132,7 +132,7 @@ def roomier(share: float) -> float:
 
 
 def _by_cores(device: str, cores: float, num_cpus: float | None) -> int:
-    spare = max(1, math.floor(cores * SPARE_CORES)) if device == "cpu" and cores > 1 else 0
+    spare = math.floor(cores * SPARE_CORES) if device == "cpu" else 0
     return max(1, int((cores - spare) / (num_cpus or 1.0)))
 
 

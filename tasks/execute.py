@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from tasks import accuracy, bundle, compilation, environment, failure, hardware, judgement, measure, step
+from tasks import accuracy, bundle, compilation, environment, failure, hardware, judgement, measure, step, threads
 from tasks.channel import Channel
 from tasks.comparison import Rule, leaves
 from tasks.compilation import stance
@@ -89,11 +89,12 @@ class _Execution:
     def run(self) -> WorkerResult:
         device = self._device()
         self._enter(Phase.BUILD)
-        workload = self._relieved(device, partial(self._build, device), self._waits_for_room)
-        self._enter(Phase.EAGER)
-        state = State(workload, self.task.seed)
-        reliefs = self._waits_for_room, partial(self._moves_to_host, state)
-        random, eager_s = self._relieved(device, partial(self._eager, workload, state, device), *reliefs)
+        with self._beside_neighbours():
+            workload = self._relieved(device, partial(self._build, device), self._waits_for_room)
+            self._enter(Phase.EAGER)
+            state = State(workload, self.task.seed)
+            reliefs = self._waits_for_room, partial(self._moves_to_host, state)
+            random, eager_s = self._relieved(device, partial(self._eager, workload, state, device), *reliefs)
         _give_back(device)
         self._enter(Phase.COMPILE)
         kept = bundle.place(self.task, str(self.measurement.device), self.measurement.versions)
@@ -115,8 +116,8 @@ class _Execution:
 
     def _device(self) -> torch.device:
         resources = self.task.resources
-        threads = resources.threads or max(1, int(resources.num_cpus))
-        torch.set_num_threads(threads)
+        count = resources.threads or max(1, int(resources.num_cpus))
+        torch.set_num_threads(count)
         device = torch.device(resources.device)
         if device.type == "cuda":
             failure.require_cuda()
@@ -125,12 +126,19 @@ class _Execution:
         self._note(
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model(),
             gpu_uuid=environment.gpu_uuid(device),
-            threads=threads,
+            threads=count,
             compile_threads=resources.compile_threads,
             versions=environment.versions(),
             machine=environment.machine(device),
         )
         return device
+
+    def _beside_neighbours(self) -> AbstractContextManager[None]:
+        """Compute with this task's share of the processors: nothing is timed here, and neighbours want theirs."""
+        return threads.using(self._share_of_threads())
+
+    def _share_of_threads(self) -> int:
+        return min(max(1, int(self.task.resources.num_cpus)), torch.get_num_threads())
 
     def _use(self, device: torch.device) -> None:
         self.own = Ownership(self.channel, CudaQueue(device) if device.type == "cuda" else None)
@@ -287,7 +295,9 @@ class _Execution:
             self.remarks.append("random numbers move its results by next to nothing: each arm drew its own")
         arguments: dict[str, Any] = {"iterations": iterations, "rule": rule, "device": device, "time_s": time_s, "random": random}
         arguments["turn"] = partial(self._turn, WIDER * (self.peak.so_far() or 0.0))
-        with compilation.autotune_under(self.own.tuning):  # a recompile autotunes, too
+        if self._share_of_threads() < torch.get_num_threads():
+            compiled = threads.with_all(compiled)
+        with compilation.autotune_under(self.own.tuning), self._beside_neighbours():  # a recompile autotunes, too
             verdict = self._relieved(device, partial(self._checked, workload, compiled, state, arguments), self._waits_for_room)
         self._note(
             accuracy=verdict.accuracy.value,

@@ -40,7 +40,7 @@ def test_cores_and_host_memory_decide_on_a_gpu_node(machine, tasks):
     assert work_out("auto", "cuda", [machine], None).tasks == tasks
 
 
-@pytest.mark.parametrize(("cores", "tasks"), [(1, 1), (2, 1), (4, 3), (16, 12)])
+@pytest.mark.parametrize(("cores", "tasks"), [(1, 1), (2, 2), (4, 3), (16, 12)])
 def test_cores_decide_on_a_node_without_gpu(cores, tasks):
     sharing = work_out("auto", "cpu", [Machine(cores, memory_mib=64 * 1024)], None)
 
