@@ -166,8 +166,16 @@ def state(tmp_path):
     return Store(str(tmp_path / "out")).resolve("r").record.state
 
 
+@pytest.fixture
+def heeded():
+    """SIGINT is: a shell starts its background jobs with that signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_outside_the_loop_ends_a_run_that_says_how_to_go_on(tmp_path, monkeypatch, number):
+def test_a_signal_outside_the_loop_ends_a_run_that_says_how_to_go_on(tmp_path, monkeypatch, heeded, number):
     monkeypatch.setattr(runs, "_conclude", lambda *_: signal.raise_signal(number))
     before = signal.getsignal(signal.SIGTERM)
     cluster = Toys()
