@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -399,7 +400,8 @@ def kill_and_prepare(node_directory, kills, pause_s):
 
     def prepare_again():
         while not stop.wait(0.2):
-            prepare(["json"], lease.SHARED_MEMORY, importable_paths(ROOT), 60.0, 60.0)
+            with contextlib.suppress(UnpreparedError):  # it was killed while it was asked
+                prepare(["json"], lease.SHARED_MEMORY, importable_paths(ROOT), 60.0, 60.0)
 
     start_parent()
     preparing = threading.Thread(target=prepare_again)
