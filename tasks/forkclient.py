@@ -59,7 +59,7 @@ def prepare(modules: Sequence[str], base: str, python_path: str, limit_s: float,
 
     Raises:
         UnpreparedError: none can be started, or it ended.
-        TimeoutError: it took too long.
+        TimeoutError: its imports took too long.
     """
     if os.environ.get(SWITCH) == "0":
         raise UnpreparedError(f"{SWITCH} is 0")
@@ -129,7 +129,7 @@ def _reach(path: Path, python_path: str, idle_s: float, give_up_s: float) -> soc
     give_up_s = min(give_up_s, time.monotonic() + START_LIMIT_S)
     while (connection := _connected(path)) is None:
         if time.monotonic() > give_up_s:
-            raise TimeoutError(f"no prepared parent listens at {path}")
+            raise UnpreparedError(f"no prepared parent listens at {path}")
         time.sleep(_POLL_S)
     return connection
 
