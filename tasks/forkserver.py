@@ -32,7 +32,7 @@ from typing import Any
 
 from tasks import guardian
 from tasks.file_lock import try_lock
-from tasks.forkable import descriptors, obstacle, spoils_cuda, strangers
+from tasks.forkable import descriptors, obstacle, strangers
 from tasks.forked import Surroundings, fork
 from tasks.peer import peer
 from tasks.prepared import lock_path, unfit_path
@@ -127,7 +127,7 @@ class _Server:
         self._prepared = True
         gc.collect()
         gc.freeze()  # what is never looked at for garbage is never written to, and stays one with the children's
-        self._unfit = obstacle() or strangers(before) or ("CUDA would not work in its children" if spoils_cuda() else None)
+        self._unfit = obstacle() or strangers(before)
         return {"problem": problem, "obstacle": self._unfit}
 
     def _fork_guardian(self, message: dict[str, Any], received: Sequence[int]) -> dict[str, Any]:

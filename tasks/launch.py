@@ -31,10 +31,6 @@ BUNDLES = "SWEEP_BUNDLES"
 WORKER_START = "SWEEP_WORKER_START"
 """Environment variable of a worker: a ``Start``."""
 
-FORKED_DEVICES = ("cpu",)
-"""Kinds of devices whose workers may be forked from a parent that sees no GPU. Not CUDA: torch 2.11's Inductor decides at import how its
-autotuner times kernels, by whether it sees one."""
-
 SAME_FOR_ALL = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",

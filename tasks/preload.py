@@ -15,9 +15,13 @@ from functools import partial
 from pathlib import Path
 
 from tasks.forkclient import UnpreparedError, prepare
-from tasks.launch import FORKED_DEVICES, importable_paths
+from tasks.launch import importable_paths
 from tasks.lease import meeting_place
 from tasks.processes import die_with_parent
+
+FORKED_DEVICES = ("cpu",)
+"""Kinds of devices whose workers may be forked from a parent that sees no GPU. Not CUDA: torch 2.11's Inductor decides at import how its
+autotuner times kernels, by whether it sees one."""
 
 ALWAYS = ("torch", "torch._dynamo", "torch._inductor.compile_fx", "triton")
 OF_SUITES = {"huggingface": ("transformers",), "timm": ("torchvision", "timm"), "torchbench": ("torchvision",)}
@@ -36,12 +40,7 @@ def modules_of(suites: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*ALWAYS, *(name for suite in real for name in OF_SUITES.get(suite, ()))))) if real else ()
 
 
-def pays_for(devices: Iterable[str]) -> bool:
-    """Whether workers on all these kinds of devices can be forked from a process that has their libraries."""
-    return set(devices) <= set(FORKED_DEVICES)
-
-
-def preload(modules: Iterable[str], limit_s: float, fork: bool = True) -> str | None:
+def preload(modules: Iterable[str], limit_s: float, fork: bool) -> str | None:
     """Import ``modules``, as far as they are installed; why that did not work, if it did not. ``fork``: workers may be forked then."""
     names = tuple(modules)
     if not fork:

@@ -18,7 +18,6 @@ def reread() -> None:
     """Have the libraries that are imported look at this process's environment, and draw numbers of their own."""
     _compile_threads()
     _directories()
-    _devices()
     _random_numbers()
 
 
@@ -37,14 +36,6 @@ def _directories() -> None:
         if hasattr(codecache, "_HEADER_LOCK_DIR"):
             below = Path(codecache._HEADER_LOCK_DIR).relative_to(chosen)  # noqa: SLF001
             codecache._HEADER_LOCK_DIR = str(Path(codecache._HEADER_DIR, below))  # noqa: SLF001
-
-
-def _devices() -> None:
-    """Answers about devices that somebody asked for at import, when there were none to see."""
-    for module in filter(None, map(sys.modules.get, ("torch.cuda", "torch.utils._triton"))):
-        for answer in list(vars(module).values()):
-            if hasattr(answer, "cache_clear"):
-                answer.cache_clear()
 
 
 def _random_numbers() -> None:

@@ -23,8 +23,9 @@ from typing import IO, Any, TypeAlias
 from tasks.channel import Channel
 from tasks.devices import cores_of, device_of
 from tasks.forkclient import UnpreparedError, fork_guardian
-from tasks.launch import FORKED_DEVICES, importable_paths
+from tasks.launch import importable_paths
 from tasks.lease import meeting_place
+from tasks.preload import FORKED_DEVICES
 from tasks.processes import Identity, identity, kill
 from tasks.scratch import UnsafeDirectoryError, clear_leftovers, user_directory
 from tasks.spec import Attempt, FailureClass, Outcome, Phase, SpecError, Status, TaskSpec, decode, encode

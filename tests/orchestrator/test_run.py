@@ -363,13 +363,12 @@ def test_the_nodes_that_get_tasks_load_what_the_models_need(tmp_path):
     head = dataclasses.replace(NODE, name="head", num_cpus=0.0)
     cluster = FakeCluster()
     specs = [dataclasses.replace(task("m"), model=ModelSpec("timm", "m"))]
-    runs._warm_up(cluster, [head, NODE], specs, Console(file=io.StringIO()))
+    runs._warm_up(cluster, [head, NODE], specs, True, Console(file=io.StringIO()))
     assert cluster.warmed == ((NODE.name,), modules_of(["timm"]), True)
-    on_a_gpu = [dataclasses.replace(specs[0], resources=ResourceSpec("cuda", num_gpus=1.0))]
-    runs._warm_up(cluster, [dataclasses.replace(NODE, num_gpus=1.0)], on_a_gpu, Console(file=io.StringIO()))
+    runs._warm_up(cluster, [head, NODE], specs, False, Console(file=io.StringIO()))
     assert cluster.warmed == ((NODE.name,), modules_of(["timm"]), False)
     cluster.warmed = None
-    runs._warm_up(cluster, [NODE], [task("toy")], Console(file=io.StringIO()))
+    runs._warm_up(cluster, [NODE], [task("toy")], True, Console(file=io.StringIO()))
     assert cluster.warmed is None
 
 
@@ -379,7 +378,7 @@ def test_a_node_that_cannot_warm_up_starts_cold(tmp_path):
             return {NODE.name: "the disk"}
 
     console = Console(file=io.StringIO(), width=200)
-    runs._warm_up(Cold(), [NODE], [dataclasses.replace(task("m"), model=ModelSpec("timm", "m"))], console)
+    runs._warm_up(Cold(), [NODE], [dataclasses.replace(task("m"), model=ModelSpec("timm", "m"))], True, console)
     assert f"node {NODE.name} starts cold: the disk" in console.file.getvalue()
 
 

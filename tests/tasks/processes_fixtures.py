@@ -16,7 +16,8 @@ import pytest
 from tasks import lease
 from tasks.forkclient import SWITCH
 from tasks.scratch import MARK
-from tasks.spec import Attempt, DeadlineSpec, MeasureSpec, ModelSpec, PrecisionSpec, ResourceSpec, TaskSpec
+from tasks.spec import Attempt, DeadlineSpec, MeasureSpec, ModelSpec, Phase, PrecisionSpec, ResourceSpec, TaskSpec
+from tasks.supervisor import Finished, PhaseStarted, Started, supervise
 
 WAIT_S = 60.0
 FORKED = b"from tasks.forkserver import"  # in the command line that prepared parents, and all that are forked from them, show
@@ -146,3 +147,20 @@ def prepared_node(node_directory, monkeypatch):
     monkeypatch.delenv(SWITCH)
     yield node_directory
     wait_until(lambda: not killed_parents(lease.SHARED_MEMORY), "the end of the prepared parents")
+
+
+def finish(task, its_attempt=None):
+    """The outcome of an attempt."""
+    *_, last = supervise(task, its_attempt or attempt())
+    assert isinstance(last, Finished)
+    return last.outcome
+
+
+def start(events):
+    """Go on until the worker is in its compile phase; its number."""
+    pid = None
+    for event in events:
+        pid = event.pid if isinstance(event, Started) else pid
+        if isinstance(event, PhaseStarted) and event.phase is Phase.COMPILE:
+            return pid
+    raise AssertionError("the worker never compiled")

@@ -12,13 +12,9 @@ ROOT = Path(__file__).parent.parent.parent
 HEAD = """
 import os, sys, threading, time, types
 from tasks import forkable
-from tasks.forkable import descriptors, obstacle, spoils_cuda, strangers
-def torch(initialized=False, spoilt=False):
-    parent = os.getpid()
-    sys.modules["torch"] = types.SimpleNamespace(
-        cuda=types.SimpleNamespace(is_initialized=lambda: initialized),
-        _C=types.SimpleNamespace(_cuda_isInBadFork=lambda: spoilt and os.getpid() != parent),
-    )
+from tasks.forkable import descriptors, obstacle, strangers
+def torch(initialized=False):
+    sys.modules["torch"] = types.SimpleNamespace(cuda=types.SimpleNamespace(is_initialized=lambda: initialized))
 """
 
 
@@ -30,9 +26,6 @@ def torch(initialized=False, spoilt=False):
         ("torch(initialized=True); print(obstacle())", "it uses CUDA"),
         ("threading.Thread(target=time.sleep, args=(1,)).start(); print(obstacle())", "it has 2 threads"),
         ("forkable._OF_A_GPU = '/dev/full'; file = open('/dev/full', 'wb'); print(obstacle())", "it has /dev/full open"),
-        ("print(spoils_cuda())", "False"),
-        ("torch(); print(spoils_cuda())", "False"),
-        ("torch(spoilt=True); print(spoils_cuda())", "True"),
         ("import socket; before = descriptors(); print(strangers(before))", "None"),
         ("before = descriptors(); file = open('/dev/zero'); print(strangers(before))", "(/dev/zero) was opened by an import"),
     ],

@@ -21,16 +21,18 @@ from tasks.launch import importable_paths
 from tasks.lease import meeting_place
 from tasks.prepared import key, socket_path
 from tasks.processes import identity
-from tasks.spec import FailureClass, MeasureSpec, ModelSpec, Phase, ResourceSpec, Status
-from tasks.supervisor import Finished, PhaseStarted, Started, supervise
+from tasks.spec import FailureClass, MeasureSpec, ModelSpec, ResourceSpec, Status
+from tasks.supervisor import supervise
 from tests.chaos.test_lease_kills import check, run_and_kill
 from tests.tasks.processes_fixtures import (
     attempt,
     attempts_in,
+    finish,
     guardians_of,
     locks_are_free,
     open_files,
     parents_of,
+    start,
     states_below,
     toy,
     wait_until,
@@ -47,24 +49,8 @@ def start_parent(*modules, idle_s=60.0):
     return found.pop()
 
 
-def finish(task):
-    *_, last = supervise(task, attempt())
-    assert isinstance(last, Finished)
-    return last.outcome
-
-
 def how_started(outcome):
     return outcome.environment["worker_start"]
-
-
-def start(events):
-    """Go on until the worker is in its compile phase; its number."""
-    pid = None
-    for event in events:
-        pid = event.pid if isinstance(event, Started) else pid
-        if isinstance(event, PhaseStarted) and event.phase is Phase.COMPILE:
-            return pid
-    raise AssertionError("the worker never compiled")
 
 
 def stat_of(pid):
@@ -417,7 +403,7 @@ def kill_and_prepare(node_directory, kills, pause_s):
 
 
 def test_thirty_kills_of_whoever_is_forked(prepared_node):
-    kill_and_prepare(prepared_node, 30, 0.2)
+    assert sum(kill_and_prepare(prepared_node, 30, 0.2).values()) == 30
 
 
 @pytest.mark.chaos

@@ -20,7 +20,7 @@ from tasks.scratch import MARK
 from tasks.spec import Attempt, DeadlineSpec, FailureClass, MeasureSpec, ModelSpec, Outcome, Phase, ResourceSpec, Status, decode, encode
 from tasks.spool import spool_name
 from tasks.supervisor import Finished, Heartbeat, PhaseStarted, Started, run_inline, supervise
-from tests.tasks.processes_fixtures import attempt, attempts_in, guardians_of, locks_are_free, states_below, toy, wait_until
+from tests.tasks.processes_fixtures import attempt, attempts_in, finish, guardians_of, locks_are_free, start, states_below, toy, wait_until
 
 ROOT = Path(__file__).parent.parent.parent
 SHORT = DeadlineSpec(compile_s=0.5)
@@ -42,22 +42,6 @@ ENDS = {
     "half_result": (Status.CRASH, FailureClass.CRASH, Phase.WRITE),
     "no_such_toy": (Status.FAIL_EAGER, FailureClass.MODEL, Phase.BUILD),
 }
-
-
-def finish(task, its_attempt=None):
-    *_, last = supervise(task, its_attempt or attempt())
-    assert isinstance(last, Finished)
-    return last.outcome
-
-
-def start(events):
-    """Go on until the worker is in its compile phase; its number."""
-    pid = None
-    for event in events:
-        pid = event.pid if isinstance(event, Started) else pid
-        if isinstance(event, PhaseStarted) and event.phase is Phase.COMPILE:
-            return pid
-    raise AssertionError("the worker never compiled")
 
 
 @pytest.mark.parametrize("kind", ENDS)
