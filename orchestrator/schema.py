@@ -21,7 +21,7 @@ from orchestrator import __version__
 from tasks.probe import code_version
 from tasks.spec import Blocks, Measurement, Outcome, Phase, Samples, Scalar, Status, TaskSpec
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 VERSION_COLUMNS = ("python", "torch", "triton", "transformers", "timm", "torchvision", "driver", "cuda")
 """The keys of ``Measurement.versions`` that have a column of their own."""
 PHASE_COLUMNS = {phase: "compile_phase_s" if phase is Phase.COMPILE else f"{phase.value}_s" for phase in Phase}
@@ -144,11 +144,12 @@ ROWS = pa.schema(
         ("compiled_event_ms", pa.float64()),
         ("empty_step_us", pa.float64()),
         ("tuned_s", pa.float64()),
+        ("warmed_s", pa.float64()),
     ]
 )
-"""Version 2 added what follows ``log_tail``, version 3 what follows ``waited_s``, version 4 ``tuned_s``. ``aa`` marks a task that measured
-each arm against itself and so has no speedup. ``log`` is relative to the run's folder, ``code_version`` is the digest of the measuring
-code, and ``other_versions``, ``machine`` and ``environment`` are JSON objects."""
+"""Version 2 added what follows ``log_tail``, version 3 what follows ``waited_s``, version 4 ``tuned_s``, version 5 ``warmed_s``. ``aa``
+marks a task that measured each arm against itself and so has no speedup. ``log`` is relative to the run's folder, ``code_version`` is the
+digest of the measuring code, and ``other_versions``, ``machine`` and ``environment`` are JSON objects."""
 
 SAMPLES = pa.schema(
     [
@@ -319,6 +320,7 @@ class TaskRow:
     compiled_event_ms: float | None = None
     empty_step_us: float | None = None
     tuned_s: float | None = None
+    warmed_s: float | None = None
 
 
 _MEASURED = tuple(
@@ -363,6 +365,7 @@ def row_of(run_id: str, task: TaskSpec, outcome: Outcome, log: str | None = None
         "waited_s": outcome.waited_s,
         "owned_s": outcome.owned_s,
         "tuned_s": outcome.tuned_s,
+        "warmed_s": outcome.warmed_s,
     }
     cleaned: dict[str, Any] = {name: clean(value) if type(value) is str else value for name, value in columns.items()}
     return TaskRow(**cleaned)

@@ -6,7 +6,8 @@ Standard library only.
 
     worker                          guardian
     {"phase": "build"}
-    {"lease": "time"}               {"waited_s": 0.2, "neighbours": 3}      or "tune"
+    {"lease": "time"}               {"waited_s": 0.2, "neighbours": 3}      or "tune", or "warm"; "time" also while it warms up
+    {"lease": "ease"}                                                       back from "time" to what it was before
     {"lease": "release"}
     {"device": "leave"}
     {"device": "return"}            {"returned": true}
@@ -38,6 +39,12 @@ class Use(StrEnum):
 
     TIME = "time"
     TUNE = "tune"  # to compare candidates of a kernel, by the device's own clock
+    WARM = "warm"  # to step what will be timed until it is steady
+
+    @property
+    def stops_all(self) -> bool:
+        """Whether neighbours that use no more than processors stand still, too."""
+        return self is Use.TIME
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +56,12 @@ class Grant:
 
 
 class Channel:
-    """The worker's end, for one thread; ``exclusive`` is re-entrant."""
+    """The worker's end, for one thread; ``exclusive`` is re-entrant, and a block that times may be within one that does not."""
 
     def __init__(self, connection: socket.socket | None) -> None:
         self._connection = connection
         self._lines = connection.makefile("r", encoding="utf-8") if connection else None
-        self._depth = 0
+        self._held: list[Use] = []  # for each block entered, the outermost first
         self._grant = Grant()
 
     @classmethod
@@ -73,16 +80,19 @@ class Channel:
 
     @contextlib.contextmanager
     def exclusive(self, use: Use = Use.TIME) -> Iterator[Grant]:
-        """Own the device until the block ends. While it is owned to tune, neighbours that are off the device go on."""
-        if self._depth == 0:
+        """Own the device until the block ends. Unless it is owned to time, neighbours that are off the device go on."""
+        more = not self.owns_for(use)
+        if more:
             self._grant = self._acquire(use)
-        self._depth += 1
+        self._held.append(use if more else self._held[-1])
         try:
             yield self._grant
         finally:
-            self._depth -= 1
-            if self._depth == 0:
+            self._held.pop()
+            if not self._held:
                 self._send({"lease": "release"})
+            elif more:
+                self._send({"lease": "ease"})
 
     @contextlib.contextmanager
     def off_device(self) -> Iterator[None]:
@@ -93,10 +103,9 @@ class Channel:
         finally:
             self._ask({"device": "return"})
 
-    @property
-    def owns(self) -> bool:
-        """Whether the device is this worker's now."""
-        return self._depth > 0
+    def owns_for(self, use: Use) -> bool:
+        """Whether the device is this worker's now, and as much of the machine as ``use`` asks for."""
+        return bool(self._held) and (self._held[-1].stops_all or not use.stops_all)
 
     def running_s(self, clock: Callable[[], float] = time.monotonic) -> float:
         """``clock`` as it would be if it stood still while this worker is paused or waits to own the device.

@@ -5,6 +5,7 @@ Times are seconds on a monotonic clock, given by the caller.
 
 from __future__ import annotations
 
+from tasks.channel import Use
 from tasks.spec import DeadlineSpec, Phase
 
 PAUSED = "paused"
@@ -21,10 +22,8 @@ class PhaseClock:
         self._earlier_s: dict[Phase, float] = {}  # of the task's processes before this one
         self._halted_s: dict[str, float] = {}
         self._all_halted_s = 0.0
-        self._owned_s = 0.0
-        self._tuned_s = 0.0
-        self._owning = False
-        self._tuning = False
+        self._owned_s = dict.fromkeys(Use, 0.0)
+        self._owned_for: Use | None = None
         self._reasons: set[str] = set()
         self._last = now
 
@@ -40,7 +39,7 @@ class PhaseClock:
             self._earlier_s[phase] = self._earlier_s.get(phase, 0.0) + seconds
         self._phase_s.clear()
         self._reasons.clear()
-        self._owning = False
+        self._owned_for = None
         self.phase = Phase.START
 
     def halt(self, reason: str, now: float) -> None:
@@ -51,14 +50,14 @@ class PhaseClock:
         self._advance(now)
         self._reasons.discard(reason)
 
-    def own(self, now: float, *, tuning: bool = False) -> None:
-        """The worker has its device for itself, until ``disown``."""
+    def own(self, now: float, use: Use = Use.TIME) -> None:
+        """The worker has its device for itself, until ``disown``, or for another ``use`` from then on."""
         self._advance(now)
-        self._owning, self._tuning = True, tuning
+        self._owned_for = use
 
     def disown(self, now: float) -> None:
         self._advance(now)
-        self._owning = False
+        self._owned_for = None
 
     def remaining_s(self, now: float) -> float | None:
         """Seconds until something expires; None while the clock is halted."""
@@ -89,15 +88,10 @@ class PhaseClock:
         self._advance(now)
         return round(self._all_halted_s, 6)
 
-    def owned_s(self, now: float) -> float:
-        """Seconds for which the worker had its device for itself."""
+    def owned_s(self, now: float, use: Use | None = None) -> float:
+        """Seconds that counted for which the worker had its device for itself; those of one ``use``, or all of them."""
         self._advance(now)
-        return round(self._owned_s, 6)
-
-    def tuned_s(self, now: float) -> float:
-        """Those of them for which it only tuned."""
-        self._advance(now)
-        return round(self._tuned_s, 6)
+        return round(sum(self._owned_s.values()) if use is None else self._owned_s[use], 6)
 
     def _limits(self) -> tuple[tuple[str, float, float], ...]:
         return (
@@ -110,10 +104,9 @@ class PhaseClock:
         self._last = now
         for reason in self._reasons:
             self._halted_s[reason] = self._halted_s.get(reason, 0.0) + passed
-        if self._owning:
-            self._owned_s += passed
-            self._tuned_s += passed if self._tuning else 0.0
         if self._reasons:
             self._all_halted_s += passed
-        else:
-            self._phase_s[self.phase] = self._phase_s.get(self.phase, 0.0) + passed
+            return
+        self._phase_s[self.phase] = self._phase_s.get(self.phase, 0.0) + passed
+        if self._owned_for is not None:
+            self._owned_s[self._owned_for] += passed

@@ -347,8 +347,8 @@ class _Execution:
         )
         began_s = self.channel.running_s()
         eager_mib, compiled_mib = self._peaks(sides, eager_s)  # the allocator keeps what these steps took: it is not asked for while timing
-        with measure.quiet_collector(), self.own.exclusive():
-            machine = hardware.machine_for(device, self.measurement.gpu_uuid, self.own.busy)
+        with measure.quiet_collector(), self.own.warming():
+            machine = hardware.machine_for(device, self.measurement.gpu_uuid, lambda: self.own.busy)
             left_s = self.task.deadlines.time_s - (self.channel.running_s() - began_s)
             timing = self._measure(sides, machine, WARM_CUDA_S if device.type == "cuda" else WARM_CPU_S, left_s)
         self.samples, self.blocks = timing.samples, timing.blocks
@@ -378,6 +378,7 @@ class _Execution:
             process=self.process,
             deadline_s=left_s / share,
             warm_s=warm_s,
+            alone=self.own.exclusive,
         )
         if not self.task.aa:
             return pairs(sides)

@@ -107,7 +107,6 @@ class Guardian:
         self._environment: dict[str, str] = {}
         self._worker = _Worker(0)
         self._heartbeat_due = time.monotonic() + request.heartbeat_s
-        self._use = Use.TIME
         self._signals = signals
         self._forked = forked
 
@@ -248,6 +247,8 @@ class Guardian:
                 self._enter(Phase(name))
             case {"lease": str(name)} if name in set(Use):
                 self._acquire(Use(name))
+            case {"lease": "ease"} if self._lease.ease():
+                self._clock.own(time.monotonic(), self._lease.use)
             case {"lease": "release"}:
                 self._lease.release()
                 self._clock.disown(time.monotonic())
@@ -268,7 +269,6 @@ class Guardian:
 
     def _acquire(self, use: Use) -> None:
         self._clock.halt(WAITING, time.monotonic())
-        self._use = use
         if not self._lease.acquire(use):  # a worker that asks twice must not stop its own clock
             self._clock.go_on(WAITING, time.monotonic())
 
@@ -285,7 +285,7 @@ class Guardian:
         """The worker owns the device."""
         now = time.monotonic()
         self._clock.go_on(WAITING, now)
-        self._clock.own(now, tuning=self._use is Use.TUNE)
+        self._clock.own(now, self._lease.use)
         self._channel.grant(grant)
 
     def returned(self) -> None:
@@ -373,7 +373,8 @@ class Guardian:
             paused_s=self._clock.halted_s(PAUSED, now),
             waited_s=self._clock.halted_s(WAITING, now),
             owned_s=self._clock.owned_s(now),
-            tuned_s=self._clock.tuned_s(now),
+            tuned_s=self._clock.owned_s(now, Use.TUNE),
+            warmed_s=self._clock.owned_s(now, Use.WARM),
             started=self._began,
             ended=time.time(),
             node=self._request.node,

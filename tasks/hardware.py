@@ -48,6 +48,9 @@ class HostMachine:
         self._proc = proc
         self._first = self._last = self._border = read_host(proc)
 
+    def begin(self) -> None:
+        self._first = self._last = self._border = read_host(self._proc)
+
     def now_ns(self) -> int:
         return time.perf_counter_ns()
 
@@ -97,9 +100,11 @@ class HostMachine:
 
 
 class CudaMachine(HostMachine):
-    """A CUDA device. ``gpu`` is None where there is no NVML; ``busy``: why somebody else is at work on it from the start."""
+    """A CUDA device. ``gpu`` is None where there is no NVML; ``busy`` tells why somebody else was at work on it when pairs began, if so."""
 
-    def __init__(self, device: torch.device, gpu: Gpu | None, proc: Path = Path("/proc"), busy: str | None = None) -> None:
+    def __init__(
+        self, device: torch.device, gpu: Gpu | None, proc: Path = Path("/proc"), busy: Callable[[], str | None] = lambda: None
+    ) -> None:
         super().__init__(proc)
         self._device = device
         self._busy = busy
@@ -112,6 +117,13 @@ class CudaMachine(HostMachine):
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self._device)
+
+    def begin(self) -> None:
+        super().begin()
+        self._readings.clear()
+        self._just_read = False
+        if self._gpu:
+            self._at_border = self._read(self._gpu)
 
     def clock_mhz(self) -> float | None:
         """From the difference of two spins, so that what it takes to launch them cancels; the shortest of some, for delays only add."""
@@ -163,7 +175,7 @@ class CudaMachine(HostMachine):
         return f"other processes used the GPU: {', '.join(map(str, others))}" if others else None
 
     def contaminated(self) -> str | None:
-        return self._busy or super().contaminated()
+        return self._busy() or super().contaminated()
 
     def event_ms(self, step: Callable[[], object]) -> float | None:
         start, end = event(), event()
@@ -232,8 +244,8 @@ def _summary(readings: list[GpuReading], elapsed_s: float) -> dict[str, Scalar]:
     return found
 
 
-def machine_for(device: torch.device, gpu_uuid: str | None, busy: str | None = None) -> HostMachine:
-    """The machine that steps on ``device`` run on; ``busy``: why somebody else is at work on it from the start."""
+def machine_for(device: torch.device, gpu_uuid: str | None, busy: Callable[[], str | None]) -> HostMachine:
+    """The machine that steps on ``device`` run on; ``busy`` tells why somebody else was at work on it when pairs began, if so."""
     if device.type != "cuda":
         return HostMachine()
     return CudaMachine(device, Nvml.open(gpu_uuid, os.getpid()) if gpu_uuid else None, busy=busy)

@@ -1,8 +1,9 @@
 """The right to a device alone, to time or to tune on it, among the workers that share it on one node. Standard library only.
 
 A device has two rings (``tasks.ring``). In the ring of the device are the guardians of all workers but those that start or compile; these
-are in the ring of the processors. Who times owns both. Who tunes, comparing the candidates of a kernel by the device's own clock, owns the
-device's alone: its compiling neighbours, which hardly touch the device, go on. Whoever needs both rings takes the device's first.
+are in the ring of the processors. Who times owns both. Who tunes, comparing the candidates of a kernel by the device's own clock, or warms
+up what it will time, owns the device's alone: its compiling neighbours, which hardly touch the device, go on. Whoever needs both rings
+takes the device's first, and may take the other one later.
 
 A guardian stops and resumes only processes below itself. It is told that a neighbour wants to time by a datagram to its socket in the
 device's directory, and it waits for its own turn to go on in a thread that blocks in the kernel: a paused neighbour costs no cycle.
@@ -30,7 +31,7 @@ from tasks.scratch import user_directory
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - what is made there is this user's own, and checked to be
 """In memory, and one per node or container: the reach of a lease."""
 
-POLL_S = 0.002
+POLL_S = 0.0005
 """How often a guardian looks whether its neighbours have stopped; only while they do so."""
 
 REMIND_S = 0.05
@@ -102,13 +103,18 @@ class Lease:
         self._done = False  # set by the waiting thread, before it wakes the other
         self._paused = False
         self._returning = False
-        self._use = Use.TIME
+        self._use = self._before = Use.TIME
         self._owning = False
         self._claiming = False
         self._wanted_since: float | None = None
         self._remind_at = 0.0
         self._neighbours = 0
         self._left = False
+
+    @property
+    def use(self) -> Use:
+        """What the worker owns the device for, or wanted to at last."""
+        return self._use
 
     @property
     def directory(self) -> Path:
@@ -133,19 +139,31 @@ class Lease:
             self._arrive()
 
     def acquire(self, use: Use = Use.TIME) -> bool:
-        """The worker wants to own the device; ``Tree.granted`` follows. False, and nothing follows, if it has said so before."""
-        if self._wanted_since is not None or self._owning:
+        """The worker wants to own the device, or to time on one that it owns; ``Tree.granted`` follows.
+
+        False, and nothing follows, if it has said so before.
+        """
+        if self._wanted_since is not None or (self._owning and (self._use.stops_all or not use.stops_all)):
             return False
+        self._before = self._use if self._owning else use
         self._use = use
         self._wanted_since = time.monotonic()
         self._queue_up()
+        return True
+
+    def ease(self) -> bool:
+        """The worker has timed on a device that it had owned before; neighbours that need it not may go on. False: it has not."""
+        if not (self._owning and self._use.stops_all) or self._before.stops_all:
+            return False
+        self._use = self._before
+        self._rings[Place.PROCESSORS].disown(stay=self._place is Place.PROCESSORS)
         return True
 
     def release(self) -> None:
         """The worker is done."""
         if self._owning:
             self._owning = False
-            if self._use is Use.TIME:
+            if self._use.stops_all:
                 self._rings[Place.PROCESSORS].disown(stay=self._place is Place.PROCESSORS)
             self._rings[Place.DEVICE].disown(stay=self._place is Place.DEVICE)
 
@@ -251,7 +269,9 @@ class Lease:
             self._neighbours = self._tell_neighbours()
         if not all(ring.try_own() for ring in rings):
             return
-        if self._use is Use.TUNE and self._place is Place.PROCESSORS:  # from which it may have been driven while it waited; nobody can now
+        if (
+            not self._use.stops_all and self._place is Place.PROCESSORS
+        ):  # from which it may have been driven while it waited; nobody can now
             fcntl.flock(self._ring.turn, fcntl.LOCK_SH)
         assert self._wanted_since is not None
         waited_s = now - self._wanted_since
@@ -261,7 +281,7 @@ class Lease:
 
     def _wanted_rings(self) -> tuple[Ring, ...]:
         device, processors = self._rings[Place.DEVICE], self._rings[Place.PROCESSORS]
-        return (device, processors) if self._use is Use.TIME else (device,)
+        return (device, processors) if self._use.stops_all else (device,)
 
     def _tell_neighbours(self) -> int:
         """How many there are. Sockets whose guardian is dead are removed."""

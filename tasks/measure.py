@@ -14,6 +14,7 @@ import math
 import operator
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -31,7 +32,7 @@ MAX_BLOCK = 200
 DEADLINE_SHARE = 0.8  # of the phase's deadline; the rest is for the unforeseen
 MAX_FAULTS_IN_A_ROW = 3
 MAX_DISCARDED = 0.25  # of all pairs; with more the row is noisy
-DEVICE_ITERATIONS, DEVICE_S = 5, 0.25  # or as many as fit, and one at least: the GPU tells what its work takes to a thousandth
+DEVICE_ITERATIONS, DEVICE_S = 3, 0.12  # or as many as fit, and one at least: the GPU tells what its work takes to two thousandths
 DEVICE_STEPS = 6  # as long as so many steps: three of them, one of which waits behind a queue that is filled for twice as long
 BACKOFF_S, BACKOFF_FACTOR, BACKOFF_MAX_S = 0.05, 1.5, 0.5
 UNPAIRED = "unpaired"  # why the block of a pair that was not finished does not count
@@ -98,11 +99,12 @@ def measure(
     warm_s: float = 0.0,
     phase: str = "timed",
     process: int = 0,
+    alone: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
 ) -> Timing:
     """Warm both sides up and take pairs until the interval is narrow enough or a limit is reached.
 
     The first side is written down as the eager arm and the second as the compiled one, whatever they run: equal sides make an A/A test.
-    ``deadline_s`` is when the phase would be killed; ``warm_s`` the least time to warm up for.
+    ``deadline_s`` is when the phase would be killed; ``warm_s`` the least time to warm up for. What counts is taken within ``alone``.
 
     Raises:
         RecompiledError: the compiled side compiled again even after a second warm-up.
@@ -111,9 +113,11 @@ def measure(
     run = _Run(Stepper(sides, machine, phase, process), spec, random.Random(seed), end_ns, warm_s)
     with quiet_collector():
         run.warm()
-        run.take_pairs()
-        for which in (0, 1):
-            run.on_device(which)
+        with alone():
+            machine.begin()
+            run.take_pairs()
+            for which in (0, 1):
+                run.on_device(which)
     samples = run.stepper.samples()
     summary = estimator.summarise(samples, phase)
     quality, flags = run.judge(summary, estimator.lopsided(samples, phase))

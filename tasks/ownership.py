@@ -46,10 +46,14 @@ class Ownership:
         """Own the device until the block ends, to compare kernels by its own clock: neighbours that only compile go on meanwhile."""
         return self.exclusive(Use.TUNE)
 
+    def warming(self) -> AbstractContextManager[None]:
+        """Own the device until the block ends, to warm up. Neighbours that only compile go on, unless they compile on what is warmed up."""
+        return self.exclusive(Use.TIME if self._queue is None else Use.WARM)
+
     @contextlib.contextmanager
     def exclusive(self, use: Use = Use.TIME) -> Iterator[None]:
-        """Own the device until the block ends; within another such block nothing more happens."""
-        if self._channel.owns:
+        """Own the device until the block ends; within another block that owns as much nothing more happens."""
+        if self._channel.owns_for(use):
             yield
             return
         with self._channel.exclusive(use) as grant:

@@ -379,8 +379,9 @@ class Outcome:
     phase_s: dict[str, float] = field(default_factory=dict)
     paused_s: float = 0.0  # stopped so that a neighbour could time; not in phase_s
     waited_s: float = 0.0  # waiting to own the device; not in phase_s
-    owned_s: float = 0.0  # the device was its own, to time or to tune; in phase_s
+    owned_s: float = 0.0  # the device was its own; in phase_s
     tuned_s: float = 0.0  # those of them for which it compared candidates of kernels, beside neighbours that compiled
+    warmed_s: float = 0.0  # those of them for which it warmed up, likewise
     started: float = 0.0
     ended: float = 0.0
     node: str = ""

@@ -40,6 +40,9 @@ class Machine(Protocol):
     def clock_mhz(self) -> float | None:
         """The device's clock now; None where it cannot be read."""
 
+    def begin(self) -> None:
+        """What has happened so far counts no more: both sides are warm, and nobody else is at work."""
+
     def mark(self) -> None:
         """A visit begins: remember the counters."""
 

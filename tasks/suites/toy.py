@@ -134,7 +134,7 @@ def _pass(act: Act) -> WorkerResult:
     act.channel.phase(Phase.VERIFY)
     act.channel.phase(Phase.TIME)
     for _ in range(max(1, int(act.number("rounds")))):
-        _own(act, Use.TIME)
+        _warm_and_time(act)
     samples = planted_samples(act)
     act.channel.phase(Phase.WRITE)
     measured = _measurement(act, samples, compile_s)
@@ -153,6 +153,17 @@ def _compile(act: Act) -> None:
         for _ in range(round(seconds / tick_s)):
             time.sleep(tick_s)
             print(f"tick {time.monotonic()!r}", flush=True)  # noqa: T201 - a worker's output is its log
+
+
+def _warm_and_time(act: Act) -> None:
+    warm_s = act.number("warm_seconds")
+    with act.channel.exclusive(Use.WARM if warm_s else Use.TIME):
+        began = time.monotonic()
+        time.sleep(warm_s)
+        if warm_s:
+            print(f"{Use.WARM.value} {began!r} {time.monotonic()!r}", flush=True)  # noqa: T201 - a worker's output is its log
+        _own(act, Use.TIME)
+        time.sleep(warm_s)
 
 
 def _own(act: Act, use: Use) -> None:
@@ -374,6 +385,7 @@ _LONGER: dict[str, Scalar] = {
     "orphans": 0,
     "exclusive_seconds": 0.0,
     "rounds": 1,
+    "warm_seconds": 0.0,
     "tunings": 0,
     "exclusive_log": "",
 }

@@ -31,7 +31,7 @@ from tasks import lease
 from tasks.spec import *
 from tasks.supervisor import supervise
 lease.SHARED_MEMORY = meeting_place
-options = {"seconds": 0.03, "exclusive_seconds": 0.004, "rounds": 20, "tunings": 5, "orphans": 1, "pairs": 7}
+options = {"seconds": 0.03, "exclusive_seconds": 0.004, "warm_seconds": 0.002, "rounds": 20, "tunings": 5, "orphans": 1, "pairs": 7}
 options["exclusive_log"] = exclusive_log
 for number in itertools.count(1):
     model = ModelSpec("toy", "slow_pass", options=options)

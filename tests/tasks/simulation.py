@@ -80,6 +80,9 @@ class Clockwork:
     def clock_mhz(self) -> float | None:
         return next(self.clocks) if self.clocks else None
 
+    def begin(self) -> None:
+        pass
+
     def mark(self) -> None:
         pass
 

@@ -79,6 +79,27 @@ def test_tuning_asks_for_less(ends):
     assert receive(guardian, 2) == [{"lease": "tune"}, {"lease": "release"}]
 
 
+def test_who_warms_up_asks_for_more_to_time_and_gives_that_back_first(ends):
+    channel, guardian, _ = ends
+    grants = []
+
+    def work():
+        with channel.exclusive(Use.WARM) as warm:
+            with channel.exclusive(Use.TIME) as timed, channel.exclusive(Use.TUNE) as within:
+                grants.extend([warm, timed, within])
+            with channel.exclusive(Use.WARM):
+                assert not channel.owns_for(Use.TIME)
+
+    thread = in_background(work)
+    assert receive(guardian, 1) == [{"lease": "warm"}]
+    guardian.grant(Grant(0.0, 2))
+    assert receive(guardian, 1) == [{"lease": "time"}]
+    guardian.grant(Grant(0.25, 3))
+    assert receive(guardian, 2) == [{"lease": "ease"}, {"lease": "release"}]
+    thread.join()
+    assert grants == [Grant(0.0, 2), Grant(0.25, 3), Grant(0.25, 3)]
+
+
 def test_coming_back_to_the_device_waits_for_leave_to(ends):
     channel, guardian, _ = ends
     came_back = threading.Event()
@@ -99,10 +120,11 @@ def test_coming_back_to_the_device_waits_for_leave_to(ends):
 def test_who_owns_the_device_knows(ends):
     channel, guardian, _ = ends
     guardian.grant(Grant())
-    assert not channel.owns
+    assert not channel.owns_for(Use.TUNE)
     with channel.exclusive():
-        assert channel.owns
-    assert not channel.owns
+        assert channel.owns_for(Use.TIME)
+        assert channel.owns_for(Use.WARM)
+    assert not channel.owns_for(Use.WARM)
 
 
 def test_the_running_clock_leaves_out_what_does_not_count(ends):

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tasks.channel import Use
 from tasks.clock import PAUSED, WAITING, PhaseClock
 from tasks.spec import DeadlineSpec, Phase
 
@@ -36,16 +37,20 @@ def test_owned_seconds_are_counted_beside_the_phases():
     clock.restart(7.0)
     assert clock.owned_s(9.0) == 2.0
     assert clock.phase_s(9.0) == {"start": 9.0}
-    assert clock.tuned_s(9.0) == 0.0
+    assert clock.owned_s(9.0, Use.TUNE) == 0.0
 
 
 def test_seconds_of_tuning_are_some_of_those_owned():
     clock = PhaseClock(DeadlineSpec(), 0.0)
-    clock.own(1.0, tuning=True)
+    clock.own(1.0, Use.TUNE)
     clock.disown(1.5)
-    clock.own(2.0)
+    clock.own(2.0, Use.WARM)
+    clock.halt(WAITING, 2.25)  # for the neighbours that it has let go on so far
+    clock.go_on(WAITING, 2.75)
+    clock.own(2.75, Use.TIME)
+    clock.own(3.75, Use.WARM)
     clock.disown(4.0)
-    assert (clock.owned_s(5.0), clock.tuned_s(5.0)) == (2.5, 0.5)
+    assert [clock.owned_s(5.0, use) for use in (None, Use.TUNE, Use.WARM, Use.TIME)] == [2.0, 0.5, 0.5, 1.0]
 
 
 def test_halted_time_does_not_count_and_reasons_may_overlap():

@@ -205,7 +205,7 @@ class TestCuda:
         assert machine.summary()["gpu_others_visible"] is False
 
     def test_a_gpu_that_was_busy_from_the_start_makes_the_row_contaminated(self, tmp_path):
-        busy = CudaMachine(torch.device("cuda"), None, proc(tmp_path), busy="the GPU was not idle")
+        busy = CudaMachine(torch.device("cuda"), None, proc(tmp_path), busy=lambda: "the GPU was not idle")
         assert busy.contaminated() == "the GPU was not idle"
         assert CudaMachine(torch.device("cuda"), None, proc(tmp_path)).contaminated() is None
 

@@ -327,6 +327,40 @@ class TestRings:
         attend(one, two, until=lambda: two_tree.calls)
         assert [type(call) for call in two_tree.calls] == [Grant]
 
+    def test_one_that_warms_up_stops_it_only_while_it_times(self, pair):
+        one, one_tree, two, two_tree = pair
+        self.own(one, one_tree, two, Use.WARM)
+        two.attend()
+        assert two_tree.calls == []
+        self.own(one, one_tree, two, Use.TIME)
+        assert two_tree.calls == ["pause"]
+        assert one.ease()
+        attend(two, until=lambda: two_tree.calls == ["pause", "resume"])
+        two.move(Place.DEVICE, awaited=True)  # whose ring is still another's
+        attend(two, until=lambda: two_tree.calls[-1] == "pause")
+        one.release()
+        attend(two, until=lambda: two_tree.calls[-1] == "returned")
+        assert one_tree.calls[1:] == one_tree.calls[-1:]  # nobody stopped the owner
+
+    def test_there_is_nothing_to_ease_for_one_that_timed_from_the_start(self, pair):
+        one, one_tree, two, two_tree = pair
+        assert not one.ease()
+        self.own(one, one_tree, two, Use.TIME)
+        assert not one.ease()
+        assert not one.acquire(Use.WARM)
+        two.attend()
+        assert two_tree.calls == ["pause"]
+
+    def test_the_death_of_one_that_is_about_to_time_frees_both_rings(self, pair):
+        one, one_tree, two, two_tree = pair
+        self.own(one, one_tree, two, Use.WARM)
+        one.acquire(Use.TIME)
+        attend(two, until=lambda: two_tree.calls == ["pause"])
+        one.leave()
+        attend(two, until=lambda: two_tree.calls == ["pause", "resume"])
+        two.acquire(Use.TIME)
+        attend(two, until=lambda: len(two_tree.calls) == 3)
+
     def test_the_death_of_one_that_tunes_frees_the_device(self, pair):
         one, one_tree, two, two_tree = pair
         self.own(one, one_tree, two, Use.TUNE)
@@ -336,7 +370,7 @@ class TestRings:
 
 
 def test_a_real_worker_compiles_on_while_another_tunes_and_stands_still_while_it_times(node_directory):
-    options = {"seconds": 0.0, "exclusive_seconds": 0.3, "rounds": 3, "tunings": 3}
+    options = {"seconds": 0.0, "exclusive_seconds": 0.3, "warm_seconds": 0.2, "rounds": 3, "tunings": 3}
     with ThreadPoolExecutor(1) as pool:
         events = supervise(toy("slow_pass", task_id="toy/compiling", seconds=5.0, tick_ms=5), attempt())
         for event in events:
@@ -345,10 +379,13 @@ def test_a_real_worker_compiles_on_while_another_tunes_and_stands_still_while_it
         compiled, owned = event.outcome, other.result()
     within = {use: spans(owned, use) for use in Use}
     ran = {use: [at for at in ticks(compiled) if any(began < at < ended for began, ended in found)] for use, found in within.items()}
-    assert (len(within[Use.TUNE]), len(within[Use.TIME])) == (3, 3)
+    assert {use: len(found) for use, found in within.items()} == dict.fromkeys(Use, 3)
     assert len(ran[Use.TUNE]) > 20
+    assert len(ran[Use.WARM]) > 15
     assert ran[Use.TIME] == []
-    assert 0.9 < owned.tuned_s < owned.owned_s - 0.9
+    assert owned.tuned_s > 0.9
+    assert owned.warmed_s > 1.2  # before and after it times
+    assert owned.tuned_s + owned.warmed_s < owned.owned_s - 0.9
 
 
 def test_a_message_that_comes_late_pauses_nobody(make):
