@@ -34,8 +34,12 @@ AMP_FACTOR = 1.12
 """By how much longer a step compiles in AMP than in float32: the median of the models that have rows in both."""
 INFERENCE_SHARE = 0.4
 USUAL_TIMING_S = {"cuda": 4.0, "cpu": 10.0}
-BESIDE_TIMING_S = {"cuda": 2.0, "cpu": 0.5}
-"""Also alone on the device: warm-up of both arms, peak memory, device times; on CUDA the autotuner's benchmarks."""
+BESIDE_TIMING_S = {"cuda": 0.3, "cpu": 0.5}
+"""Also alone on the device: device times on CUDA, the warm-up of both arms on the CPU."""
+DEVICE_S = {"cuda": 13.0, "cpu": 0.0}
+"""Of ``START_S``: on the device beside others, which counts where there is one."""
+TUNING_S, WARMING_S = 1.8, 1.2
+"""On CUDA, owning the device: the autotuner's benchmarks, and the warm-up of both arms. Means over 40 tasks of pt2_sample.yaml."""
 
 USUAL_PARAMETERS = 50e6
 SIZE_POWER = 0.25
@@ -43,27 +47,35 @@ SIZE_BOUNDS = (0.5, 2.0)
 """A larger model tends to have more layers, and layers are what compiling takes time for; sixteen times the parameters count twice."""
 
 _PHASES = ("start_s", "build_s", "eager_s", "compile_phase_s", "verify_s", "time_s", "write_s")
+_ON_DEVICE = ("build_s", "eager_s", "verify_s")
 _PEAKS = ("eager_peak_mib", "compiled_peak_mib", "peak_mib")
-_OTHERS = ("task_id", "phase", "started", "ended", "device", "gpu_uuid", "process_speedups", "owned_s", "tuned_s", "machine")
+_OTHERS = ("task_id", "phase", "started", "ended", "device", "gpu_uuid", "process_speedups", "owned_s", "tuned_s", "warmed_s", "machine")
 COLUMNS = (*_OTHERS, *_PEAKS, *_PHASES)
 _MEASURED = {Phase.TIME, Phase.WRITE}
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """One attempt. ``shared_s``: while neighbours may run; ``exclusive_s``: alone on the device; ``peak_mib``: of device memory."""
+    """One attempt, in seconds, and the peak of its device memory.
+
+    ``shared_s``: it starts or compiles, while whatever neighbours do but time. ``device_s``: on the device beside others that use it, too.
+    ``held_s``: it owns the device, to tune or to warm up; only neighbours that start or compile go on. ``exclusive_s``: it times, alone.
+    """
 
     shared_s: float
     exclusive_s: float = 0.0
     peak_mib: float | None = None
+    device_s: float = 0.0
+    held_s: float = 0.0
 
     @property
     def total_s(self) -> float:
-        return self.shared_s + self.exclusive_s
+        return self.shared_s + self.device_s + self.held_s + self.exclusive_s
 
-    def times(self, processes: int) -> Cost:
+    def times(self, processes: float) -> Cost:
         """That of so many processes, one after the other."""
-        return replace(self, shared_s=processes * self.shared_s, exclusive_s=processes * self.exclusive_s)
+        seconds = {name: processes * getattr(self, name) for name in ("shared_s", "exclusive_s", "device_s", "held_s")}
+        return replace(self, **seconds)
 
 
 def recorded(root: str, kind: str | None = None, device: str | None = None) -> dict[str, Cost]:
@@ -91,7 +103,9 @@ def estimated(spec: TaskSpec) -> Cost:
         return Cost(COMPILE_S["toy"] * _mode_share(spec))
     device = spec.resources.device
     timing_s = min(spec.measure.max_time_s, USUAL_TIMING_S[device]) + min(spec.measure.warmup_max_s, BESIDE_TIMING_S[device])
-    return Cost(START_S + _mode_share(spec) * _compile_s(spec), timing_s, estimated_mib(spec))
+    held_s = TUNING_S + min(spec.measure.warmup_max_s, WARMING_S) if device == "cuda" else 0.0
+    device_s = DEVICE_S[device]
+    return Cost(START_S - device_s + _mode_share(spec) * _compile_s(spec), timing_s, estimated_mib(spec), device_s, held_s)
 
 
 def _compile_s(spec: TaskSpec) -> float:
@@ -111,16 +125,20 @@ def _dtype_factor(dtype: str) -> float:
 def of_row(row: Mapping[str, Any]) -> Cost:
     """What one process of a row's task took; the row has ``COLUMNS``.
 
-    Where nobody counted owned seconds, those of the phase that times stand for them. Most neighbours go on while one tunes.
+    Where nobody counted owned seconds, those of the phase that times stand for them.
     """
-    exclusive_s = max(0.0, (row["owned_s"] or 0.0) - (row["tuned_s"] or 0.0)) or row["time_s"] or 0.0
+    held_s = (row["tuned_s"] or 0.0) + (row["warmed_s"] or 0.0)
+    exclusive_s = max(0.0, (row["owned_s"] or 0.0) - held_s) or row["time_s"] or 0.0
     all_s = sum(row[name] or 0.0 for name in _PHASES)
     if not all_s:  # run without a process of its own
         all_s = (row["ended"] - row["started"]).total_seconds()
     processes = max(1, len(row["process_speedups"] or ()))
     peak_mib = recorded_mib(*(row[name] for name in _PEAKS))
     waited_s = json.loads(row["machine"] or "{}").get("room_waited_s") or 0.0
-    return Cost(max(0.0, all_s - exclusive_s - waited_s) / processes, exclusive_s / processes, peak_mib)
+    timing_s = max(0.0, (row["time_s"] or 0.0) - exclusive_s - (row["warmed_s"] or 0.0))
+    device_s = max(0.0, sum(row[name] or 0.0 for name in _ON_DEVICE) + timing_s - waited_s) if _kind(row) == "cuda" else 0.0
+    shared_s = max(0.0, all_s - exclusive_s - waited_s - device_s - held_s)
+    return Cost(shared_s, exclusive_s, peak_mib, device_s, held_s).times(1 / processes)
 
 
 def _kind(row: Mapping[str, Any]) -> str:

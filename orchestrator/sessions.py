@@ -32,6 +32,11 @@ class Site:
         """GPUs, or nodes where these are the devices."""
         return sum(int(node.num_gpus) for node in self.nodes) if self.device == "cuda" else len(self.nodes)
 
+    @property
+    def per_node(self) -> int:
+        """Devices of a node, at the most."""
+        return max((int(node.num_gpus) for node in self.nodes), default=1) if self.device == "cuda" else 1
+
     def session(self, started: float, code_version: str, tasks: int, expected: Outlook) -> Session:
         """What is recorded of a driver's work here."""
         return Session(
@@ -59,7 +64,7 @@ def outlook(left: Sequence[CostedTask], site: Site) -> Outlook:
     if not left or not site.devices or site.sharing.cores is None:
         return Outlook()
     try:
-        found = forecast(left, Fleet(site.devices, site.sharing.cores), site.max_in_flight)
+        found = forecast(left, Fleet(site.devices, site.sharing.cores, site.per_node), site.max_in_flight)
     except UsageError:
         return Outlook()
     return Outlook(found.makespan_s, {span.task_id: span.ended_s - span.began_s for span in found.spans})

@@ -1,14 +1,15 @@
 """How long a plan takes on a fleet: the run's own scheduler against devices that only count seconds. Pure, and the same every time.
 
-What is modelled: the order and the flight of ``sweep``, placement by shares as Ray does it, one core per compiling worker, and the lease:
-while a worker has the device for itself, its neighbours stand still. What is not: failures, retries, starts of nodes, noise.
+What is modelled: the order and the flight of ``sweep``, placement by shares as Ray does it, one core per worker, and the lease: while a
+worker times its neighbours stand still, and while it tunes or warms up those that use the device. What is not: failures, retries, waits for
+memory, starts of nodes, noise.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from orchestrator.costs import Cost
 from orchestrator.errors import UsageError
@@ -17,16 +18,18 @@ from orchestrator.nodes import NodeInfo
 from orchestrator.plan import PlannedTask
 from orchestrator.policy import Policy
 from orchestrator.preflight import ROUNDING, capacity
+from orchestrator.simulated_device import Device, Worker, stretches
 from orchestrator.sweep import Sweep, SweepTask
 from tasks.spec import Outcome, Phase, Status
 
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Equal devices, ``cores`` for each. On the CPU a node is a device."""
+    """Equal devices, ``cores`` for each, ``per_node`` on each node. On the CPU a node is a device."""
 
     devices: int
     cores: float
+    per_node: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,46 +111,17 @@ def _nodes(fleet: Fleet, planned: Sequence[PlannedTask]) -> list[NodeInfo]:
 
 
 def _bound_s(loads: Iterable[_Load], fleet: Fleet) -> float:
-    """The longest task; or all that there is to do, exclusive seconds one by one and others as densely as shares, or cores, let."""
-    longest_s = by_share_s = by_place_s = by_core_s = 0.0
+    """The longest task; or all there is to do: what owns the device one by one, and the rest as densely as shares, cores or places let."""
+    longest_s = by_share_s = by_place_s = by_core_s = by_device_s = 0.0
     for load in loads:
         cost = load.cost
+        beside_s = cost.total_s - cost.exclusive_s
         longest_s = max(longest_s, cost.total_s)
-        by_share_s += load.devices * (cost.exclusive_s + cost.shared_s * load.share)
-        by_place_s += load.devices * (cost.exclusive_s + cost.shared_s * load.cores / fleet.cores)
-        by_core_s += load.devices * cost.exclusive_s + cost.shared_s / max(1.0, fleet.cores)
-    return max(longest_s, max(by_share_s, by_place_s, by_core_s) / fleet.devices)
-
-
-@dataclass(slots=True)
-class _Device:
-    """A device and its cores. ``work_s``: seconds for which a worker has compiled here that was there from the start."""
-
-    cores: float
-    free_share: float = 1.0
-    free_cores: float = 0.0
-    at_s: float = 0.0
-    work_s: float = 0.0
-    compiling: list[tuple[float, int, str]] = field(default_factory=list)  # a heap: work_s at the end, order of arrival, task
-    owner: str | None = None
-    owner_ends_s: float = 0.0
-
-    def fits(self, load: _Load) -> bool:
-        return self.free_share + ROUNDING >= load.share and self.free_cores + ROUNDING >= load.cores
-
-    def advance(self, at_s: float) -> None:
-        if self.owner is None and self.compiling:
-            self.work_s += (at_s - self.at_s) * self._speed()
-        self.at_s = at_s
-
-    def next_s(self) -> float | None:
-        """When something happens here next, if nobody comes."""
-        if self.owner is not None:
-            return self.owner_ends_s
-        return self.at_s + max(0.0, self.compiling[0][0] - self.work_s) / self._speed() if self.compiling else None
-
-    def _speed(self) -> float:
-        return min(1.0, max(1.0, self.cores) / len(self.compiling))
+        by_share_s += load.devices * (cost.exclusive_s + beside_s * load.share)
+        by_place_s += load.devices * (cost.exclusive_s + beside_s * load.cores / fleet.cores)
+        by_core_s += load.devices * cost.exclusive_s + (cost.shared_s + cost.device_s) / max(1.0, fleet.cores)
+        by_device_s += load.devices * (cost.exclusive_s + cost.held_s)
+    return max(longest_s, max(by_share_s, by_place_s, by_core_s, by_device_s) / fleet.devices)
 
 
 class _Run:
@@ -155,7 +129,8 @@ class _Run:
 
     def __init__(self, loads: dict[str, _Load], fleet: Fleet, max_in_flight: int) -> None:
         self._loads = loads
-        self._devices = [_Device(fleet.cores, free_cores=fleet.cores) for _ in range(fleet.devices)]
+        self._devices = [Device(fleet.cores, free_cores=fleet.cores) for _ in range(fleet.devices)]
+        self._per_node = fleet.per_node
         self._sweep = Sweep([SweepTask(task_id) for task_id in loads], Policy(), max_in_flight)
         self._waiting: list[str] = []
         self._placed: dict[str, tuple[float, tuple[int, ...]]] = {}
@@ -175,21 +150,14 @@ class _Run:
         return tuple(self._spans)
 
     def _happens(self, index: int, at_s: float) -> None:
-        """A worker is done compiling, or timing."""
+        """A worker is done with something."""
         device = self._devices[index]
-        compiling = device.owner is None
         device.advance(at_s)
-        if compiling:
-            device.work_s, _, task_id = heapq.heappop(device.compiling)
-            exclusive_s = self._loads[task_id].cost.exclusive_s
-            if exclusive_s > 0:
-                device.owner, device.owner_ends_s = task_id, at_s + exclusive_s
-                self._schedule(index)
-                return
-        else:
-            assert device.owner is not None
-            task_id, device.owner = device.owner, None
-        self._end(task_id, at_s)
+        worker = device.over()
+        if device.go_on(worker):
+            self._schedule(index)
+            return
+        self._end(worker.task_id, at_s)
         self._schedule(index)
         self._place(at_s)
 
@@ -212,15 +180,21 @@ class _Run:
                     self._take(self._sweep.handle(RowsWritten(at_s, (action.task_id,))), at_s)
 
     def _place(self, at_s: float) -> None:
-        """As Ray does: whatever fits, in the order in which it came, where most is free."""
+        """As Ray does: whatever fits, in the order in which it came, on the node where most is free, and there where least is."""
         for task_id in list(self._waiting):
             load = self._loads[task_id]
-            fitting = [index for index, device in enumerate(self._devices) if device.fits(load)]
+            fitting = [index for index, device in enumerate(self._devices) if device.fits(load.share, load.cores)]
             if len(fitting) < load.devices:
                 continue
-            fitting.sort(key=lambda index: (-self._devices[index].free_share, -self._devices[index].free_cores, index))
+            fitting.sort(key=self._preference)
             self._waiting.remove(task_id)
             self._start(task_id, load, tuple(fitting[: load.devices]), at_s)
+
+    def _preference(self, index: int) -> tuple[float, float, float, int]:
+        first = index - index % self._per_node
+        node = self._devices[first : first + self._per_node]
+        free_share, free_cores = (sum(getattr(device, name) for device in node) for name in ("free_share", "free_cores"))
+        return -free_share, -free_cores, self._devices[index].free_share, index
 
     def _start(self, task_id: str, load: _Load, indices: tuple[int, ...], at_s: float) -> None:
         for index in indices:
@@ -229,7 +203,7 @@ class _Run:
         device = self._devices[indices[0]]
         device.advance(at_s)
         self._arrivals += 1
-        heapq.heappush(device.compiling, (device.work_s + load.cost.shared_s, self._arrivals, task_id))
+        device.go_on(Worker(task_id, self._arrivals, stretches(load.cost)))
         self._placed[task_id] = (at_s, indices)
         self._sweep.handle(Started(at_s, task_id, 1, "fleet"))
         self._schedule(indices[0])

@@ -42,6 +42,19 @@ def test_a_recorded_cost_says_what_could_overlap_and_what_could_not(tmp_path):
     assert (cost.shared_s, cost.exclusive_s) == pytest.approx((48.75, 3.5))
 
 
+def test_on_a_gpu_it_says_what_needs_the_device_and_what_holds_it(tmp_path):
+    phases = {"start": 1.0, "build": 2.0, "eager": 3.0, "compile": 40.0, "verify": 5.0, "time": 6.0, "write": 0.5}
+    outcome = on("NVIDIA H200", passed(TASKS[0]), phase_s=phases, owned_s=6.5, tuned_s=2.5, warmed_s=1.5)
+    outcome = replace(outcome, measurement=replace(outcome.measurement, machine={"room_waited_s": 4.0}))
+
+    (cost,) = recorded(stored(tmp_path, outcome)).values()
+
+    # Alone for 2.5 of the 6.0 that timing took, warm-up 1.5 of them; of what else used the device 4.0 were spent on waiting for memory.
+    assert (cost.exclusive_s, cost.held_s, cost.device_s) == pytest.approx((2.5, 4.0, 8.0))
+    assert cost.shared_s == pytest.approx(39.0)
+    assert cost.total_s == pytest.approx(sum(phases.values()) - 4.0)
+
+
 def test_what_it_waited_for_memory_is_no_cost_of_its_own(tmp_path):
     outcome = replace(passed(TASKS[0]), phase_s=PHASES, owned_s=3.5)
     outcome = replace(outcome, measurement=replace(outcome.measurement, machine={"room_waited_s": 10.5}))
@@ -148,12 +161,15 @@ def test_larger_models_are_expected_to_take_longer(compiles):
     assert large.shared_s > small.shared_s
 
 
-def test_timing_warming_up_and_what_else_needs_the_device_are_expected_to_be_exclusive():
+def test_timing_is_expected_to_be_alone_and_warming_up_to_hold_a_gpu():
     quick = spec("timm", "lcnet_050", device="cuda", num_gpus=1.0)
     quick = replace(quick, measure=replace(quick.measure, max_time_s=3.0, warmup_max_s=3.0))
+    cold = replace(quick, measure=replace(quick.measure, warmup_max_s=0.2))
 
-    assert 4.0 < estimated(quick).exclusive_s < 6.0
-    assert estimated(replace(quick, measure=replace(quick.measure, warmup_max_s=0.25))).exclusive_s == 3.25
+    assert 3.0 < estimated(quick).exclusive_s < 4.0
+    assert estimated(quick).held_s == pytest.approx(estimated(cold).held_s + 1.0)
+    on_cpu = replace(quick, resources=replace(quick.resources, device="cpu", num_gpus=0.0))
+    assert (estimated(on_cpu).exclusive_s, estimated(on_cpu).held_s, estimated(on_cpu).device_s) == (3.5, 0.0, 0.0)
 
 
 def test_a_model_that_nobody_knows_is_a_usual_one():

@@ -17,10 +17,10 @@ from tasks.spec import ResourceSpec
 from tests.orchestrator.fakes import task
 
 
-def planned(number, shared_s, exclusive_s=0.0, gpus=1.0, cpus=1.0, device="cuda"):
+def planned(number, shared_s, exclusive_s=0.0, gpus=1.0, cpus=1.0, device="cuda", *, device_s=0.0, held_s=0.0):
     resources = ResourceSpec(device, cpus, gpus if device == "cuda" else 0.0)
     spec = task(f"pass.{number}", resources=resources)
-    return PlannedTask(spec, Reason.NEW, None, Cost(shared_s, exclusive_s))
+    return PlannedTask(spec, Reason.NEW, None, Cost(shared_s, exclusive_s, None, device_s, held_s))
 
 
 def together(*costs, sharing=2, **resources):
@@ -52,8 +52,35 @@ def test_the_bound_counts_places_and_memory_each_for_themselves():
     assert (found.makespan_s, found.bound_s, found.slots) == (10.0, 10.0, 2)
 
 
+def test_a_node_s_gpus_are_filled_one_after_the_other_and_nodes_side_by_side():
+    tasks = together((4.0, 2.0), (4.0, 2.0), (9.0, 0.0), (9.0, 0.0))
+
+    assert [span.device for span in sorted(forecast(tasks, Fleet(2, 8, per_node=2)).spans, key=lambda span: span.task_id)] == [0, 0, 1, 1]
+    assert [span.device for span in sorted(forecast(tasks, Fleet(2, 8)).spans, key=lambda span: span.task_id)] == [0, 1, 0, 1]
+
+
 def test_two_who_want_to_time_at_once_take_turns():
     assert spans(forecast(together((4.0, 2.0), (4.0, 2.0)), Fleet(1, 8))) == {"0": (0.0, 6.0), "1": (0.0, 8.0)}
+
+
+def test_who_holds_the_device_stops_only_those_that_use_it():
+    holder = planned(0, 0.0, gpus=0.25, held_s=4.0)
+    user, compiling = planned(1, 0.0, gpus=0.25, device_s=2.0), planned(2, 5.0, gpus=0.25)
+
+    assert spans(forecast([holder, user, compiling], Fleet(1, 8))) == {"0": (0.0, 4.0), "1": (0.0, 6.0), "2": (0.0, 5.0)}
+
+
+def test_a_task_uses_the_device_before_and_after_it_compiles_and_tunes_in_between():
+    one = planned(0, 8.0, 1.0, gpus=0.5, device_s=2.0, held_s=5.0)
+    assert forecast([one], Fleet(1, 8)).makespan_s == 16.0
+    # The other's device seconds are first and last: it stands still for what the first one holds meanwhile, 0.75 s of tuning and no more.
+    other = planned(1, 2.0, gpus=0.5, device_s=2.0)
+    assert spans(forecast([one, other], Fleet(1, 8)))["1"] == (0.0, pytest.approx(4.75))
+
+
+def test_two_who_want_to_hold_it_take_turns():
+    tasks = [planned(number, 0.0, gpus=0.5, held_s=3.0) for number in range(2)]
+    assert forecast(tasks, Fleet(1, 8)).makespan_s == pytest.approx(6.0)
 
 
 def test_who_comes_while_a_neighbour_times_waits():
@@ -95,21 +122,22 @@ def test_what_no_device_can_hold_is_refused():
 
 
 def test_nothing_to_do_takes_no_time():
-    found = forecast([], Fleet(1, 4))
-
-    assert (found.makespan_s, found.efficiency) == (0.0, 1.0)
+    for nothing in ([], [planned(0, 0.0)]):
+        found = forecast(nothing, Fleet(1, 4))
+        assert (found.makespan_s, found.efficiency, len(found.spans)) == (0.0, 1.0, len(nothing))
 
 
 seconds = st.floats(0.01, 500)
-costs = st.lists(st.tuples(seconds, st.floats(0, 60), st.sampled_from([0.0, 0.3, 0.5, 1.0])), min_size=1, max_size=40)
+some = st.floats(0, 60)
+costs = st.lists(st.tuples(seconds, some, some, some, st.sampled_from([0.0, 0.3, 0.5, 1.0])), min_size=1, max_size=40)
 
 
 @given(costs, st.integers(1, 5), st.integers(1, 24), st.sampled_from([1.0, 2.0, 7.5, 16.0]))
 def test_no_run_beats_the_bound_overfills_a_device_or_differs_from_itself(costs, devices, tasks, cores):
     sharing = Sharing(tasks, cores)
     plan = [
-        planned(number, shared_s, exclusive_s, max(share, sharing.gpu_share(None)), sharing.cpus(1.0))
-        for number, (shared_s, exclusive_s, share) in enumerate(costs)
+        planned(*(number, shared_s, exclusive_s, max(share, sharing.gpu_share(None)), sharing.cpus(1.0)), device_s=device_s, held_s=held_s)
+        for number, (shared_s, exclusive_s, device_s, held_s, share) in enumerate(costs)
     ]
 
     found = forecast(plan, Fleet(devices, cores))
