@@ -269,9 +269,7 @@ class Lease:
             self._neighbours = self._tell_neighbours()
         if not all(ring.try_own() for ring in rings):
             return
-        if (
-            not self._use.stops_all and self._place is Place.PROCESSORS
-        ):  # from which it may have been driven while it waited; nobody can now
+        if not self._use.stops_all and self._place is Place.PROCESSORS:  # it may have been driven from it while it waited; nobody can now
             fcntl.flock(self._ring.turn, fcntl.LOCK_SH)
         assert self._wanted_since is not None
         waited_s = now - self._wanted_since

@@ -65,9 +65,8 @@ def plan(
     finished, costs = _from_store(results, loaded.manifest.name, kind, there.gpu_name, carry)
     sharing = work_out(execution.sharing, kind, [there.machine], execution.num_cpus)
     planned = plan_tasks(loaded, kind, costs, finished, sharing)
-    fleet = _fleet(kind, there.machine)
     left = side_by_side(planned.left or planned.to_run, sharing)
-    expected = forecast(left, fleet, execution.max_in_flight)
+    expected = forecast(left, _fleet(kind, there.machine), execution.max_in_flight)
     if json:
         data = _as_data(planned, loaded.manifest.name) | {"forecast": _forecast_as_data(expected, sharing, there, price)}
         data["environments"] = list(loaded.manifest.environments)

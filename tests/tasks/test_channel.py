@@ -200,6 +200,7 @@ def test_a_worker_that_does_not_read_does_not_block_its_guardian(ends):
     _, guardian, _ = ends
     for _ in range(10_000):
         guardian.answer({"halted_s": 0.0})
+    assert guardian.receive() == []  # it has come this far, and still listens
 
 
 def test_answers_are_lines_of_json(ends):

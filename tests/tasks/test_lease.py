@@ -360,6 +360,8 @@ class TestRings:
         attend(two, until=lambda: two_tree.calls == ["pause", "resume"])
         two.acquire(Use.TIME)
         attend(two, until=lambda: len(two_tree.calls) == 3)
+        assert isinstance(two_tree.calls[2], Grant)
+        assert [type(call) for call in one_tree.calls] == [Grant]  # it died before it could time
 
     def test_the_death_of_one_that_tunes_frees_the_device(self, pair):
         one, one_tree, two, two_tree = pair
@@ -367,6 +369,7 @@ class TestRings:
         one.leave()
         two.move(Place.DEVICE, awaited=True)
         attend(two, until=lambda: two_tree.calls[-1:] == ["returned"])
+        assert two_tree.calls == ["returned"]  # it was never stopped
 
 
 def test_a_real_worker_compiles_on_while_another_tunes_and_stands_still_while_it_times(node_directory):

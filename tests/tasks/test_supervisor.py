@@ -279,6 +279,7 @@ def test_a_supervisor_that_is_killed_takes_the_whole_tree_with_it(node_directory
     caller.communicate()
     wait_until(lambda: not states_below(node_directory), "the end of the worker")
     wait_until(lambda: attempts_in(node_directory) == [], "the end of its directory")
+    assert states_below(node_directory) == {}
 
 
 def test_the_guardian_is_no_child_of_its_supervisor(node_directory):
