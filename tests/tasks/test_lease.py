@@ -386,8 +386,8 @@ def test_a_real_worker_compiles_on_while_another_tunes_and_stands_still_while_it
     assert len(ran[Use.TUNE]) > 20
     assert len(ran[Use.WARM]) > 15
     assert ran[Use.TIME] == []
-    assert owned.tuned_s > 0.9
-    assert owned.warmed_s > 1.2  # before and after it times
+    assert owned.tuned_s > 0.85
+    assert owned.warmed_s > 1.1  # three times 0.2 s before it times, and after; the worker is told, and tells, a little later
     assert owned.tuned_s + owned.warmed_s < owned.owned_s - 0.9
 
 
