@@ -49,7 +49,10 @@ SIZE_BOUNDS = (0.5, 2.0)
 _PHASES = ("start_s", "build_s", "eager_s", "compile_phase_s", "verify_s", "time_s", "write_s")
 _ON_DEVICE = ("build_s", "eager_s", "verify_s")
 _PEAKS = ("eager_peak_mib", "compiled_peak_mib", "peak_mib")
-_OTHERS = ("task_id", "phase", "started", "ended", "device", "gpu_uuid", "process_speedups", "owned_s", "tuned_s", "warmed_s", "machine")
+_OTHERS = (
+    *("task_id", "phase", "started", "ended", "device", "gpu_uuid", "process_speedups", "owned_s", "tuned_s", "warmed_s", "machine"),
+    *("compile_threads", "compile_cpu_s"),
+)
 COLUMNS = (*_OTHERS, *_PEAKS, *_PHASES)
 _MEASURED = {Phase.TIME, Phase.WRITE}
 
@@ -125,7 +128,8 @@ def _dtype_factor(dtype: str) -> float:
 def of_row(row: Mapping[str, Any]) -> Cost:
     """What one process of a row's task took; the row has ``COLUMNS``.
 
-    Where nobody counted owned seconds, those of the phase that times stand for them.
+    Where nobody counted owned seconds, those of the phase that times stand for them. On CUDA, what several processes compiled counts as
+    one process's work.
     """
     held_s = (row["tuned_s"] or 0.0) + (row["warmed_s"] or 0.0)
     exclusive_s = max(0.0, (row["owned_s"] or 0.0) - held_s) or row["time_s"] or 0.0
@@ -133,6 +137,8 @@ def of_row(row: Mapping[str, Any]) -> Cost:
     if not all_s:  # run without a process of its own
         all_s = (row["ended"] - row["started"]).total_seconds()
     processes = max(1, len(row["process_speedups"] or ()))
+    if _kind(row) == "cuda" and (row["compile_threads"] or 1) > 1:
+        all_s += max(0.0, processes * (row["compile_cpu_s"] or 0.0) - (row["compile_phase_s"] or 0.0))
     peak_mib = recorded_mib(*(row[name] for name in _PEAKS))
     waited_s = json.loads(row["machine"] or "{}").get("room_waited_s") or 0.0
     timing_s = max(0.0, (row["time_s"] or 0.0) - exclusive_s - (row["warmed_s"] or 0.0))

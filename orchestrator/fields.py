@@ -178,6 +178,12 @@ class Execution(Fields):
     compile_threads: PositiveInt | None = Field(
         default=None, description="Compile processes of Inductor in a task; null: as many as num_cpus."
     )
+    compile_helpers: int = Field(
+        default=0,
+        ge=0,
+        le=64,
+        description="Compile processes beyond compile_threads in tasks that take longer than a place has to do on average.",
+    )
     sharing: Sharing = Field(
         default=1,
         description="Tasks per GPU, or per CPU node, that may compile at once; timing is exclusive always. auto: by cores and memory.",

@@ -113,8 +113,11 @@ def _plain(model: Model) -> str | dict[str, Any]:
 
 
 def content_digest(manifest: Manifest) -> str:
-    """Equal for two resolved manifests whose runs may go on with each other: where and how the driver is started changes no number."""
-    data = manifest.model_dump(mode="json", exclude={"submit", "environments"})
+    """Equal for two resolved manifests whose runs may go on with each other.
+
+    Where and how the driver is started changes no number, and neither does how many processes compile.
+    """
+    data = manifest.model_dump(mode="json", exclude={"submit": True, "environments": True, "execution": {"compile_helpers"}})
     software = manifest.submit.model_dump(mode="json", include=set(Environment.model_fields)) if manifest.submit else {}
     data["submit"] = {name: value for name, value in software.items() if value} or None
     if manifest.environments:

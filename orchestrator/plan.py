@@ -97,6 +97,7 @@ def plan_tasks(
     finished: Mapping[str, str] | None = None,
     sharing: Sharing | None = None,
     aa: bool = False,
+    devices: int = 1,
 ) -> Plan:
     """Every task of the manifest, on ``device`` ("cpu" or "cuda").
 
@@ -107,6 +108,7 @@ def plan_tasks(
         finished: digests of tasks that an earlier run has decided, by ``task_id``; only ``reason`` depends on it.
         sharing: as worked out for the cluster; None: the manifest's number, and a device for each task where that is ``auto``.
         aa: measure each arm against itself.
+        devices: how many of them the cluster has; only which tasks get ``execution.compile_helpers`` depends on it.
     """
     manifest = loaded.manifest
     wanted = manifest.execution.sharing
@@ -121,20 +123,45 @@ def plan_tasks(
                 spec = _with_share(spec, shared, cost.peak_mib)
                 tasks.append(PlannedTask(spec, _reason(spec, skip, finished or {}), skip, cost, model.note))
     tasks.sort(key=lambda task: (task.skip is not None, *_longest_first(task)))
-    return Plan(tuple(tasks), device, loaded.digest)
+    return Plan(tuple(_with_helpers(tasks, manifest.execution.compile_helpers, shared.tasks * devices)), device, loaded.digest)
 
 
-def side_by_side(tasks: Iterable[PlannedTask], sharing: Sharing) -> list[PlannedTask]:
+def _with_helpers(tasks: list[PlannedTask], helpers: int, places: int) -> list[PlannedTask]:
+    """Let ``helpers`` more processes compile the tasks that take longer than a place has to do on average: all others end sooner."""
+    average_s = sum(task.cost_s for task in tasks if task.skip is None) / max(1, places)
+    return [
+        dataclasses.replace(task, spec=_with(task.spec, compile_helpers=helpers)) if helpers and task.cost_s > average_s else task
+        for task in tasks
+    ]
+
+
+def _with(spec: TaskSpec, **resources: Any) -> TaskSpec:
+    return dataclasses.replace(spec, resources=dataclasses.replace(spec.resources, **resources))
+
+
+def side_by_side(tasks: Iterable[PlannedTask], sharing: Sharing, devices: int = 1, per_node: int = 1) -> list[PlannedTask]:
     """``tasks`` in the order in which they should start: the longest first, and beside large ones small ones.
 
     Where shares of a device are of its memory alone, large tasks one after the other would fill it with half of its places empty. So the
     first ``sharing.tasks`` are the longest that fit on it together. Of the others the longest comes next that leaves the memory asked for,
     times seconds, at what the places have of it, ``1 / tasks`` each; where none does, the one that asks for the least.
+
+    Ray fills a node's first GPU, of ``per_node``, before it takes the second. Where tasks have helpers, which need cores of their GPU's,
+    the longest are dealt out over them.
     """
     left = sorted(tasks, key=_longest_first)
-    if not sharing.cores_decide:
-        return left
-    return [*_fill(left, sharing.tasks), *_balance(left, sharing.tasks)]
+    if sharing.cores_decide:
+        return [*_fill(left, sharing.tasks), *_balance(left, sharing.tasks)]
+    if any(task.spec.resources.compile_helpers for task in left):
+        first = left[: sharing.tasks * devices]
+        return [*_dealt(first, max(1, devices // per_node), per_node), *left[len(first) :]]
+    return left
+
+
+def _dealt(first: list[PlannedTask], nodes: int, per_node: int) -> list[PlannedTask]:
+    """``first``, one for each place, so that each GPU of a node gets every ``per_node``-th of those that the node gets."""
+    ranks = sorted(range(len(first)), key=lambda rank: (rank // nodes % per_node, rank))
+    return [first[rank] for rank in ranks]
 
 
 def _fill(left: list[PlannedTask], places: int) -> Iterator[PlannedTask]:
@@ -264,15 +291,14 @@ def _with_share(spec: TaskSpec, sharing: Sharing, peak_mib: float | None) -> Tas
     if sharing.tasks == 1:
         return spec
     cpus = max(1, int(own.num_cpus))
-    resources = dataclasses.replace(
-        own,
+    return _with(
+        spec,
         num_cpus=sharing.cpus(own.num_cpus),
         num_gpus=sharing.gpu_share(peak_mib, held_mib(spec)) if own.num_gpus == 1 else own.num_gpus,
         peak_mib=peak_mib,
         threads=own.threads or cpus,
         compile_threads=own.compile_threads or cpus,
     )
-    return dataclasses.replace(spec, resources=resources)
 
 
 def _cost(spec: TaskSpec, recorded: Mapping[str, Cost]) -> Cost:

@@ -175,7 +175,7 @@ def _earlier_run(store: Store, request: RunRequest, loaded: LoadedManifest) -> R
 def _sharing(loaded: LoadedManifest, device: str, nodes: Sequence[NodeInfo], probes: Mapping[str, NodeProbe | str]) -> Sharing:
     execution = loaded.manifest.execution
     machines = [machine(node, probes.get(node.name)) for node in _usable(loaded, device, nodes)]
-    return work_out(execution.sharing, device, machines, execution.num_cpus)
+    return work_out(execution.sharing, device, machines, execution.num_cpus, len(plan_tasks(loaded, device).to_run))
 
 
 def _usable(loaded: LoadedManifest, device: str, nodes: Sequence[NodeInfo]) -> list[NodeInfo]:
@@ -193,7 +193,7 @@ def _site(loaded: LoadedManifest, device: str, nodes: Sequence[NodeInfo], probes
 
 def _plan(loaded: LoadedManifest, request: RunRequest, site: Site) -> tuple[CostedTask, ...]:
     costs = recorded(request.results, site.device, site.gpu)
-    return plan_tasks(loaded, site.device, costs, sharing=site.sharing, aa=request.aa).tasks
+    return plan_tasks(loaded, site.device, costs, sharing=site.sharing, aa=request.aa, devices=site.devices).tasks
 
 
 def _record(request: RunRequest, loaded: LoadedManifest, nodes: Sequence[NodeInfo], device: str, sharing: Sharing) -> RunRecord:
@@ -291,7 +291,9 @@ def _begin_session(
 ) -> list[SweepTask]:
     """Record that this driver goes to work, and what it expects; the tasks with how long each is expected to take, in their order."""
     undone = {task.task_id for task in tasks if task.done is None}
-    left = side_by_side([entry for entry in costed if entry.skip is None and entry.spec.task_id in undone], site.sharing)
+    left = side_by_side(
+        [entry for entry in costed if entry.skip is None and entry.spec.task_id in undone], site.sharing, site.devices, site.per_node
+    )
     expected = outlook(left, site)
     run_store.begin_session(site.session(time.time(), code_version(), len(left), expected))
     if expected.makespan_s is not None:

@@ -97,7 +97,9 @@ class Sharing:
         return min(usual, max(1 / _RAY_STEPS, _floor(self.cores / self.tasks)))
 
 
-def work_out(wanted: int | Literal["auto"], device: str, machines: Sequence[Machine], num_cpus: float | None) -> Sharing:
+def work_out(
+    wanted: int | Literal["auto"], device: str, machines: Sequence[Machine], num_cpus: float | None, to_run: int | None = None
+) -> Sharing:
     """The sharing of a cluster's devices; the same on all its nodes, and so that of the poorest.
 
     Args:
@@ -105,6 +107,8 @@ def work_out(wanted: int | Literal["auto"], device: str, machines: Sequence[Mach
         device: "cuda" or "cpu". All cores of a node are one device of the kind "cpu".
         machines: the nodes; on CUDA those with GPUs count.
         num_cpus: cores per task, where the manifest names a number.
+        to_run: how many tasks there are. Ray fills a node's first GPU before it takes the second: with more places than tasks the last
+            GPUs would have none.
     """
     if device == "cuda":
         machines = [machine for machine in machines if machine.gpus > 0]
@@ -122,6 +126,8 @@ def work_out(wanted: int | Literal["auto"], device: str, machines: Sequence[Mach
     }
     if device == "cuda" and gpu_mib is None:
         bounds["GPUs of unknown memory"] = MAX_SHARING_BLIND
+    if device == "cuda" and to_run and any(machine.gpus > 1 for machine in machines):
+        bounds["tasks per GPU"] = math.ceil(to_run / sum(machine.gpus for machine in machines))
     why = min(bounds, key=lambda name: bounds[name])
     return Sharing(bounds[why], cores, gpu_mib, why, why == by_cores and all(machine.gpus == 1 for machine in machines))
 

@@ -1,8 +1,8 @@
 """How long a plan takes on a fleet: the run's own scheduler against devices that only count seconds. Pure, and the same every time.
 
-What is modelled: the order and the flight of ``sweep``, placement by shares as Ray does it, one core per worker, and the lease: while a
-worker times its neighbours stand still, and while it tunes or warms up those that use the device. What is not: failures, retries, waits for
-memory, starts of nodes, noise.
+What is modelled: the order and the flight of ``sweep``, placement by shares as Ray does it, one core per worker and more where several
+processes compile, and the lease: while a worker times its neighbours stand still, and while it tunes or warms up those that use the
+device. What is not: failures, retries, waits for memory, starts of nodes, noise.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from orchestrator.nodes import NodeInfo
 from orchestrator.plan import PlannedTask
 from orchestrator.policy import Policy
 from orchestrator.preflight import ROUNDING, capacity
-from orchestrator.simulated_device import Device, Worker, stretches
+from orchestrator.simulated_device import Device, Worker, helped, stretches
 from orchestrator.sweep import Sweep, SweepTask
 from tasks.spec import Outcome, Phase, Status
 
@@ -78,12 +78,16 @@ def forecast(planned: Sequence[PlannedTask], fleet: Fleet, max_in_flight: int | 
 
 @dataclass(frozen=True, slots=True)
 class _Load:
-    """A task on its device: parts of the GPU and cores that it holds, and its cost. ``devices`` counts whole ones."""
+    """A task on its device: parts of the GPU and cores that it holds, its cost, and how many processes compile it, where its cost is one's.
+
+    ``devices`` counts whole ones.
+    """
 
     share: float
     cores: float
     devices: int
     cost: Cost
+    processes: int = 1
 
 
 def _load(planned: PlannedTask, fleet: Fleet) -> _Load:
@@ -95,7 +99,8 @@ def _load(planned: PlannedTask, fleet: Fleet) -> _Load:
             f"{planned.spec.task_id} asks for {wide} device(s) and {resources.num_cpus:g} cores, and the fleet has {fleet.devices} with "
             f"{fleet.cores:g} cores each"
         )
-    return _Load(min(1.0, resources.num_gpus), cores, wide, planned.cost)
+    processes = resources.compile_processes if resources.device == "cuda" else 1 + resources.compile_helpers
+    return _Load(min(1.0, resources.num_gpus), cores, wide, planned.cost, processes)
 
 
 def _nodes(fleet: Fleet, planned: Sequence[PlannedTask]) -> list[NodeInfo]:
@@ -115,8 +120,8 @@ def _bound_s(loads: Iterable[_Load], fleet: Fleet) -> float:
     longest_s = by_share_s = by_place_s = by_core_s = by_device_s = 0.0
     for load in loads:
         cost = load.cost
-        beside_s = cost.total_s - cost.exclusive_s
-        longest_s = max(longest_s, cost.total_s)
+        beside_s = cost.total_s - cost.exclusive_s - cost.shared_s * (1 - helped(load.processes))
+        longest_s = max(longest_s, beside_s + cost.exclusive_s)
         by_share_s += load.devices * (cost.exclusive_s + beside_s * load.share)
         by_place_s += load.devices * (cost.exclusive_s + beside_s * load.cores / fleet.cores)
         by_core_s += load.devices * cost.exclusive_s + (cost.shared_s + cost.device_s) / max(1.0, fleet.cores)
@@ -203,7 +208,7 @@ class _Run:
         device = self._devices[indices[0]]
         device.advance(at_s)
         self._arrivals += 1
-        device.go_on(Worker(task_id, self._arrivals, stretches(load.cost)))
+        device.go_on(Worker(task_id, self._arrivals, stretches(load.cost, load.processes), 1 / helped(load.processes)))
         self._placed[task_id] = (at_s, indices)
         self._sweep.handle(Started(at_s, task_id, 1, "fleet"))
         self._schedule(indices[0])

@@ -27,26 +27,37 @@ class Use(Enum):
 TUNING_SHARE, TUNINGS = 0.6, 4
 """Of the seconds for which a task holds the device: those while it compiles; and in how many parts they are spread over its compile."""
 
+HELPED_SHARE = 0.5
+"""Of a task's compile: what other processes can do for it, which is to compile kernels. The rest is Python, in one process. A profile of
+mixer_b16_224's training step on an H100 has more than half of its CPU seconds in Triton's compiler."""
+
 Stretch = tuple[Use, float]
 
 
-def stretches(cost: Cost) -> list[Stretch]:
+def helped(processes: int) -> float:
+    """What is left of the seconds of a compile that so many processes do."""
+    return 1.0 - HELPED_SHARE + HELPED_SHARE / processes
+
+
+def stretches(cost: Cost, processes: int = 1) -> list[Stretch]:
     """A task from its start to its end: on the device, compiling with breaks to tune, on the device again, warming up, timing."""
-    compiling = [(Use.COMPILE, cost.shared_s / TUNINGS), (Use.HOLD, TUNING_SHARE * cost.held_s / TUNINGS)] * TUNINGS
+    compile_s = cost.shared_s * helped(processes)
+    compiling = [(Use.COMPILE, compile_s / TUNINGS), (Use.HOLD, TUNING_SHARE * cost.held_s / TUNINGS)] * TUNINGS
     around: list[Stretch] = [(Use.DEVICE, cost.device_s / 2)]
     ending = [(Use.HOLD, (1 - TUNING_SHARE) * cost.held_s), (Use.OWN, cost.exclusive_s)]
     if not cost.held_s:
-        compiling = [(Use.COMPILE, cost.shared_s)]
+        compiling = [(Use.COMPILE, compile_s)]
     return [stretch for stretch in (*around, *compiling, *around, *ending) if stretch[1] > 0] or [(Use.COMPILE, 0.0)]
 
 
 @dataclass(slots=True)
 class Worker:
-    """A task on its device, and what it has still to do."""
+    """A task on its device, and what it has still to do. ``cores``: how many it keeps busy while it compiles."""
 
     task_id: str
     arrival: int
     left: list[Stretch]
+    cores: float = 1.0
 
 
 @dataclass(slots=True)
@@ -58,6 +69,11 @@ class Group:
 
     def __len__(self) -> int:
         return len(self.heap)
+
+    @property
+    def cores(self) -> float:
+        """How many of them they keep busy, if there are so many."""
+        return sum(worker.cores for _, _, worker in self.heap)
 
     def add(self, worker: Worker, seconds: float) -> None:
         heapq.heappush(self.heap, (self.work_s + seconds, worker.arrival, worker))
@@ -134,5 +150,5 @@ class Device:
         return []
 
     def _speed(self) -> float:
-        busy = sum(map(len, self._running())) + (self.owner is not None)
-        return min(1.0, max(1.0, self.cores) / max(1, busy))
+        busy = sum(group.cores for group in self._running()) + (self.owner is not None)
+        return min(1.0, max(1.0, self.cores) / max(1.0, busy))

@@ -127,7 +127,7 @@ class _Execution:
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model(),
             gpu_uuid=environment.gpu_uuid(device),
             threads=count,
-            compile_threads=resources.compile_threads,
+            compile_threads=resources.compile_processes,
             versions=environment.versions(),
             machine=environment.machine(device),
         )

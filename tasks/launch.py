@@ -207,5 +207,5 @@ def _thread_counts(resources: ResourceSpec) -> dict[str, str]:
     return {
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
-        "TORCHINDUCTOR_COMPILE_THREADS": str(resources.compile_threads or cpus),
+        "TORCHINDUCTOR_COMPILE_THREADS": str(resources.compile_processes),
     }

@@ -196,6 +196,12 @@ class ResourceSpec:
     isolation: str = "process"  # "inline": in the supervisor's own process, for toys that finish at once
     labels: tuple[tuple[str, str], ...] = ()  # Ray's labels that the node must have
     peak_mib: float | None = None  # of device memory, as expected; not known, or of no interest, where None
+    compile_helpers: int = 0  # compile processes beyond ``compile_threads``, for a task that would outlast the others
+
+    @property
+    def compile_processes(self) -> int:
+        """Inductor's compile processes, altogether."""
+        return (self.compile_threads or max(1, int(self.num_cpus))) + self.compile_helpers
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,10 +63,11 @@ def plan(
     kind = "cuda" if gpus and device is None else _device(device, execution.device)
     there = _there(kind, gpus, cpus_per_gpu, gpu_memory)
     finished, costs = _from_store(results, loaded.manifest.name, kind, there.gpu_name, carry)
-    sharing = work_out(execution.sharing, kind, [there.machine], execution.num_cpus)
-    planned = plan_tasks(loaded, kind, costs, finished, sharing)
-    left = side_by_side(planned.left or planned.to_run, sharing)
-    expected = forecast(left, _fleet(kind, there.machine), execution.max_in_flight)
+    sharing = work_out(execution.sharing, kind, [there.machine], execution.num_cpus, len(plan_tasks(loaded, kind).to_run))
+    fleet = _fleet(kind, there.machine)
+    planned = plan_tasks(loaded, kind, costs, finished, sharing, devices=fleet.devices)
+    left = side_by_side(planned.left or planned.to_run, sharing, fleet.devices, fleet.per_node)
+    expected = forecast(left, fleet, execution.max_in_flight)
     if json:
         data = _as_data(planned, loaded.manifest.name) | {"forecast": _forecast_as_data(expected, sharing, there, price)}
         data["environments"] = list(loaded.manifest.environments)
@@ -171,9 +172,13 @@ def _as_text(planned: Plan) -> Iterable[str]:
         batch = task.spec.model.batch_size or "-"
         why = task.reason.value if task.skip is None else f"{task.reason.value}: {task.skip}"
         yield f"{task.spec.task_id:{width}}  {batch:>6}  {task.cost_s:6.0f}s  {why}"
-    hours = sum(task.cost_s for task in planned.left) / 3600
+    left_h = sum(task.cost_s for task in planned.left) / 3600
     counted = ", ".join(f"{count} {reason}" for reason, count in _counts(planned.tasks))
-    yield f"{len(planned.tasks)} tasks on {planned.device} ({counted}); what is left takes about {hours:.1f} h, one after the other"
+    yield f"{len(planned.tasks)} tasks on {planned.device} ({counted}); what is left takes about {left_h:.1f} h, one after the other"
+    helped = [task for task in planned.to_run if task.spec.resources.compile_helpers]
+    if helped:
+        least_s = min(task.cost_s for task in helped)
+        yield f"{len(helped)} of them, from {least_s:.0f} s on, are longer than what a place has to do on average: helpers compile, too"
 
 
 def _environments(loaded: LoadedManifest) -> Iterable[str]:
@@ -202,14 +207,16 @@ def _forecast_as_data(expected: Forecast, sharing: Sharing, there: _There, price
 
 
 def _forecast_as_text(planned: Plan, expected: Forecast, sharing: Sharing, there: _There, price: float | None) -> Iterable[str]:
+    from orchestrator.sessions import hours
+
     fleet, cuda = expected.fleet, planned.device == "cuda"
     what = f"{fleet.devices} GPU{'s' * (fleet.devices > 1)}" if cuda else "1 node"
     each = " each" if fleet.devices > 1 else ""
     assumed = f" (assumed: {there.assumed})" if there.assumed else ""
     yield (
         f"{_which(planned)}on {what} with {fleet.cores:g} cores{each}{assumed}, {sharing.tasks} sharing a device, "
-        f"{expected.slots} at once: about {expected.makespan_s / 3600:.2f} h; "
-        f"no order takes less than {expected.bound_s / 3600:.2f} h ({expected.efficiency:.0%})"
+        f"{expected.slots} at once: about {hours(expected.makespan_s)}; "
+        f"no order takes less than {hours(expected.bound_s)} ({expected.efficiency:.0%})"
     )
     cost = "" if price is None else f", {expected.device_hours * price:.2f} at {price:g} an hour"
     yield f"{expected.device_hours:.2f} {'GPU' if cuda else 'node'} hours{cost}"

@@ -127,9 +127,13 @@ def _statuses(title: str, rows: Sequence[Row]) -> Table:
 
 
 def costs(found: Comparison) -> dict[str, float | int | None]:
-    """What compiling cost, new to base, over matched tasks: geometric means of ratios, and the sums of graph breaks."""
+    """What compiling cost, new to base, over matched tasks: geometric means of ratios, and the sums of graph breaks.
+
+    Compile times only of tasks that as many processes compiled in both.
+    """
     pairs = [(change.base, change.new) for change in found.changes]
-    compile_s = [share for base, new in pairs if (share := ratio(new.compile_s, base.compile_s))]
+    alike = [(base.compile_s, new.compile_s) for base, new in pairs if base.compile_threads == new.compile_threads]
+    compile_s = [share for base_s, new_s in alike if (share := ratio(new_s, base_s))]
     memory = [share for base, new in pairs if (share := ratio(new.compiled_peak_mib, base.compiled_peak_mib))]
     breaks = [
         (base.graph_breaks, new.graph_breaks) for base, new in pairs if base.graph_breaks is not None and new.graph_breaks is not None

@@ -60,6 +60,7 @@ class Row:
     compiled_device_ms: float | None = None
     launch_bound: bool | None = None
     compile_s: float | None = None
+    compile_threads: int | None = None
     eager_peak_mib: float | None = None
     compiled_peak_mib: float | None = None
     graphs: int | None = None

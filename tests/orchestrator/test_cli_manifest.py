@@ -182,8 +182,20 @@ def test_plan_says_what_it_comes_to_on_a_fleet(sweep):
     assert (forecast["devices"], forecast["cores_per_device"], forecast["sharing"]) == (2, 4, 1)
     assert forecast["lower_bound_s"] <= forecast["makespan_s"]
     assert forecast["cost"] == pytest.approx(2 * forecast["makespan_s"])
-    assert text[-2].startswith("on 2 GPUs with 4 cores each, 1 sharing a device, 2 at once: about 0.00 h")
+    assert text[-2].startswith("on 2 GPUs with 4 cores each, 1 sharing a device, 2 at once: about 0 s; no order takes less than 0 s")
     assert text[-1] == f"0.00 GPU hours, {forecast['cost']:.2f} at 3600 an hour"
+
+
+def test_plan_says_which_tasks_get_helpers(sweep, tmp_path, monkeypatch):
+    head = "schema_version: 1\nname: helped\nmatrix: {dtype: [amp]}\nexecution: {compile_helpers: 3}\n"
+    (tmp_path / "helped.yaml").write_text(head + "suites: {toy: [pass, oom, hang]}")
+    seconds = {"pass": 80.0, "oom": 70.0, "hang": 30.0}
+    costs = {f"toy/{name}/amp/training/inductor": Cost(cost_s) for name, cost_s in seconds.items()}
+    monkeypatch.setattr("orchestrator.costs.recorded", lambda root, kind, gpu: costs)
+    arguments = ("plan", "helped.yaml", "--results", str(tmp_path), "--gpus")
+
+    assert "2 of them, from 70 s on, are longer than what a place has to do on average: helpers compile, too\n" in sweep(*arguments, "3")[1]
+    assert "helpers" not in sweep(*arguments, "1")[1]
 
 
 def test_a_plan_imports_neither_torch_nor_ray():

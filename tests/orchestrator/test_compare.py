@@ -19,7 +19,7 @@ from orchestrator.errors import UsageError
 from orchestrator.judging import judged
 from orchestrator.manifest import load_manifest
 from orchestrator.plan import digest, plan_tasks
-from orchestrator.report.comparison import as_data, render_comparison
+from orchestrator.report.comparison import as_data, costs, render_comparison
 from orchestrator.report.present import printed
 from orchestrator.report.rows import load
 from orchestrator.report.synthetic import _spec, failed, store_run, synthetic_run, true_logs
@@ -324,6 +324,19 @@ def test_a_run_against_itself_is_the_same_everywhere():
     assert len(found.of(Verdict.SAME)) == len(run.rows)
     assert found.environment == ()
     assert all(score.ratio == 1 for score in found.scores)
+
+
+def test_compile_times_are_compared_where_as_many_processes_compiled():
+    run = synthetic_run(TRUTH)
+
+    def helped(place, row):
+        by, threads = (0.5, 4) if place % 2 else (2.0, None)
+        return replace(row, compile_s=by * row.compile_s, compile_threads=threads)
+
+    assert costs(compare(run, changed(run, helped)))["compile_time_ratio"] == pytest.approx(2.0)
+    all_of_them = changed(run, lambda _, row: replace(row, compile_threads=4))
+    assert costs(compare(run, all_of_them))["compile_time_ratio"] is None
+    assert costs(compare(all_of_them, all_of_them))["compile_time_ratio"] == pytest.approx(1.0)
 
 
 def test_a_faster_baseline_is_not_the_compilers_fault():

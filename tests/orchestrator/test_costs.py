@@ -55,6 +55,17 @@ def test_on_a_gpu_it_says_what_needs_the_device_and_what_holds_it(tmp_path):
     assert cost.total_s == pytest.approx(sum(phases.values()) - 4.0)
 
 
+@pytest.mark.parametrize(("device", "threads", "shared_s"), [("NVIDIA H200", 4, 66.25), ("NVIDIA H200", 1, 46.25), ("Some CPU", 4, 49.25)])
+def test_what_several_processes_compiled_counts_on_a_gpu_as_the_work_of_one(tmp_path, device, threads, shared_s):
+    outcome = on(device, passed(TASKS[0]), phase_s=PHASES)
+    outcome = replace(outcome, measurement=replace(outcome.measurement, compile_threads=threads, compile_cpu_s=60.0))
+    outcome = replace(outcome, owned_s=3.0)
+
+    (cost,) = recorded(stored(tmp_path, outcome)).values()
+
+    assert cost.shared_s == pytest.approx(shared_s)
+
+
 def test_what_it_waited_for_memory_is_no_cost_of_its_own(tmp_path):
     outcome = replace(passed(TASKS[0]), phase_s=PHASES, owned_s=3.5)
     outcome = replace(outcome, measurement=replace(outcome.measurement, machine={"room_waited_s": 10.5}))

@@ -261,6 +261,25 @@ def test_the_longest_come_first_and_recorded_costs_beat_estimates(tmp_path):
     assert measured.tasks[0].cost_s == 1e4
 
 
+def test_tasks_that_would_outlast_the_others_get_helpers_and_stay_what_they_are(tmp_path):
+    execution = "execution: {compile_threads: 2, compile_helpers: 3, num_cpus: 1}"
+    text = f"matrix: {{dtype: [amp]}}\n{execution}\nexclude: [{{model: toy/oom, reason: x}}]\n"
+    text += "suites: {toy: [pass, hang, oom, noisy]}"
+    expected_s = {"pass": 9.0, "hang": 3.0, "oom": 5.0, "noisy": 6.0}
+    costs = {f"toy/{name}/amp/training/inductor": Cost(cost_s) for name, cost_s in expected_s.items()}
+
+    def helped(**options):
+        tasks = plan(tmp_path, text, costs=costs, **options).tasks
+        return {task.spec.model.name: task.spec.resources.compile_processes for task in tasks if task.skip is None}
+
+    assert helped() == {"pass": 2, "hang": 2, "noisy": 2}
+    assert helped(devices=3) == {"pass": 5, "hang": 2, "noisy": 2}  # a device has 6 s to do
+    assert helped(sharing=Sharing(2, 4.0), devices=2) == {"pass": 5, "hang": 2, "noisy": 5}
+    plans = [plan(tmp_path, text.replace("helpers: 3", f"helpers: {helpers}"), costs=costs, devices=3) for helpers in (0, 3)]
+    without, with_them = ([planned.manifest_digest, *(task.spec.digest for task in planned.tasks)] for planned in plans)
+    assert without == with_them
+
+
 def with_share(name, cost_s, share):
     return PlannedTask(task(name, resources=ResourceSpec("cuda", 1.0, share)), Reason.NEW, None, Cost(cost_s))
 

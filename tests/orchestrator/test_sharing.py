@@ -56,6 +56,15 @@ def test_the_poorest_node_decides_and_nodes_without_a_gpu_do_not():
     assert (sharing.tasks, sharing.cores, sharing.gpu_mib) == (8, 8, 80_000)
 
 
+@pytest.mark.parametrize(("nodes", "to_run", "tasks"), [(1, 40, 16), (1, 17, 9), (2, 17, 5), (1, 1, 1), (1, None, 16)])
+def test_no_gpu_of_a_node_gets_all_there_is_while_another_has_none(nodes, to_run, tasks):
+    machine = dataclasses.replace(H200, cores=32, gpus=2, memory_mib=2**20)
+
+    assert work_out("auto", "cuda", nodes * [machine], None, to_run).tasks == tasks
+    assert work_out("auto", "cuda", [H200], None, 3).tasks == 16  # one GPU for each node: Ray spreads tasks over nodes
+    assert work_out(7, "cuda", [machine], None, 3).tasks == 7
+
+
 def test_cores_that_the_manifest_asks_for_are_counted():
     assert work_out("auto", "cuda", [H200], 3.0).tasks == 5
 

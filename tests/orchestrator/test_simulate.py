@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 
 from orchestrator.costs import Cost
 from orchestrator.errors import UsageError
-from orchestrator.plan import PlannedTask, Reason
+from orchestrator.plan import PlannedTask, Reason, side_by_side
 from orchestrator.sharing import Sharing
 from orchestrator.simulate import Fleet, forecast
 from tasks.spec import ResourceSpec
 from tests.orchestrator.fakes import task
 
 
-def planned(number, shared_s, exclusive_s=0.0, gpus=1.0, cpus=1.0, device="cuda", *, device_s=0.0, held_s=0.0):
-    resources = ResourceSpec(device, cpus, gpus if device == "cuda" else 0.0)
+def planned(number, shared_s, exclusive_s=0.0, gpus=1.0, cpus=1.0, device="cuda", *, device_s=0.0, held_s=0.0, **others):
+    resources = ResourceSpec(device, cpus, gpus if device == "cuda" else 0.0, **others)
     spec = task(f"pass.{number}", resources=resources)
     return PlannedTask(spec, Reason.NEW, None, Cost(shared_s, exclusive_s, None, device_s, held_s))
 
@@ -100,9 +100,33 @@ def test_a_large_task_waits_until_enough_is_free_and_smaller_ones_pass_it():
 
 
 def test_a_task_with_several_gpus_has_them_all():
-    tasks = [planned(0, 5.0, 1.0, gpus=2.0, cpus=4.0), planned(1, 4.0)]
+    tasks = [planned(0, 5.0, 1.0, gpus=2.0, cpus=4.0, compile_threads=1), planned(1, 4.0)]
 
     assert spans(forecast(tasks, Fleet(2, 2), max_in_flight=4)) == {"0": (0.0, 6.0), "1": (6.0, 10.0)}
+
+
+def test_helpers_do_half_of_a_compile_and_need_cores():
+    helped = [planned(number, 8.0, gpus=0.25, compile_helpers=3) for number in range(2)]
+
+    assert forecast(helped[:1], Fleet(1, 8)).makespan_s == forecast(helped[:1], Fleet(1, 8)).bound_s == 5.0
+    assert forecast(helped, Fleet(1, 8)).makespan_s == 5.0
+    # Each keeps 1.6 cores busy: all there is to do is 16 seconds of one.
+    assert forecast(helped, Fleet(1, 2)).makespan_s == forecast(helped, Fleet(1, 2)).bound_s == 8.0
+
+
+def test_the_longest_with_helpers_are_dealt_out_over_the_gpus_of_each_node():
+    tasks = [planned(number, 20.0 - number, gpus=0.5, compile_helpers=1) for number in range(10)]
+    nodes, per_node = 2, 2
+    ordered = side_by_side(tasks, Sharing(2, 8.0), nodes * per_node, per_node)
+
+    devices = [set() for _ in range(nodes * per_node)]
+    for span in forecast(ordered, Fleet(nodes * per_node, 8, per_node)).spans:
+        if span.began_s == 0:
+            devices[span.device].add(int(span.task_id.split(".")[1].split("/")[0]))
+    assert devices == [{0, 4}, {2, 6}, {1, 5}, {3, 7}]
+    assert ordered[8:] == tasks[8:]
+    plain = [replace(entry, spec=replace(entry.spec, resources=replace(entry.spec.resources, compile_helpers=0))) for entry in tasks]
+    assert side_by_side(plain, Sharing(2, 8.0), nodes * per_node, per_node) == plain
 
 
 def test_nodes_without_a_gpu_are_shared_by_cores():

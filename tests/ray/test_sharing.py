@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 
 import pytest
 from ray.cluster_utils import Cluster
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from orchestrator import run as runs
 from orchestrator.cluster import RayCluster
+from orchestrator.costs import Cost
 from orchestrator.errors import ExitCode
 from orchestrator.request import RunRequest
 from orchestrator.store import Store
@@ -86,3 +88,31 @@ def test_tasks_start_in_the_order_of_the_plan_whatever_shapes_they_ask_for(tmp_p
     started = {row["model"]: row["started"] for row in Store(str(tmp_path)).resolve("r").rows().to_pylist()}
     overtaken_by = sum(started[name] < started[names[8]] for name in names[9:])
     assert overtaken_by <= 1
+
+
+DEALT = """\
+schema_version: 1
+name: dealt
+matrix: {dtype: [float32]}
+execution: {device: cuda, sharing: auto, compile_helpers: 1}
+suites:
+  toy:
+"""
+
+
+def test_the_longest_are_dealt_out_over_a_node_s_gpus(tmp_path, monkeypatch):
+    """Without that, Ray would fill the first GPU with them."""
+    names = [f"slow_pass.{number}" for number in range(6)]
+    costs = {f"toy/{name}/float32/training/inductor": Cost(60.0 - 10 * number) for number, name in enumerate(names)}
+    monkeypatch.setattr(runs, "recorded", lambda *_: costs)
+    path = tmp_path / "dealt.yaml"
+    path.write_text(DEALT + "".join(f"    - {{name: {name}, options: {{seconds: 6}}}}\n" for name in names))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 8, "num_gpus": 2})
+    try:
+        runs.run(RunRequest(path, str(tmp_path), "r", cluster.address), Console(file=io.StringIO(), width=200), connect=RayCluster)
+    finally:
+        cluster.shutdown()
+
+    rows = {row["model"]: row for row in Store(str(tmp_path)).resolve("r").rows().to_pylist()}
+    gpus = [json.loads(rows[name]["environment"])["CUDA_VISIBLE_DEVICES"] for name in names]
+    assert gpus in (["0", "1"] * 3, ["1", "0"] * 3)

@@ -33,6 +33,8 @@ def test_a_worker_sees_exactly_its_gpus():
         (ResourceSpec(num_cpus=2.9), "2", "2"),
         (ResourceSpec(num_cpus=4, threads=2), "2", "4"),
         (ResourceSpec(num_cpus=4, compile_threads=8), "4", "8"),
+        (ResourceSpec(num_cpus=2, compile_helpers=3), "2", "5"),
+        (ResourceSpec(num_cpus=0.5, compile_threads=2, compile_helpers=3), "1", "5"),
     ],
 )
 def test_threads_are_those_asked_for_or_one_per_cpu(resources, threads, compile_threads):
