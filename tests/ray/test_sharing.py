@@ -100,13 +100,14 @@ suites:
 """
 
 
+@pytest.mark.slow
 def test_the_longest_are_dealt_out_over_a_node_s_gpus(tmp_path, monkeypatch):
     """Without that, Ray would fill the first GPU with them."""
     names = [f"slow_pass.{number}" for number in range(6)]
     costs = {f"toy/{name}/float32/training/inductor": Cost(60.0 - 10 * number) for number, name in enumerate(names)}
     monkeypatch.setattr(runs, "recorded", lambda *_: costs)
     path = tmp_path / "dealt.yaml"
-    path.write_text(DEALT + "".join(f"    - {{name: {name}, options: {{seconds: 6}}}}\n" for name in names))
+    path.write_text(DEALT + "".join(f"    - {{name: {name}, options: {{seconds: 2}}}}\n" for name in names))
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 8, "num_gpus": 2})
     try:
         runs.run(RunRequest(path, str(tmp_path), "r", cluster.address), Console(file=io.StringIO(), width=200), connect=RayCluster)
