@@ -105,7 +105,7 @@ def plan_tasks(
         loaded: a manifest without problems.
         device: what ``execution.device`` comes to on the cluster in question.
         costs: what a process of each task took earlier, by ``task_id``.
-        finished: digests of tasks that an earlier run has decided, by ``task_id``; only ``reason`` depends on it.
+        finished: digests of tasks that an earlier run has decided, by ``task_id``: ``reason`` says so, and they count for no helpers.
         sharing: as worked out for the cluster; None: the manifest's number, and a device for each task where that is ``auto``.
         aa: measure each arm against itself.
         devices: how many of them the cluster has; only which tasks get ``execution.compile_helpers`` depends on it.
@@ -127,11 +127,15 @@ def plan_tasks(
 
 
 def _with_helpers(tasks: list[PlannedTask], helpers: int, places: int) -> list[PlannedTask]:
-    """Let ``helpers`` more processes compile the tasks that take longer than a place has to do on average: all others end sooner."""
-    average_s = sum(task.cost_s for task in tasks if task.skip is None) / max(1, places)
+    """Let ``helpers`` more processes compile the tasks that take longer than a place has to do on average: all others end sooner.
+
+    Of the tasks that are left; where none is, of all that would run again.
+    """
+    left = [task for task in tasks if task.reason in (Reason.NEW, Reason.CHANGED)] or [task for task in tasks if task.skip is None]
+    average_s = sum(task.cost_s for task in left) / max(1, places)
+    helped = {task.spec.task_id for task in left if helpers and task.cost_s > average_s}
     return [
-        dataclasses.replace(task, spec=_with(task.spec, compile_helpers=helpers)) if helpers and task.cost_s > average_s else task
-        for task in tasks
+        dataclasses.replace(task, spec=_with(task.spec, compile_helpers=helpers)) if task.spec.task_id in helped else task for task in tasks
     ]
 
 

@@ -95,11 +95,13 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
     ):
         nodes, probes = survey(cluster)
         device = resolve_device(loaded.manifest.execution.device, nodes)
-        sharing = _sharing(loaded, device, nodes, probes)
+        finished = _finished(earlier, request) if earlier else {}
+        to_run = len(plan_tasks(loaded, device, finished=finished, aa=request.aa).left)
+        sharing = _sharing(loaded, device, nodes, probes, to_run)
         site = _site(loaded, device, nodes, probes, sharing)
         if earlier and not loaded.manifest.execution.mix_accelerators:
             require_same_gpu(earlier.record, site.gpu)
-        costed = _plan(loaded, request, site)
+        costed = _plan(loaded, request, site, finished)
         fresh = tuple(PlannedTask(entry.spec, entry.skip) for entry in costed)
         plan = replanned(earlier.plan(), fresh) if earlier else fresh
         specs = [planned.task for planned in plan if planned.skip_reason is None]
@@ -172,10 +174,19 @@ def _earlier_run(store: Store, request: RunRequest, loaded: LoadedManifest) -> R
     return store.resolve(record.run_id)
 
 
-def _sharing(loaded: LoadedManifest, device: str, nodes: Sequence[NodeInfo], probes: Mapping[str, NodeProbe | str]) -> Sharing:
+def _finished(earlier: RunStore, request: RunRequest) -> dict[str, str]:
+    """Digests of the tasks that stay as they are, by ``task_id``."""
+    digests = {planned.task.task_id: planned.task.digest for planned in earlier.plan()}
+    rows = earlier.rows(("task_id", "status")).to_pylist()
+    return {row["task_id"]: digests[row["task_id"]] for row in rows if not _again(request, row["task_id"], Status(row["status"]))}
+
+
+def _sharing(
+    loaded: LoadedManifest, device: str, nodes: Sequence[NodeInfo], probes: Mapping[str, NodeProbe | str], to_run: int | None = None
+) -> Sharing:
     execution = loaded.manifest.execution
     machines = [machine(node, probes.get(node.name)) for node in _usable(loaded, device, nodes)]
-    return work_out(execution.sharing, device, machines, execution.num_cpus, len(plan_tasks(loaded, device).to_run))
+    return work_out(execution.sharing, device, machines, execution.num_cpus, to_run)
 
 
 def _usable(loaded: LoadedManifest, device: str, nodes: Sequence[NodeInfo]) -> list[NodeInfo]:
@@ -191,9 +202,9 @@ def _site(loaded: LoadedManifest, device: str, nodes: Sequence[NodeInfo], probes
     return Site(device, tuple(usable), gpu, sharing, loaded.manifest.execution.max_in_flight)
 
 
-def _plan(loaded: LoadedManifest, request: RunRequest, site: Site) -> tuple[CostedTask, ...]:
+def _plan(loaded: LoadedManifest, request: RunRequest, site: Site, finished: Mapping[str, str]) -> tuple[CostedTask, ...]:
     costs = recorded(request.results, site.device, site.gpu)
-    return plan_tasks(loaded, site.device, costs, sharing=site.sharing, aa=request.aa, devices=site.devices).tasks
+    return plan_tasks(loaded, site.device, costs, finished, site.sharing, request.aa, site.devices).tasks
 
 
 def _record(request: RunRequest, loaded: LoadedManifest, nodes: Sequence[NodeInfo], device: str, sharing: Sharing) -> RunRecord:

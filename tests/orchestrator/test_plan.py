@@ -275,6 +275,10 @@ def test_tasks_that_would_outlast_the_others_get_helpers_and_stay_what_they_are(
     assert helped() == {"pass": 2, "hang": 2, "noisy": 2}
     assert helped(devices=3) == {"pass": 5, "hang": 2, "noisy": 2}  # a device has 6 s to do
     assert helped(sharing=Sharing(2, 4.0), devices=2) == {"pass": 5, "hang": 2, "noisy": 5}
+    digests = {task.spec.task_id: task.spec.digest for task in plan(tmp_path, text).to_run}
+    longest = "toy/pass/amp/training/inductor"
+    assert helped(devices=3, finished={longest: digests[longest]}) == {"pass": 2, "hang": 2, "noisy": 5}  # of what is left
+    assert helped(devices=3, finished=digests) == helped(devices=3)
     plans = [plan(tmp_path, text.replace("helpers: 3", f"helpers: {helpers}"), costs=costs, devices=3) for helpers in (0, 3)]
     without, with_them = ([planned.manifest_digest, *(task.spec.digest for task in planned.tasks)] for planned in plans)
     assert without == with_them

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from ray.cluster_utils import Cluster
@@ -28,6 +29,13 @@ suites:
     - {name: oom.crowded, options: {seconds: 3, from_neighbours: 1}}
     - oom
 """
+
+
+@pytest.fixture
+def address_of_two():
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 8, "num_gpus": 2})
+    yield cluster.address
+    cluster.shutdown()
 
 
 @pytest.fixture
@@ -101,19 +109,20 @@ suites:
 
 
 @pytest.mark.slow
-def test_the_longest_are_dealt_out_over_a_node_s_gpus(tmp_path, monkeypatch):
+def test_the_longest_are_dealt_out_over_a_node_s_gpus(address_of_two, tmp_path, monkeypatch):
     """Without that, Ray would fill the first GPU with them."""
     names = [f"slow_pass.{number}" for number in range(6)]
     costs = {f"toy/{name}/float32/training/inductor": Cost(60.0 - 10 * number) for number, name in enumerate(names)}
     monkeypatch.setattr(runs, "recorded", lambda *_: costs)
     path = tmp_path / "dealt.yaml"
     path.write_text(DEALT + "".join(f"    - {{name: {name}, options: {{seconds: 2}}}}\n" for name in names))
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 8, "num_gpus": 2})
-    try:
-        runs.run(RunRequest(path, str(tmp_path), "r", cluster.address), Console(file=io.StringIO(), width=200), connect=RayCluster)
-    finally:
-        cluster.shutdown()
+    first = RunRequest(path, str(tmp_path), "r", address_of_two)
+    again = replace(first, resume=True, rerun_tasks=frozenset(names[2:4]))
 
-    rows = {row["model"]: row for row in Store(str(tmp_path)).resolve("r").rows().to_pylist()}
-    gpus = [json.loads(rows[name]["environment"])["CUDA_VISIBLE_DEVICES"] for name in names]
-    assert gpus in (["0", "1"] * 3, ["1", "0"] * 3)
+    def gpus(request):
+        runs.run(request, Console(file=io.StringIO(), width=200), connect=RayCluster)
+        rows = {row["model"]: row for row in Store(str(tmp_path)).resolve("r").rows().to_pylist()}
+        return [json.loads(rows[name]["environment"])["CUDA_VISIBLE_DEVICES"] for name in names]
+
+    assert gpus(first) in (["0", "1"] * 3, ["1", "0"] * 3)
+    assert set(gpus(again)[2:4]) == {"0", "1"}  # no more places than are needed
