@@ -30,18 +30,8 @@ from orchestrator.statistics.processes import MOST_PROCESS_SD
 
 COLUMNS = (
     *("task_id", "suite", "model", "dtype", "mode", "backend", "status", "phase", "error", "skip_reason", "carried_from", "batch_size"),
-    *(
-        "speedup",
-        "speedup_low",
-        "speedup_high",
-        "quality",
-        "eager_ms",
-        "compiled_ms",
-        "compile_s",
-        "compile_threads",
-        "eager_peak_mib",
-        "compiled_peak_mib",
-    ),
+    *("speedup", "speedup_low", "speedup_high", "quality", "eager_ms", "compiled_ms", "compile_s", "compile_threads"),
+    *("eager_peak_mib", "compiled_peak_mib"),
     *("graph_breaks", "fell_back", "launch_bound", "node", "device", "gpu_uuid", "machine", "other_versions"),
     *("python", "torch", "triton", "transformers", "timm", "torchvision", "driver", "cuda"),
 )

@@ -129,11 +129,11 @@ def _statuses(title: str, rows: Sequence[Row]) -> Table:
 def costs(found: Comparison) -> dict[str, float | int | None]:
     """What compiling cost, new to base, over matched tasks: geometric means of ratios, and the sums of graph breaks.
 
-    Compile times only of tasks that as many processes compiled in both.
+    Compile times only of tasks that as many processes compiled in both, as far as the rows say.
     """
     pairs = [(change.base, change.new) for change in found.changes]
-    alike = [(base.compile_s, new.compile_s) for base, new in pairs if base.compile_threads == new.compile_threads]
-    compile_s = [share for base_s, new_s in alike if (share := ratio(new_s, base_s))]
+    alike = [(base, new) for base, new in pairs if len({base.compile_threads, new.compile_threads} - {None}) < 2]
+    compile_s = [share for base, new in alike if (share := ratio(new.compile_s, base.compile_s))]
     memory = [share for base, new in pairs if (share := ratio(new.compiled_peak_mib, base.compiled_peak_mib))]
     breaks = [
         (base.graph_breaks, new.graph_breaks) for base, new in pairs if base.graph_breaks is not None and new.graph_breaks is not None

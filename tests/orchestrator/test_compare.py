@@ -327,16 +327,16 @@ def test_a_run_against_itself_is_the_same_everywhere():
 
 
 def test_compile_times_are_compared_where_as_many_processes_compiled():
-    run = synthetic_run(TRUTH)
+    run = changed(synthetic_run(TRUTH), lambda place, row: replace(row, compile_threads=1 if place % 4 < 2 else None))
 
     def helped(place, row):
-        by, threads = (0.5, 4) if place % 2 else (2.0, None)
+        by, threads = ((0.5, 4) if place % 2 else (2.0, None)) if place % 4 < 2 else (2.0, 4)
         return replace(row, compile_s=by * row.compile_s, compile_threads=threads)
 
     assert costs(compare(run, changed(run, helped)))["compile_time_ratio"] == pytest.approx(2.0)
-    all_of_them = changed(run, lambda _, row: replace(row, compile_threads=4))
-    assert costs(compare(run, all_of_them))["compile_time_ratio"] is None
-    assert costs(compare(all_of_them, all_of_them))["compile_time_ratio"] == pytest.approx(1.0)
+    few, many = (changed(run, lambda _, row, count=count: replace(row, compile_threads=count)) for count in (1, 4))
+    assert costs(compare(few, many))["compile_time_ratio"] is None
+    assert costs(compare(many, many))["compile_time_ratio"] == pytest.approx(1.0)
 
 
 def test_a_faster_baseline_is_not_the_compilers_fault():
