@@ -123,20 +123,22 @@ def plan_tasks(
                 spec = _with_share(spec, shared, cost.peak_mib)
                 tasks.append(PlannedTask(spec, _reason(spec, skip, finished or {}), skip, cost, model.note))
     tasks.sort(key=lambda task: (task.skip is not None, *_longest_first(task)))
-    return Plan(tuple(_with_helpers(tasks, manifest.execution.compile_helpers, shared.tasks * devices)), device, loaded.digest)
+    return _with_helpers(Plan(tuple(tasks), device, loaded.digest), manifest.execution.compile_helpers, shared.tasks * devices)
 
 
-def _with_helpers(tasks: list[PlannedTask], helpers: int, places: int) -> list[PlannedTask]:
+def _with_helpers(plan: Plan, helpers: int, places: int) -> Plan:
     """Let ``helpers`` more processes compile the tasks that take longer than a place has to do on average: all others end sooner.
 
     Of the tasks that are left; where none is, of all that would run again.
     """
-    left = [task for task in tasks if task.reason in (Reason.NEW, Reason.CHANGED)] or [task for task in tasks if task.skip is None]
+    left = plan.left or plan.to_run
     average_s = sum(task.cost_s for task in left) / max(1, places)
     helped = {task.spec.task_id for task in left if helpers and task.cost_s > average_s}
-    return [
-        dataclasses.replace(task, spec=_with(task.spec, compile_helpers=helpers)) if task.spec.task_id in helped else task for task in tasks
-    ]
+    with_them = (
+        dataclasses.replace(task, spec=_with(task.spec, compile_helpers=helpers)) if task.spec.task_id in helped else task
+        for task in plan.tasks
+    )
+    return dataclasses.replace(plan, tasks=tuple(with_them))
 
 
 def _with(spec: TaskSpec, **resources: Any) -> TaskSpec:

@@ -18,7 +18,7 @@ from orchestrator.nodes import NodeInfo
 from orchestrator.plan import PlannedTask
 from orchestrator.policy import Policy
 from orchestrator.preflight import ROUNDING, capacity
-from orchestrator.simulated_device import Device, Worker, helped, stretches
+from orchestrator.simulated_device import Device, Worker, compile_share, stretches
 from orchestrator.sweep import Sweep, SweepTask
 from tasks.spec import Outcome, Phase, Status
 
@@ -87,7 +87,7 @@ class _Load:
     cores: float
     devices: int
     cost: Cost
-    processes: int = 1
+    processes: int
 
 
 def _load(planned: PlannedTask, fleet: Fleet) -> _Load:
@@ -120,7 +120,7 @@ def _bound_s(loads: Iterable[_Load], fleet: Fleet) -> float:
     longest_s = by_share_s = by_place_s = by_core_s = by_device_s = 0.0
     for load in loads:
         cost = load.cost
-        beside_s = cost.total_s - cost.exclusive_s - cost.shared_s * (1 - helped(load.processes))
+        beside_s = cost.total_s - cost.exclusive_s - cost.shared_s * (1 - compile_share(load.processes))
         longest_s = max(longest_s, beside_s + cost.exclusive_s)
         by_share_s += load.devices * (cost.exclusive_s + beside_s * load.share)
         by_place_s += load.devices * (cost.exclusive_s + beside_s * load.cores / fleet.cores)
@@ -208,7 +208,7 @@ class _Run:
         device = self._devices[indices[0]]
         device.advance(at_s)
         self._arrivals += 1
-        device.go_on(Worker(task_id, self._arrivals, stretches(load.cost, load.processes), 1 / helped(load.processes)))
+        device.go_on(Worker(task_id, self._arrivals, stretches(load.cost, load.processes), 1 / compile_share(load.processes)))
         self._placed[task_id] = (at_s, indices)
         self._sweep.handle(Started(at_s, task_id, 1, "fleet"))
         self._schedule(indices[0])

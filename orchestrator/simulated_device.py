@@ -34,14 +34,14 @@ mixer_b16_224's training step on an H100 has more than half of its CPU seconds i
 Stretch = tuple[Use, float]
 
 
-def helped(processes: int) -> float:
+def compile_share(processes: int) -> float:
     """What is left of the seconds of a compile that so many processes do."""
     return 1.0 - HELPED_SHARE + HELPED_SHARE / processes
 
 
 def stretches(cost: Cost, processes: int = 1) -> list[Stretch]:
     """A task from its start to its end: on the device, compiling with breaks to tune, on the device again, warming up, timing."""
-    compile_s = cost.shared_s * helped(processes)
+    compile_s = cost.shared_s * compile_share(processes)
     compiling = [(Use.COMPILE, compile_s / TUNINGS), (Use.HOLD, TUNING_SHARE * cost.held_s / TUNINGS)] * TUNINGS
     around: list[Stretch] = [(Use.DEVICE, cost.device_s / 2)]
     ending = [(Use.HOLD, (1 - TUNING_SHARE) * cost.held_s), (Use.OWN, cost.exclusive_s)]
@@ -57,7 +57,7 @@ class Worker:
     task_id: str
     arrival: int
     left: list[Stretch]
-    cores: float = 1.0
+    cores: float
 
 
 @dataclass(slots=True)
