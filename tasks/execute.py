@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import time
 import traceback
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from tasks import accuracy, bundle, compilation, environment, failure, hardware, judgement, measure, step, threads
+from tasks import accuracy, bundle, compilation, environment, failure, hardware, heap, judgement, measure, step, threads
 from tasks.channel import Channel
 from tasks.comparison import Rule, leaves
 from tasks.compilation import stance
@@ -99,7 +100,7 @@ class _Execution:
         self._enter(Phase.COMPILE)
         kept = bundle.place(self.task, str(self.measurement.device), self.measurement.versions)
         bundle.load(kept)
-        compiled = self._compile(workload, state, device, random, *reliefs)
+        compiled = self._compile(workload, state, device, random, *reliefs, self._waits_for_room)  # to compile again costs most of a task
         _give_back(device)
         self._enter(Phase.VERIFY)
         self._verify(workload, compiled, state, device, random, eager_s)
@@ -129,7 +130,7 @@ class _Execution:
             threads=count,
             compile_threads=resources.compile_processes,
             versions=environment.versions(),
-            machine=environment.machine(device),
+            machine={**environment.machine(device), "heap": heap.keep(os.environ).value},
         )
         return device
 
@@ -346,7 +347,8 @@ class _Execution:
             ),
         )
         began_s = self.channel.running_s()
-        eager_mib, compiled_mib = self._peaks(sides, eager_s)  # the allocator keeps what these steps took: it is not asked for while timing
+        # The allocator keeps what these steps took: it is not asked for while timing.
+        eager_mib, compiled_mib = self._relieved(device, partial(self._peaks, sides, eager_s), self._waits_for_room)
         with measure.quiet_collector(), self.own.warming():
             machine = hardware.machine_for(device, self.measurement.gpu_uuid, lambda: self.own.busy)
             left_s = self.task.deadlines.time_s - (self.channel.running_s() - began_s)
@@ -449,9 +451,10 @@ class _Execution:
 
 
 def _give_back(device: torch.device) -> None:
-    """Let neighbours have what this process needs no more; on the CPU it is theirs already."""
+    """Let neighbours have what this process needs no more."""
     if device.type == "cuda":
         accuracy.free_memory(device)
+    heap.give_back()
 
 
 def _finite(value: float | None) -> float | None:

@@ -7,6 +7,7 @@ many containers; the clock of the GPU is then still known from how long a number
 from __future__ import annotations
 
 import os
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -33,12 +34,13 @@ _ASSUMED_MHZ = 2000.0
 
 @dataclass(frozen=True, slots=True)
 class HostReading:
-    """Counters of the operating system, in seconds, at ``at_s`` on the monotonic clock; None for what this system does not have."""
+    """Counters of the operating system, in seconds or times, at ``at_s`` on the monotonic clock; None for what this system does not have."""
 
     at_s: float
     pressure_s: float | None  # some task waited for a processor
     steal_s: float | None  # per processor
     wait_s: float | None  # the main thread waited for a processor
+    page_faults: int = 0  # of this process, without reading from a disk
 
 
 class HostMachine:
@@ -94,9 +96,11 @@ class HostMachine:
         return None
 
     def summary(self) -> dict[str, Scalar]:
-        """Shares of the measurement's time: for the row."""
+        """Shares of the measurement's time, and what happens in a second of it: for the row."""
         names = {"cpu_pressure_share": "pressure_s", "cpu_steal_share": "steal_s", "cpu_wait_share": "wait_s"}
-        return {key: share(self._first, self._last, name) for key, name in names.items()}
+        faults = share(self._first, self._last, "page_faults")
+        shares: dict[str, Scalar] = {key: share(self._first, self._last, name) for key, name in names.items()}
+        return shares | {"page_faults_per_s": None if faults is None else round(faults)}
 
 
 class CudaMachine(HostMachine):
@@ -259,6 +263,7 @@ def read_host(proc: Path) -> HostReading:
         pressure_s=_first(_pressure(proc / "pressure" / "cpu")),
         steal_s=_first(_steal(proc / "stat")),
         wait_s=_first(_wait(proc / "self" / "task" / str(thread) / "schedstat")),
+        page_faults=resource.getrusage(resource.RUSAGE_SELF).ru_minflt,
     )
 
 

@@ -22,8 +22,8 @@ from tasks.launch import DEVICE_DIRECTORY
 LIMIT_S = 90.0
 """For all turns of a phase: a third of what the shortest has. To fail costs more than to wait: the next attempt compiles again."""
 
-LACK_LIMIT_S = 30.0
-"""Neighbours near their peaks are past them by then."""
+LACK_LIMIT_S = 60.0
+"""Neighbours near their peaks are past them by then, or lack memory themselves and give back what they have."""
 
 PATIENCE_S = 20.0
 """For so long others who find what they want go first."""

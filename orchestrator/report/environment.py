@@ -18,6 +18,7 @@ OBSERVED = frozenset(
         "cpu_pressure_share",
         "cpu_steal_share",
         "cpu_wait_share",
+        "page_faults_per_s",
         "power_cap_share",
         "settling_s",
         "times_busy",

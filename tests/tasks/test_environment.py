@@ -110,6 +110,15 @@ class TestHost:
         found = [share(first, second, name) for name in ("pressure_s", "steal_s", "wait_s")]
         assert found == pytest.approx([0.2, 0.1, 0.05])  # 2 s of steal over two processors are 1 s each
 
+    def test_page_faults_are_counted_by_the_second(self, tmp_path, seconds, monkeypatch):
+        counts = iter([1000, 1000, 6000])
+        monkeypatch.setattr(hardware.resource, "getrusage", lambda who: types.SimpleNamespace(ru_minflt=next(counts)))
+        machine = HostMachine(tmp_path)
+        machine.begin()
+        seconds.now += 10
+        machine.fault()
+        assert machine.summary()["page_faults_per_s"] == 500
+
     def test_what_is_not_there_is_none(self, tmp_path, seconds):
         reading = read_host(tmp_path)
         assert (reading.pressure_s, reading.steal_s, reading.wait_s) == (None, None, None)
@@ -117,7 +126,7 @@ class TestHost:
         seconds.now += 1
         assert machine.fault() is None
         assert machine.contaminated() is None
-        assert set(machine.summary().values()) == {None}
+        assert {name for name, value in machine.summary().items() if value is not None} == {"page_faults_per_s"}
 
     @pytest.mark.parametrize(
         ("counters", "reason"),

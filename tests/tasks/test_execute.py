@@ -641,6 +641,37 @@ class TestOutOfMemory:
         assert (found.accuracy, found.reference, len(waits)) == ("pass", "float64", 1)
         assert found.accuracy_reason == f"phase {phase} lacked memory until neighbours had given some back"
 
+    def test_the_steps_before_timing_wait_for_room_as_well(self, monkeypatch, uncompiled):
+        waits, original = [], execute._Execution._peaks
+
+        def crowded(execution, *arguments):
+            if not waits:
+                raise torch.OutOfMemoryError("no room")
+            return original(execution, *arguments)
+
+        monkeypatch.setattr(execute._Execution, "_peaks", crowded)
+        monkeypatch.setattr(execute.Room, "wait_for", lambda room, wanted_bytes: waits.append(True) or True)
+        result = run("mlp")
+        assert (result.status, len(waits)) == (Status.PASS, 1)
+
+    def test_a_compiled_step_that_lacks_memory_again_waits_again(self, monkeypatch, uncompiled):
+        """Wait, let the saved state go to the host, wait."""
+        calls, waits = [], []
+
+        def compile_step(step, spec, **more):
+            def call():
+                calls.append(spec)
+                if len(calls) <= 3:
+                    raise torch.OutOfMemoryError("no room")
+                return step()
+
+            return call
+
+        monkeypatch.setattr(compilation, "compile_step", compile_step)
+        monkeypatch.setattr(execute.Room, "wait_for", lambda room, wanted_bytes: waits.append(True) or True)
+        found = run("mlp").measurement
+        assert (found.accuracy, len(waits), found.reference) == ("pass", 2, "float64, saved state on the host")
+
     @pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError])
     def test_a_compiled_step_that_lacks_memory_is_called_again_and_not_compiled_again(self, monkeypatch, uncompiled, kind):
         calls, original = [], compilation.compile_step

@@ -49,13 +49,22 @@ def test_what_warns_is_the_worst_and_what_describes_is_the_first():
 
 
 def test_the_machine_is_described_by_its_extremes():
-    one = {"cores": 2, "room_waited_s": 1.5, "sm_clock_mhz_min": 100, "gpu_power_w_max": 300, "cpu_wait_share": 0.1, "quality_reason": None}
+    one = {
+        "cores": 2,
+        "room_waited_s": 1.5,
+        "sm_clock_mhz_min": 100,
+        "gpu_power_w_max": 300,
+        "cpu_wait_share": 0.1,
+        "page_faults_per_s": 3,
+        "quality_reason": None,
+    }
     two = {
         "cores": 2,
         "room_waited_s": 2.0,
         "sm_clock_mhz_min": 90,
         "gpu_power_w_max": 200,
         "cpu_wait_share": None,
+        "page_faults_per_s": 7,
         "quality_reason": "wide: w",
     }
     assert merge([result(machine=one), result(machine=two)]).measurement.machine == {
@@ -64,6 +73,7 @@ def test_the_machine_is_described_by_its_extremes():
         "room_waited_s": 3.5,
         "gpu_power_w_max": 300,
         "cpu_wait_share": 0.1,
+        "page_faults_per_s": 7,
         "quality_reason": "process 2: wide: w",
     }
 
