@@ -34,7 +34,7 @@ _ASSUMED_MHZ = 2000.0
 
 @dataclass(frozen=True, slots=True)
 class HostReading:
-    """Counters of the operating system, in seconds or times, at ``at_s`` on the monotonic clock; None for what this system does not have."""
+    """Counters of the operating system, most in seconds, at ``at_s`` on the monotonic clock; None for what this system does not have."""
 
     at_s: float
     pressure_s: float | None  # some task waited for a processor

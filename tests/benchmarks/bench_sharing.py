@@ -1,31 +1,38 @@
 """Whether sharing a device pays, and whether it changes what is measured:
 
-``python -m tests.benchmarks.bench_sharing STRICT SHARED [--results DIR]``
+``python -m tests.benchmarks.bench_sharing STRICT SHARED [STRICT SHARED ...] [--results DIR]``
 
-Takes two stored runs of the same tasks, or of some of them. Prints tasks per hour of each, what each had been forecast to take, and for
-the speedups and the compiled steps' times: the mean difference of the logarithms with its 90 % interval, whether that lies inside the
-margin (an equivalence test), and which tasks differ after Benjamini and Hochberg. Exits 0 if both agree, else 1.
+Takes stored runs of the same tasks, or of some of them, in pairs: each pair from one machine. Prints for each pair tasks per hour of both
+and what they had been forecast to take; and for all pairs together the mean differences of the logarithms of speedups and of what the
+compiled steps take, with 90 % intervals, whether those lie inside the margin (an equivalence test), and which tasks differ after Benjamini
+and Hochberg. Exits 0 if both agree, else 1.
+
+A task's difference counts by how well it is known. What compiled steps take is the device's own time where rows have it: that is what the
+choice of kernels moves, and the host's speed, which drifts between two runs, does not.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special
+from scipy import special, stats
 
 from orchestrator import compare, costs
+from orchestrator.compare import Change
 from orchestrator.record import RunRecord
 from orchestrator.report import rows
+from orchestrator.report.rows import Row, Run
 from orchestrator.sessions import device_hours, took
 from orchestrator.statistics.differences import FALSE_DISCOVERY_RATE
 from orchestrator.store import RunStore, Store
 
 MARGIN = 0.01
 MAX_MEAN = 0.005
+Z_95 = 1.959964
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +51,34 @@ class Agreement:
 
 def agreement(differences: Sequence[float]) -> Agreement:
     """Student's interval of the mean: the tasks are the sample."""
-    values = np.asarray(differences, dtype=np.float64)
-    half = math.inf
+    return weighed(differences, [1.0] * len(differences), 0.0)
+
+
+def by_precision(differences: Sequence[float], errors: Sequence[float]) -> Agreement:
+    """Each difference by its standard error and by what they scatter beyond those: DerSimonian and Laird, Controlled Clinical Trials 7
+    (1986) 177, with the interval of Hartung and Knapp, Statistics in Medicine 20 (2001) 3875."""
+    values, weights = np.asarray(differences), 1 / np.asarray(errors) ** 2
+    fixed = float(np.average(values, weights=weights))
+    excess = float(np.sum(weights * (values - fixed) ** 2)) - (values.size - 1)
+    scatter = excess / float(weights.sum() - (weights**2).sum() / weights.sum()) if values.size > 1 else 0.0
+    return weighed(differences, errors, max(0.0, scatter))
+
+
+def weighed(differences: Sequence[float], errors: Sequence[float], scatter: float) -> Agreement:
+    """The mean by standard errors and the variance ``scatter`` that is common to all; its interval from how they lie around it."""
+    values, weights = np.asarray(differences, dtype=np.float64), 1 / (np.asarray(errors) ** 2 + scatter)
+    mean, half = float(np.average(values, weights=weights)), math.inf
     if values.size > 1:
-        half = float(special.stdtrit(values.size - 1, 0.95) * values.std(ddof=1) / math.sqrt(values.size))
-    mean = float(values.mean())
+        spread = float(np.average((values - mean) ** 2, weights=weights)) / (values.size - 1)
+        half = float(special.stdtrit(values.size - 1, 0.95) * math.sqrt(spread))
     return Agreement(values.size, mean, mean - half, mean + half)
+
+
+def error_of(row: Row) -> float | None:
+    """The standard error of ln(speedup) by the row's own interval, which knows of one process."""
+    if not row.speedup_low or not row.speedup_high or row.speedup_high <= row.speedup_low:
+        return None
+    return math.log(row.speedup_high / row.speedup_low) / (2 * Z_95)
 
 
 def throughput(record: RunRecord, tasks: int, rows_ended: Sequence[float] = ()) -> float | None:
@@ -70,44 +99,80 @@ def heavier(some: Iterable[str], seconds: Mapping[str, float]) -> float | None:
     return sum(there) / len(there) / usual if there and usual else None
 
 
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A strict run and a shared one, of one machine."""
+
+    stores: tuple[RunStore, RunStore]
+    runs: tuple[Run, Run]
+
+    @classmethod
+    def load(cls, results: str, strict: str, shared: str) -> Pair:
+        first, second = (Store(results).resolve(name) for name in (strict, shared))
+        columns = (*compare.COLUMNS, "compiled_device_ms", "ended")
+        return cls((first, second), (rows.load(first, columns), rows.load(second, columns)))
+
+    def tell_throughput(self) -> None:
+        rates = []
+        for run, store in zip(self.runs, self.stores, strict=True):
+            rate = throughput(store.record, len(run.rows), [row.ended for row in run.rows if row.ended])
+            sessions = "; ".join(filter(None, map(took, store.record.sessions))) or "no session has ended"
+            speed = f", {rate:.1f} per device hour, {3600 / rate:.1f} s each" if rate else ""
+            print(f"{run.run_id}: {len(run.rows)} rows{speed}; {sessions}")
+            rates.append(rate)
+        if rates[0] and rates[1]:
+            faster = rates[1] / rates[0]
+            print(f"throughput, shared over strict: {faster:.2f}")
+            weight = heavier((row.task_id for row in self.runs[0].rows), seconds_by_task(self.stores[1]))
+            if weight is not None:
+                tasks = f"the tasks of {self.runs[0].run_id} are {weight:.2f} times as heavy as all of {self.runs[1].run_id}"
+                print(f"  {tasks}: like for like {faster / weight:.2f}")
+
+
+def judged(changes: Sequence[Change]) -> Iterator[tuple[str, Agreement]]:
+    """What must agree, by name: the speedups, and what compiled steps take."""
+    errors = [(change.judgement.change, error_of(change.base), error_of(change.new)) for change in changes]
+    known = [(difference, math.hypot(before, after)) for difference, before, after in errors if before and after]
+    yield "ln(speedup)", by_precision([difference for difference, _ in known], [error for _, error in known])
+    on_device = [(change.base.compiled_device_ms, change.new.compiled_device_ms) for change in changes]
+    taken = [math.log(after / before) for before, after in on_device if before and after]
+    if taken:
+        yield "ln(compiled ms on the device)", agreement(taken)
+    else:
+        yield "ln(compiled ms)", agreement([math.log(change.compiled) for change in changes if change.compiled])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("strict")
-    parser.add_argument("shared")
+    parser.add_argument("runs", nargs="+", metavar="STRICT SHARED")
     parser.add_argument("--results", default="results")
     arguments = parser.parse_args()
-    stores = [Store(arguments.results).resolve(name) for name in (arguments.strict, arguments.shared)]
-    runs = [rows.load(store, (*compare.COLUMNS, "ended")) for store in stores]
-    rates = [
-        throughput(store.record, len(run.rows), [row.ended for row in run.rows if row.ended])
-        for store, run in zip(stores, runs, strict=True)
-    ]
-    for run, store, rate in zip(runs, stores, rates, strict=True):
-        sessions = "; ".join(filter(None, map(took, store.record.sessions))) or "no session has ended"
-        speed = f", {rate:.1f} per device hour, {3600 / rate:.1f} s each" if rate else ""
-        print(f"{run.run_id}: {len(run.rows)} rows{speed}; {sessions}")
-    if all(rates):
-        faster = rates[1] / rates[0]
-        print(f"throughput, shared over strict: {faster:.2f}")
-        weight = heavier((row.task_id for row in runs[0].rows), seconds_by_task(stores[1]))
-        if weight is not None:
-            tasks = f"the tasks of {runs[0].run_id} are {weight:.2f} times as heavy as all of {runs[1].run_id}"
-            print(f"  {tasks}: like for like {faster / weight:.2f}")
-    found = compare.compare(*runs, min_effect=0.0)
-    differ = [change for change in found.changes if change.judgement.q <= FALSE_DISCOVERY_RATE]
-    judged = {
-        "ln(speedup)": agreement([change.judgement.change for change in found.changes]),
-        "ln(compiled ms)": agreement([math.log(change.compiled) for change in found.changes if change.compiled]),
-    }
-    for name, one in judged.items():
+    if len(arguments.runs) % 2:
+        parser.error("runs come in pairs: a strict one and a shared one")
+    names = arguments.runs
+    pairs = [Pair.load(arguments.results, strict, shared) for strict, shared in zip(names[::2], names[1::2], strict=True)]
+    for pair in pairs:
+        pair.tell_throughput()
+    changes = [change for pair in pairs for change in compare.compare(*pair.runs, min_effect=0.0).changes]
+    agreements = dict(judged(changes))
+    plain = agreement([change.judgement.change for change in changes])
+    for name, one in agreements.items():
         print(
             f"{name}, shared less strict, {one.tasks} tasks: mean {one.mean:+.4f}, 90 % interval {one.low:+.4f} to {one.high:+.4f}, "
             f"{'inside' if one.holds else 'NOT inside'} {MAX_MEAN:g} and {MARGIN:g}"
         )
+    print(f"  ln(speedup) with equal weights: mean {plain.mean:+.4f}, 90 % interval {plain.low:+.4f} to {plain.high:+.4f}")
+    differ = differing(changes)
     print(f"{len(differ)} tasks differ after Benjamini and Hochberg at {FALSE_DISCOVERY_RATE:g}")
-    for change in differ:
-        print(f"  {change.task_id}: {change.ratio:.3f} times the speedup, q {change.judgement.q:.3g}")
-    return 0 if all(one.holds for one in judged.values()) and not differ else 1
+    for change, q in differ:
+        print(f"  {change.task_id}: {change.ratio:.3f} times the speedup, q {q:.3g}")
+    return 0 if all(one.holds for one in agreements.values()) and not differ else 1
+
+
+def differing(changes: Sequence[Change]) -> list[tuple[Change, float]]:
+    """The changes that are none by chance, over all pairs, with their q."""
+    qs = stats.false_discovery_control([change.judgement.p for change in changes], method="bh") if changes else []
+    return [(change, float(q)) for change, q in zip(changes, qs, strict=True) if q <= FALSE_DISCOVERY_RATE]
 
 
 if __name__ == "__main__":

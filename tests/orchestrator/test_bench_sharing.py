@@ -9,14 +9,17 @@ import random
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from orchestrator.record import Session
 from orchestrator.report.synthetic import store_run, synthetic_run, true_logs
 from orchestrator.store import Store
 from tests.benchmarks import bench_sharing
-from tests.benchmarks.bench_sharing import agreement, heavier, throughput
+from tests.benchmarks.bench_sharing import agreement, by_precision, heavier, throughput
 from tests.orchestrator.stored import a_record
 
+ENDS = ("speedup", "speedup_low", "speedup_high")
 RUN = synthetic_run(true_logs({"timm": 8, "huggingface": 6}))
 
 
@@ -29,6 +32,34 @@ def test_the_interval_is_students():
     assert not agreement([0.006] * 5).holds  # the mean is too far off
     assert not agreement([0.03, -0.03, 0.0]).holds  # nobody knows
     assert not agreement([0.0]).holds
+
+
+def test_a_difference_counts_by_how_well_it_is_known():
+    """Two well-known ones that agree, and one of which little is known: their errors explain how they lie, and nothing is added to them."""
+    found = by_precision([0.001, 0.003, 0.2], [0.002, 0.002, 0.2])
+
+    weights = [250_000.0, 250_000.0, 25.0]
+    assert found.mean == pytest.approx(sum(w * d for w, d in zip(weights, [0.001, 0.003, 0.2], strict=True)) / sum(weights))
+    assert found.holds
+    assert not agreement([0.001, 0.003, 0.2]).holds
+
+
+@given(st.lists(st.floats(-0.2, 0.2), min_size=2, max_size=20), st.floats(0.001, 0.1))
+def test_equal_errors_are_equal_weights(differences, error):
+    plain, weighed = agreement(differences), by_precision(differences, [error] * len(differences))
+
+    assert (weighed.mean, weighed.high) == pytest.approx((plain.mean, plain.high), abs=1e-12)
+
+
+def test_what_scatters_beyond_its_errors_is_no_better_known_than_it_scatters():
+    """Worked by hand: the weighted mean is 0 and Q = 2 * 0.05**2 / 0.01**2 = 50, with two degrees of freedom."""
+    far = by_precision([0.05, -0.05, 0.0], [0.01, 0.01, 0.05])
+
+    fixed = [10_000.0, 10_000.0, 400.0]
+    scatter = (50.0 - 2) / (sum(fixed) - sum(w * w for w in fixed) / sum(fixed))
+    weights = [1 / (0.0001 + scatter)] * 2 + [1 / (0.0025 + scatter)]
+    half = 2.919986 * math.sqrt(sum(w * d * d for w, d in zip(weights, [0.05, -0.05, 0.0], strict=True)) / sum(weights) / 2)
+    assert far.high - far.mean == pytest.approx(half, rel=1e-5)
 
 
 def test_throughput_counts_the_time_that_devices_were_held():
@@ -53,7 +84,7 @@ def test_two_stored_runs_are_judged(tmp_path, monkeypatch, capsys, bias, code):
 
     def remeasured(row):
         factor = math.exp(bias + noise.gauss(0.0, 0.002))
-        ends = {name: value * factor for name in ("speedup", "speedup_low", "speedup_high") if (value := getattr(row, name))}
+        ends = {name: value * factor for name in ENDS if (value := getattr(row, name))}
         return dataclasses.replace(row, **ends, compiled_ms=row.compiled_ms and row.compiled_ms / factor)
 
     shared = dataclasses.replace(RUN, run_id="shared", rows=tuple(map(remeasured, RUN.rows)))
@@ -66,6 +97,35 @@ def test_two_stored_runs_are_judged(tmp_path, monkeypatch, capsys, bias, code):
     out = capsys.readouterr().out
     assert "0 tasks differ" in out or code
     assert f"mean {bias:+.3f}"[:-1] in out
+
+
+def test_pairs_of_runs_are_judged_together(tmp_path, monkeypatch, capsys):
+    """Two machines, one of which finds everything 1 % faster beside neighbours, the other 1 % slower: nothing is shown of either alone."""
+    noise = random.Random(1)
+    for number, bias in enumerate((0.01, -0.01)):
+        for name, moved in (("strict", 0.0), ("shared", bias)):
+            factors = {row.task_id: math.exp(moved + noise.gauss(0.0, 0.001)) for row in RUN.rows}
+            changed = tuple(
+                dataclasses.replace(
+                    row,
+                    compiled_device_ms=2.0,
+                    **{end: value * factors[row.task_id] for end in ENDS if (value := getattr(row, end))},
+                )
+                for row in RUN.rows
+            )
+            store_run(str(tmp_path), dataclasses.replace(RUN, run_id=f"{name}{number}", rows=changed))
+
+    def judged(*names):
+        monkeypatch.setattr(sys, "argv", ["bench_sharing", *names, "--results", str(tmp_path)])
+        return bench_sharing.main(), capsys.readouterr().out
+
+    assert judged("strict0", "shared0")[0] == judged("strict1", "shared1")[0] == 1
+    code, out = judged("strict0", "shared0", "strict1", "shared1")
+    assert code == 0
+    tasks = 2 * sum(row.speedup is not None for row in RUN.rows)
+    assert f"ln(compiled ms on the device), shared less strict, {tasks} tasks: mean +0.0000" in out
+    with pytest.raises(SystemExit):
+        judged("strict0", "shared0", "strict1")
 
 
 def test_a_driver_that_was_killed_held_its_device_until_its_last_row(tmp_path, monkeypatch, capsys):
