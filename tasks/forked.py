@@ -7,21 +7,19 @@ ends, after all that an interpreter does at its end for a program's sake.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import ctypes
 import os
 import signal
 import sys
 import tempfile
-import threading
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
+from tasks.ending import flush, leave
+
 _SET_BY_PYTHON = ("LC_CTYPE",)  # where the locale is C, by an interpreter for itself and all that it starts
-_libc = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +40,7 @@ def fork(first: Callable[[], None], surroundings: Surroundings, program: Callabl
 
     With ``whole_end`` the child waits for its threads when the program is over, and does what was registered for an interpreter's end.
     """
-    _flush()
+    flush()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # none may find the child with its parent's handlers
     try:
         pid = os.fork()
@@ -56,41 +54,15 @@ def fork(first: Callable[[], None], surroundings: Surroundings, program: Callabl
 def _live(
     first: Callable[[], None], surroundings: Surroundings, mask: Iterable[int], program: Callable[[], int], whole_end: bool
 ) -> NoReturn:
-    status = 1
     try:
         first()
         _reset_signals()
         _settle(surroundings)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        status = _run(program)
-        if whole_end:  # an interpreter's own order, which has no public name
-            threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001
-            atexit._run_exitfuncs()  # noqa: SLF001
     except BaseException:  # noqa: BLE001 - nothing may get into the frames of the parent
         traceback.print_exc()
-    finally:
-        with contextlib.suppress(BaseException):
-            _flush()
-        os._exit(status)
-
-
-def _run(program: Callable[[], int]) -> int:
-    """Its exit status, as an interpreter would make it of what it returns or raises."""
-    try:
-        return program()
-    except SystemExit as end:
-        if end.code is None or isinstance(end.code, int):
-            return (end.code or 0) & 0xFF
-        print(end.code, file=sys.stderr)  # noqa: T201 - where an interpreter says it
-        return 1
-    except KeyboardInterrupt:
-        traceback.print_exc()
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
-        return 128 + signal.SIGINT
-    except BaseException:  # noqa: BLE001 - as above
-        traceback.print_exc()
-        return 1
+        leave(lambda: 1, whole_end=False)
+    leave(program, whole_end=whole_end)
 
 
 def _reset_signals() -> None:
@@ -121,11 +93,3 @@ def _close_all_but(kept: set[int] | frozenset[int]) -> None:
         if int(name) not in kept:
             with contextlib.suppress(OSError):  # the one of this very listing
                 os.close(int(name))
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
-    _libc.fflush(None)  # of C code, whose buffers no ``os._exit`` empties

@@ -17,6 +17,7 @@ import traceback
 from pathlib import Path
 
 from tasks.channel import Channel
+from tasks.ending import leave
 from tasks.spec import TaskSpec, WorkerResult, decode, encode
 from tasks.verdict import DISK_FULL, DISK_FULL_STATUS
 
@@ -68,4 +69,4 @@ def write_result(result: WorkerResult, out_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)
