@@ -24,8 +24,8 @@ matrix: {dtype: [float32]}
 execution: {device: cuda, sharing: auto}
 suites:
   toy:
-    - {name: slow_pass.1, options: {seconds: 7, exclusive_seconds: 0.1}}
-    - {name: slow_pass.2, options: {seconds: 7, exclusive_seconds: 0.1}}
+    - {name: slow_pass.1, options: {seconds: 11, exclusive_seconds: 0.1}}
+    - {name: slow_pass.2, options: {seconds: 11, exclusive_seconds: 0.1}}
     - {name: oom.crowded, options: {seconds: 3, from_neighbours: 1}}
     - oom
 """
