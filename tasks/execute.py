@@ -116,6 +116,7 @@ class _Execution:
         return self._result()
 
     def _device(self) -> torch.device:
+        kept = heap.keep(os.environ)
         resources = self.task.resources
         count = resources.threads or max(1, int(resources.num_cpus))
         torch.set_num_threads(count)
@@ -130,7 +131,7 @@ class _Execution:
             threads=count,
             compile_threads=resources.compile_processes,
             versions=environment.versions(),
-            machine={**environment.machine(device), "heap": heap.keep(os.environ).value},
+            machine={**environment.machine(device), "heap": kept.value},
         )
         return device
 

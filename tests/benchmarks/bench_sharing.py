@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,14 +25,14 @@ from orchestrator import compare, costs
 from orchestrator.compare import Change
 from orchestrator.record import RunRecord
 from orchestrator.report import rows
-from orchestrator.report.rows import Row, Run
+from orchestrator.report.rows import Run
 from orchestrator.sessions import device_hours, took
 from orchestrator.statistics.differences import FALSE_DISCOVERY_RATE
+from orchestrator.statistics.intervals import standard_errors
 from orchestrator.store import RunStore, Store
 
 MARGIN = 0.01
 MAX_MEAN = 0.005
-Z_95 = 1.959964
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +72,6 @@ def weighed(differences: Sequence[float], errors: Sequence[float], scatter: floa
         spread = float(np.average((values - mean) ** 2, weights=weights)) / (values.size - 1)
         half = float(special.stdtrit(values.size - 1, 0.95) * math.sqrt(spread))
     return Agreement(values.size, mean, mean - half, mean + half)
-
-
-def error_of(row: Row) -> float | None:
-    """The standard error of ln(speedup) by the row's own interval, which knows of one process."""
-    if not row.speedup_low or not row.speedup_high or row.speedup_high <= row.speedup_low:
-        return None
-    return math.log(row.speedup_high / row.speedup_low) / (2 * Z_95)
 
 
 def throughput(record: RunRecord, tasks: int, rows_ended: Sequence[float] = ()) -> float | None:
@@ -129,17 +122,17 @@ class Pair:
                 print(f"  {tasks}: like for like {faster / weight:.2f}")
 
 
-def judged(changes: Sequence[Change]) -> Iterator[tuple[str, Agreement]]:
+def judged(changes: Sequence[Change]) -> dict[str, Agreement]:
     """What must agree, by name: the speedups, and what compiled steps take."""
-    errors = [(change.judgement.change, error_of(change.base), error_of(change.new)) for change in changes]
-    known = [(difference, math.hypot(before, after)) for difference, before, after in errors if before and after]
-    yield "ln(speedup)", by_precision([difference for difference, _ in known], [error for _, error in known])
-    on_device = [(change.base.compiled_device_ms, change.new.compiled_device_ms) for change in changes]
-    taken = [math.log(after / before) for before, after in on_device if before and after]
+    before, after = ([change.base for change in changes], [change.new for change in changes])
+    parts = [standard_errors([row.speedup_low for row in side], [row.speedup_high for row in side]) for side in (before, after)]
+    known = [(change.judgement.change, float(error)) for change, error in zip(changes, np.hypot(*parts), strict=True) if error > 0]
+    found = {"ln(speedup)": by_precision([difference for difference, _ in known], [error for _, error in known])}
+    on_device = [(old.compiled_device_ms, new.compiled_device_ms) for old, new in zip(before, after, strict=True)]
+    taken = [math.log(new_ms / old_ms) for old_ms, new_ms in on_device if old_ms and new_ms]
     if taken:
-        yield "ln(compiled ms on the device)", agreement(taken)
-    else:
-        yield "ln(compiled ms)", agreement([math.log(change.compiled) for change in changes if change.compiled])
+        return found | {"ln(compiled ms on the device)": agreement(taken)}
+    return found | {"ln(compiled ms)": agreement([math.log(change.compiled) for change in changes if change.compiled])}
 
 
 def main() -> int:
@@ -154,7 +147,9 @@ def main() -> int:
     for pair in pairs:
         pair.tell_throughput()
     changes = [change for pair in pairs for change in compare.compare(*pair.runs, min_effect=0.0).changes]
-    agreements = dict(judged(changes))
+    if not changes:
+        parser.error("no task was timed in both runs of a pair")
+    agreements = judged(changes)
     plain = agreement([change.judgement.change for change in changes])
     for name, one in agreements.items():
         print(
@@ -171,7 +166,7 @@ def main() -> int:
 
 def differing(changes: Sequence[Change]) -> list[tuple[Change, float]]:
     """The changes that are none by chance, over all pairs, with their q."""
-    qs = stats.false_discovery_control([change.judgement.p for change in changes], method="bh") if changes else []
+    qs = stats.false_discovery_control([change.judgement.p for change in changes], method="bh")
     return [(change, float(q)) for change, q in zip(changes, qs, strict=True) if q <= FALSE_DISCOVERY_RATE]
 
 

@@ -126,6 +126,12 @@ def test_pairs_of_runs_are_judged_together(tmp_path, monkeypatch, capsys):
     assert f"ln(compiled ms on the device), shared less strict, {tasks} tasks: mean +0.0000" in out
     with pytest.raises(SystemExit):
         judged("strict0", "shared0", "strict1")
+    assert "runs come in pairs" in capsys.readouterr().err
+    untimed = tuple(dataclasses.replace(row, status="oom", **dict.fromkeys(ENDS)) for row in RUN.rows)
+    store_run(str(tmp_path), dataclasses.replace(RUN, run_id="untimed", rows=untimed))
+    with pytest.raises(SystemExit):
+        judged("strict0", "untimed")
+    assert "no task was timed in both" in capsys.readouterr().err
 
 
 def test_a_driver_that_was_killed_held_its_device_until_its_last_row(tmp_path, monkeypatch, capsys):
