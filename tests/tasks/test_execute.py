@@ -181,6 +181,15 @@ class TestRow:
         assert (result.status, result.measurement.accuracy) == (Status.PASS, "pass")
         assert "fallback_random" in result.measurement.accuracy_reason
 
+    def test_its_heap_is_kept_while_it_works_and_given_back_between_phases(self, monkeypatch, uncompiled):
+        seen, enter = [], execute._Execution._enter
+        monkeypatch.setattr(execute.heap, "keep", lambda environment: seen.append("keep") or execute.heap.Heap.KEPT)
+        monkeypatch.setattr(execute.heap, "give_back", lambda: seen.append("give back"))
+        monkeypatch.setattr(execute._Execution, "_enter", lambda execution, phase: seen.append(phase.value) or enter(execution, phase))
+        result = run("mlp")
+        assert result.measurement.machine["heap"] == "kept"
+        assert seen == ["keep", "build", "eager", "give back", "compile", "give back", "verify", "give back", "time"]
+
 
 class TestFailures:
     def test_a_model_that_cannot_be_built(self):

@@ -1,14 +1,53 @@
-"""Faults of a compiler, found by a worker as a sweep starts it: in a process of its own, with nothing in it replaced."""
+"""A worker in a process of its own, with nothing in it replaced: how it ends, and what faults of a compiler it finds."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
-from tasks.spec import CompileSpec, FailureClass, MeasureSpec, ModelSpec, PrecisionSpec, ResourceSpec, Status, TaskSpec
+from tasks.spec import (
+    CompileSpec,
+    FailureClass,
+    MeasureSpec,
+    ModelSpec,
+    PrecisionSpec,
+    ResourceSpec,
+    Status,
+    TaskSpec,
+    WorkerResult,
+    decode,
+    encode,
+)
 from tasks.supervisor import Finished, supervise
 from tests.tasks.processes_fixtures import attempt
 
 QUICK = MeasureSpec(half_width=10.0, min_pairs=7, max_pairs=7, max_time_s=2.0, block_iterations=1, warmup_max_s=0.2)
+
+ENDS = """
+import os, runpy, sys
+
+class Last:
+    def __del__(self):
+        os.write(1, b"taken apart")
+
+last = Last()
+runpy.run_module("tasks.worker", run_name="__main__")
+"""
+
+
+def test_it_leaves_its_result_and_takes_nothing_apart(tmp_path):
+    spec, out = tmp_path / "spec.json", tmp_path / "out.json"
+    task = TaskSpec("toy/pass", ModelSpec("toy", "pass"), mode="inference", backend="toy", precision=PrecisionSpec("float32"))
+    spec.write_text(json.dumps(encode(task)))
+    done = subprocess.run(
+        [sys.executable, "-c", ENDS, spec, out], cwd=Path(__file__).parent.parent.parent, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert decode(WorkerResult, json.loads(out.read_text())).status is Status.PASS
 
 
 def judged(fault, mode):
