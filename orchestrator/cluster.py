@@ -53,8 +53,8 @@ class Cluster(Protocol):
         """Software and devices by node name; a text where a node cannot say, with the reason. A node that is gone meanwhile is left out."""
         ...
 
-    def warm_up(self, nodes: Sequence[NodeInfo], modules: Sequence[str], fork: bool) -> dict[str, str]:
-        """Have each node read these libraries once; what went wrong, by node name. ``fork``: workers are to be forked from who has them."""
+    def warm_up(self, nodes: Sequence[NodeInfo], modules: Sequence[str], device: str) -> dict[str, str]:
+        """Have each node read these libraries once, for workers on ``device``; what went wrong, by node name."""
         ...
 
     def launch(self, task: TaskSpec, attempt: Attempt, avoid: frozenset[str], alone: bool) -> None:
@@ -141,8 +141,8 @@ class RayCluster:
         said = self._ask_each(self.nodes(), PROBE_TIMEOUT_S, _probe_node)
         return {name: answer if isinstance(answer, str) else decode(NodeProbe, answer) for name, answer in said.items()}
 
-    def warm_up(self, nodes: Sequence[NodeInfo], modules: Sequence[str], fork: bool) -> dict[str, str]:
-        said = self._ask_each(nodes, WARM_UP_LIMIT_S + PROBE_TIMEOUT_S, preload, tuple(modules), WARM_UP_LIMIT_S, fork)
+    def warm_up(self, nodes: Sequence[NodeInfo], modules: Sequence[str], device: str) -> dict[str, str]:
+        said = self._ask_each(nodes, WARM_UP_LIMIT_S + PROBE_TIMEOUT_S, preload, tuple(modules), WARM_UP_LIMIT_S, device)
         return {name: answer for name, answer in said.items() if answer}
 
     def _ask_each(self, nodes: Sequence[NodeInfo], limit_s: float, ask: Callable[..., Any], *arguments: Any) -> dict[str, Any]:

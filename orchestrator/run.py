@@ -44,7 +44,7 @@ from orchestrator.sharing import Sharing, roomier, work_out
 from orchestrator.sink import StoreSink, clear_spool, store_rows
 from orchestrator.store import RunStore, Store
 from orchestrator.sweep import Sweep, SweepTask
-from tasks.preload import FORKED_DEVICES, modules_of
+from tasks.preload import modules_of
 from tasks.probe import NodeProbe, code_version
 from tasks.spec import Attempt, ResourceSpec, Status, TaskSpec
 
@@ -106,9 +106,7 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
         plan = replanned(earlier.plan(), fresh) if earlier else fresh
         specs = [planned.task for planned in plan if planned.skip_reason is None]
         check(specs, nodes, probes, code_version(), mix_accelerators=loaded.manifest.execution.mix_accelerators)
-        fork = device in FORKED_DEVICES
-        if request.address or fork:  # before the run's lock is taken: it may last
-            _warm_up(cluster, nodes, specs, fork, console)
+        _warm_up(cluster, nodes, specs, device, console)  # before the run's lock is taken: it may last
         run_store = earlier or store.create(_record(request, loaded, nodes, device, sharing), plan)
         with resumable(resume_command(request, run_store.run_id)), run_store, marked_when_broken_off(run_store):
             if earlier:
@@ -127,8 +125,8 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
 # --- before ---------------------------------------------------------------------------------------------------------------------
 
 
-def _warm_up(cluster: Cluster, nodes: Sequence[NodeInfo], specs: Sequence[TaskSpec], fork: bool, console: Console) -> None:
-    """So that no task of a node loads its libraries from a cold disk, and with ``fork`` finds a process to be forked from that has them.
+def _warm_up(cluster: Cluster, nodes: Sequence[NodeInfo], specs: Sequence[TaskSpec], device: str, console: Console) -> None:
+    """So that no task of a node loads its libraries from a cold disk, but finds a process to be forked from that has them.
 
     The run does not depend on it.
     """
@@ -136,7 +134,7 @@ def _warm_up(cluster: Cluster, nodes: Sequence[NodeInfo], specs: Sequence[TaskSp
     usable = suitable({task.resources for task in specs}, nodes)
     if modules and usable:
         console.print(f"{len(usable)} node(s) load the libraries that the models need", highlight=False)
-        for name, complaint in cluster.warm_up(usable, modules, fork).items():
+        for name, complaint in cluster.warm_up(usable, modules, device).items():
             console.print(f"node {name} starts cold: {complaint}", soft_wrap=True, highlight=False)
 
 

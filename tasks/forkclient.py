@@ -52,8 +52,10 @@ class UnpreparedError(Exception):
     """No prepared parent does what was asked of it."""
 
 
-def prepare(modules: Sequence[str], base: str, python_path: str, limit_s: float, idle_s: float = IDLE_S) -> str | None:
-    """Have the parent that fits this process import ``modules``, and start it if there is none; what went wrong with the imports.
+def prepare(modules: Sequence[str], device: str, base: str, python_path: str, limit_s: float, idle_s: float = IDLE_S) -> str | None:
+    """Have the parent that fits this process and workers on ``device`` import ``modules``; what went wrong with the imports.
+
+    It is started if there is none.
 
     ``base``: the directory under which the node's processes meet. A parent that takes longer than ``limit_s`` is ended.
 
@@ -65,17 +67,19 @@ def prepare(modules: Sequence[str], base: str, python_path: str, limit_s: float,
         raise UnpreparedError(f"{SWITCH} is 0")
     give_up_s = time.monotonic() + limit_s
     try:
-        path = socket_path(base, key(os.environ, python_path))
+        path = socket_path(base, key(os.environ, python_path, device))
         with _reach(path, python_path, idle_s, give_up_s) as connection:
-            return _prepared(connection, modules, give_up_s - time.monotonic())
+            return _prepared(connection, modules, device, give_up_s - time.monotonic())
     except TimeoutError:
         raise
     except (OSError, ValueError, UnsafeDirectoryError) as error:
         raise UnpreparedError(f"{type(error).__name__}: {error}") from error
 
 
-def fork_guardian(base: str, python_path: str, streams: Sequence[int]) -> None:
-    """Have a guardian forked that has ``streams`` as its input, output and errors, and this process's environment, directory and cores.
+def fork_guardian(device: str, base: str, python_path: str, streams: Sequence[int]) -> None:
+    """Have a guardian forked for a worker on ``device``.
+
+    It has ``streams`` as its input, output and errors, and this process's environment, directory and cores.
 
     Raises:
         UnpreparedError: there is no parent that fits, or it does not answer, or must not be forked.
@@ -85,7 +89,7 @@ def fork_guardian(base: str, python_path: str, streams: Sequence[int]) -> None:
     try:
         if not any(user_directory(base).glob(ANY_PARENT)):  # said before a key is worked out: a run of toys needs none
             raise UnpreparedError("the node has no prepared parent")
-        path = socket_path(base, key(os.environ, python_path))
+        path = socket_path(base, key(os.environ, python_path, device))
         connection = _connected(path)
         if connection is None:
             raise UnpreparedError(_why_it_is_gone(path))
@@ -109,10 +113,10 @@ def _why_it_is_gone(path: Path) -> str:
     return "no prepared parent is like this process"
 
 
-def _prepared(connection: socket.socket, modules: Sequence[str], limit_s: float) -> str | None:
+def _prepared(connection: socket.socket, modules: Sequence[str], device: str, limit_s: float) -> str | None:
     connection.settimeout(max(0.01, limit_s))
     try:
-        connection.send(json.dumps({"ask": "prepare", "modules": list(modules)}).encode())
+        connection.send(json.dumps({"ask": "prepare", "modules": list(modules), "device": device}).encode())
         problem = _answer(connection)["problem"]
     except TimeoutError:
         if (parent := identity(peer(connection).pid)) is not None:

@@ -4,7 +4,7 @@
 
 listens at the socket PATH, one message and one answer for each connection (``tasks.forkclient``):
 
-    {"ask": "prepare", "modules": [...]}                               {"problem": null, "obstacle": null}
+    {"ask": "prepare", "modules": [...], "device": "cuda"}             {"problem": null, "obstacle": null}
     {"ask": "guardian", "environment": {...}, "directory": "/",
      "cores": [0, 1]} with descriptors for input, output, errors       {"pid": 123}, or {"obstacle": "it has 2 threads"}
 
@@ -36,6 +36,7 @@ from tasks.forkable import descriptors, obstacle, strangers
 from tasks.forked import Surroundings, fork
 from tasks.peer import peer
 from tasks.prepared import lock_path, unfit_path
+from tasks.presumed_gpu import presumed_gpu, spoils_cuda
 from tasks.processes import reap
 
 MESSAGE_LIMIT_BYTES = 1 << 18
@@ -115,19 +116,19 @@ class _Server:
 
     def _answer(self, message: dict[str, Any], received: Sequence[int]) -> dict[str, Any]:
         match message:
-            case {"ask": "prepare", "modules": list(modules)}:
-                return self._prepare(modules)
+            case {"ask": "prepare", "modules": list(modules), "device": str(device)}:
+                return self._prepare(modules, device)
             case {"ask": "guardian"} if len(received) == _STREAMS:
                 return self._fork_guardian(message, received)
         raise ValueError(f"a message that is none: {message}")
 
-    def _prepare(self, modules: Sequence[str]) -> dict[str, Any]:
+    def _prepare(self, modules: Sequence[str], device: str) -> dict[str, Any]:
         before = descriptors()
-        problem = _import(modules)
+        problem = import_libraries(modules, device)
         self._prepared = True
         gc.collect()
         gc.freeze()  # what is never looked at for garbage is never written to, and stays one with the children's
-        self._unfit = obstacle() or strangers(before)
+        self._unfit = obstacle() or strangers(before) or ("CUDA would not work in its children" if spoils_cuda() else None)
         return {"problem": problem, "obstacle": self._unfit}
 
     def _fork_guardian(self, message: dict[str, Any], received: Sequence[int]) -> dict[str, Any]:
@@ -145,15 +146,18 @@ class _Server:
         return {"pid": pid}
 
 
-def _import(modules: Sequence[str]) -> str | None:
-    """Import what is installed of ``modules``, and what of this project is used with it; what went wrong."""
+def import_libraries(modules: Sequence[str], device: str) -> str | None:
+    """Import what is installed of ``modules``, and what of this project is used with it, for workers on ``device``; what went wrong."""
     try:
-        for name in modules:
-            if importlib.util.find_spec(name.partition(".")[0]):
-                importlib.import_module(name)
-            if name == "torch" in sys.modules:
-                _import_what_uses_torch()
-        importlib.import_module("tasks.worker")
+        with contextlib.ExitStack() as undone:
+            for name in modules:
+                if importlib.util.find_spec(name.partition(".")[0]):
+                    importlib.import_module(name)
+                if name == "torch" in sys.modules:
+                    if device == "cuda":
+                        undone.enter_context(presumed_gpu())
+                    _import_what_uses_torch()
+            importlib.import_module("tasks.worker")
     except Exception as error:  # noqa: BLE001 - a library may raise anything; in a worker that needs it, it will again
         return f"{type(error).__name__}: {error}"
     return None

@@ -19,19 +19,12 @@ from tasks.launch import importable_paths
 from tasks.lease import meeting_place
 from tasks.processes import die_with_parent
 
-FORKED_DEVICES = ("cpu",)
-"""Kinds of devices whose workers may be forked from a parent that sees no GPU. Not CUDA: torch 2.11's Inductor decides at import how its
-autotuner times kernels, by whether it sees one."""
+_ROOT = Path(__file__).parent.parent
 
 ALWAYS = ("torch", "torch._dynamo", "torch._inductor.compile_fx", "triton")
 OF_SUITES = {"huggingface": ("transformers",), "timm": ("torchvision", "timm"), "torchbench": ("torchvision",)}
 
-_IMPORT = """
-import importlib, importlib.util, sys
-for name in sys.argv[1:]:
-    if importlib.util.find_spec(name.partition(".")[0]):
-        importlib.import_module(name)
-"""
+_IMPORT = "import sys; from tasks.forkserver import import_libraries; sys.exit(import_libraries(sys.argv[1:], 'cpu'))"
 
 
 def modules_of(suites: Iterable[str]) -> tuple[str, ...]:
@@ -40,13 +33,11 @@ def modules_of(suites: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*ALWAYS, *(name for suite in real for name in OF_SUITES.get(suite, ()))))) if real else ()
 
 
-def preload(modules: Iterable[str], limit_s: float, fork: bool) -> str | None:
-    """Import ``modules``, as far as they are installed; why that did not work, if it did not. ``fork``: workers may be forked then."""
+def preload(modules: Iterable[str], limit_s: float, device: str) -> str | None:
+    """Import ``modules``, as far as they are installed, for workers on ``device``; why that did not work, if it did not."""
     names = tuple(modules)
-    if not fork:
-        return _read_once(names, limit_s)
     try:
-        return prepare(names, meeting_place(tempfile.gettempdir()), importable_paths(Path(__file__).parent.parent), limit_s)
+        return prepare(names, device, meeting_place(tempfile.gettempdir()), importable_paths(_ROOT), limit_s)
     except TimeoutError:
         return _too_long(names, limit_s)
     except UnpreparedError:
@@ -55,7 +46,7 @@ def preload(modules: Iterable[str], limit_s: float, fork: bool) -> str | None:
 
 def _read_once(modules: Sequence[str], limit_s: float) -> str | None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": importable_paths(_ROOT)}
     die_with_me = partial(die_with_parent, os.getpid())
     command = [sys.executable, "-c", _IMPORT, *modules]
     try:

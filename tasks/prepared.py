@@ -1,9 +1,9 @@
 """What a prepared parent and the worker that is to be forked from it must have in common. Standard library only.
 
-All of it goes into a key, which is part of the name of the parent's socket: one that was prepared otherwise is not found. The key holds the
-interpreter, where it imports from, what is installed there, this package's own files, and the environment. Of the environment everything
-counts, but for what is set for each attempt anyway and for what tells one terminal from another: who cannot know what a library reads while
-it is imported had better prepare another parent once too often.
+All of it goes into a key, which is part of the name of the parent's socket: one that was prepared otherwise is not found. The key holds
+the kind of device, the interpreter, where it imports from, what is installed there, this package's own files, and the environment. Of the
+environment everything counts, but for what is set for each attempt anyway and for what tells one terminal from another: who cannot know
+what a library reads while it is imported had better prepare another parent once too often.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ def parents_environment(environment: Mapping[str, str], python_path: str) -> dic
     return _UNLESS_SET | common(environment) | kept | _ALONE | {"PYTHONPATH": python_path}
 
 
-def key(environment: Mapping[str, str], python_path: str) -> str:
-    """Short, for a socket's name must be."""
+def key(environment: Mapping[str, str], python_path: str, device: str) -> str:
+    """Of a parent for workers on ``device``. Short, for a socket's name must be."""
     software = [[str(path), path.stat().st_mtime_ns] for path in (*_installed(python_path), *_own_files())]
-    everything = [sys.executable, sys.version, python_path, common(environment), software]
+    everything = [sys.executable, sys.version, python_path, device, common(environment), software]
     return hashlib.sha256(json.dumps(everything).encode()).hexdigest()[:16]
 
 

@@ -25,7 +25,6 @@ from tasks.devices import cores_of, device_of
 from tasks.forkclient import UnpreparedError, fork_guardian
 from tasks.launch import importable_paths
 from tasks.lease import meeting_place
-from tasks.preload import FORKED_DEVICES
 from tasks.processes import Identity, identity, kill
 from tasks.scratch import UnsafeDirectoryError, clear_leftovers, user_directory
 from tasks.spec import Attempt, FailureClass, Outcome, Phase, SpecError, Status, TaskSpec, decode, encode
@@ -254,13 +253,11 @@ def _forked_guardian(request: Request) -> tuple[IO[bytes], IO[bytes]]:
     Raises:
         UnpreparedError: there is none that fits.
     """
-    if request.task.resources.device not in FORKED_DEVICES:
-        raise UnpreparedError("libraries decide at import by the GPUs that they see")
     its_input, ours = os.pipe()
     theirs, its_output = os.pipe()
     streams = os.fdopen(ours, "wb"), os.fdopen(theirs, "rb")
     try:
-        fork_guardian(request.meeting_place, request.python_path, (its_input, its_output, _ERRORS))
+        fork_guardian(request.task.resources.device, request.meeting_place, request.python_path, (its_input, its_output, _ERRORS))
     except UnpreparedError:
         for stream in streams:
             stream.close()

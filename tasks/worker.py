@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tasks.channel import Channel
 from tasks.ending import leave
+from tasks.frames import with_room
 from tasks.spec import TaskSpec, WorkerResult, decode, encode
 from tasks.verdict import DISK_FULL, DISK_FULL_STATUS
 
@@ -46,7 +47,7 @@ def run(task: TaskSpec, channel: Channel, out_path: Path, process: int = 0) -> W
         return toy.run(task, channel, out_path, process)
     from tasks.execute import execute
 
-    return execute(task, channel, process)
+    return with_room(lambda: execute(task, channel, process))
 
 
 def combined(results: list[WorkerResult], task: TaskSpec) -> WorkerResult:

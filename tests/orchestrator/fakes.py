@@ -40,8 +40,8 @@ class FakeCluster:
     def probe(self):
         return {}
 
-    def warm_up(self, nodes, modules, fork):
-        self.warmed = tuple(node.name for node in nodes), tuple(modules), fork
+    def warm_up(self, nodes, modules, device):
+        self.warmed = tuple(node.name for node in nodes), tuple(modules), device
         return {}
 
     def launch(self, task, attempt, avoid, alone):

@@ -363,22 +363,20 @@ def test_the_nodes_that_get_tasks_load_what_the_models_need(tmp_path):
     head = dataclasses.replace(NODE, name="head", num_cpus=0.0)
     cluster = FakeCluster()
     specs = [dataclasses.replace(task("m"), model=ModelSpec("timm", "m"))]
-    runs._warm_up(cluster, [head, NODE], specs, True, Console(file=io.StringIO()))
-    assert cluster.warmed == ((NODE.name,), modules_of(["timm"]), True)
-    runs._warm_up(cluster, [head, NODE], specs, False, Console(file=io.StringIO()))
-    assert cluster.warmed == ((NODE.name,), modules_of(["timm"]), False)
+    runs._warm_up(cluster, [head, NODE], specs, "cuda", Console(file=io.StringIO()))
+    assert cluster.warmed == ((NODE.name,), modules_of(["timm"]), "cuda")
     cluster.warmed = None
-    runs._warm_up(cluster, [NODE], [task("toy")], True, Console(file=io.StringIO()))
+    runs._warm_up(cluster, [NODE], [task("toy")], "cpu", Console(file=io.StringIO()))
     assert cluster.warmed is None
 
 
 def test_a_node_that_cannot_warm_up_starts_cold(tmp_path):
     class Cold(FakeCluster):
-        def warm_up(self, nodes, modules, fork):
+        def warm_up(self, nodes, modules, device):
             return {NODE.name: "the disk"}
 
     console = Console(file=io.StringIO(), width=200)
-    runs._warm_up(Cold(), [NODE], [dataclasses.replace(task("m"), model=ModelSpec("timm", "m"))], True, console)
+    runs._warm_up(Cold(), [NODE], [dataclasses.replace(task("m"), model=ModelSpec("timm", "m"))], "cpu", console)
     assert f"node {NODE.name} starts cold: the disk" in console.file.getvalue()
 
 

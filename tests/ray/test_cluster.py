@@ -144,8 +144,8 @@ def test_every_node_says_what_it_has(cluster):
 def test_a_node_that_dies_while_it_is_asked_is_left_out(cluster):
     (here,) = cluster.nodes()
     gone = dataclasses.replace(here, name="gone", node_id="0f" * 28)
-    assert cluster.warm_up([gone, here], ["no_such_module"], True) == {}
-    assert set(cluster.warm_up([gone, here], ["json", "antigravity.no_such_part"], True)) == {here.name}
+    assert cluster.warm_up([gone, here], ["no_such_module"], "cpu") == {}
+    assert set(cluster.warm_up([gone, here], ["json", "antigravity.no_such_part"], "cpu")) == {here.name}
 
 
 def test_no_cluster_at_the_address_is_a_clear_error(cluster):

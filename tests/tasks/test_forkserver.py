@@ -42,7 +42,7 @@ from tests.tasks.test_supervisor import ENDS, ROOT, calling_process
 
 def start_parent(*modules, idle_s=60.0):
     """A parent that has imported ``modules``; its process number."""
-    assert prepare(modules or ("json",), lease.SHARED_MEMORY, importable_paths(ROOT), 60.0, idle_s) is None
+    assert prepare(modules or ("json",), "cpu", lease.SHARED_MEMORY, importable_paths(ROOT), 60.0, idle_s) is None
     found = set()
     while len(found) != 1:  # until those who came too late have ended
         found = parents_of(lease.SHARED_MEMORY)
@@ -175,13 +175,19 @@ def test_what_is_measured_in_several_processes_is_measured_in_fresh_ones(prepare
     assert set(outcome.samples.process) == {0, 1}
 
 
-def test_workers_on_a_gpu_are_fresh(prepared_node):
-    """Torch 2.11 decides at import, by whether it sees a GPU, how Inductor's autotuner times kernels."""
-    start_parent()
+def test_workers_on_a_gpu_have_a_parent_of_their_own(prepared_node):
+    """It has imported as if there were a GPU: torch 2.11's Inductor decides then how its autotuner times kernels."""
     wanted = dataclasses.replace(toy("pass"), resources=ResourceSpec("cuda", num_gpus=1.0))
-    *_, last = supervise(wanted, dataclasses.replace(attempt(), gpu_ids=("0",)))
-    assert last.outcome.status is Status.PASS
-    assert how_started(last.outcome) == "fresh: libraries decide at import by the GPUs that they see"
+
+    def start_of_worker():
+        *_, last = supervise(wanted, dataclasses.replace(attempt(), gpu_ids=("0",)))
+        assert last.outcome.status is Status.PASS
+        return how_started(last.outcome)
+
+    start_parent()
+    assert start_of_worker() == "fresh: no prepared parent is like this process"
+    assert prepare(["json"], "cuda", lease.SHARED_MEMORY, importable_paths(ROOT), 60.0, 60.0) is None
+    assert start_of_worker() == "forked"
 
 
 def test_what_torch_has_chosen_for_good_at_import_is_left_to_fresh_ones(prepared_node, monkeypatch):
@@ -289,7 +295,7 @@ def test_a_parent_is_private_and_holds_nobodys_pipes(prepared_node):
 
 def test_those_who_prepare_at_once_share_one_parent(prepared_node):
     problems = []
-    arguments = ["json"], lease.SHARED_MEMORY, importable_paths(ROOT), 60.0
+    arguments = ["json"], "cpu", lease.SHARED_MEMORY, importable_paths(ROOT), 60.0
     threads = [threading.Thread(target=lambda: problems.append(prepare(*arguments))) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -307,7 +313,7 @@ THREAD = "import threading, time\ndef start(*_): threading.Thread(target=time.sl
 def test_a_parent_with_a_second_thread_says_so_and_ends(prepared_node, tmp_path, monkeypatch):
     (tmp_path / "has_a_thread.py").write_text(f"{THREAD}start()\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert prepare(["has_a_thread"], lease.SHARED_MEMORY, importable_paths(ROOT), 60.0) is None  # it is imported, after all
+    assert prepare(["has_a_thread"], "cpu", lease.SHARED_MEMORY, importable_paths(ROOT), 60.0) is None  # it is imported, after all
     wait_until(lambda: not parents_of(lease.SHARED_MEMORY), "its end")
     outcome = finish(toy("pass"))
     assert outcome.status is Status.PASS
@@ -317,7 +323,7 @@ def test_a_parent_with_a_second_thread_says_so_and_ends(prepared_node, tmp_path,
 def test_a_parent_that_has_something_open_after_its_imports_says_so_and_ends(prepared_node, tmp_path, monkeypatch):
     (tmp_path / "keeps_a_file.py").write_text("file = open('/dev/zero')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert prepare(["keeps_a_file"], lease.SHARED_MEMORY, importable_paths(ROOT), 60.0) is None
+    assert prepare(["keeps_a_file"], "cpu", lease.SHARED_MEMORY, importable_paths(ROOT), 60.0) is None
     wait_until(lambda: not parents_of(lease.SHARED_MEMORY), "its end")
     assert how_started(finish(toy("pass"))).endswith("(/dev/zero) was opened by an import")
 
@@ -348,8 +354,16 @@ def test_a_parent_that_does_not_answer_is_done_without(prepared_node, monkeypatc
 
 def test_a_parent_survives_nonsense(prepared_node):
     parent = start_parent()
-    path = socket_path(meeting_place(""), key(os.environ, importable_paths(ROOT)))
-    for message in (b"\xff", b"[]", b'{"ask": "guardian"}', b'{"ask": "prepare", "modules": 3}', b'{"ask": "what"}', b""):
+    path = socket_path(meeting_place(""), key(os.environ, importable_paths(ROOT), "cpu"))
+    for message in (
+        b"\xff",
+        b"[]",
+        b'{"ask": "guardian"}',
+        b'{"ask": "prepare", "modules": 3, "device": "cpu"}',
+        b'{"ask": "prepare", "modules": []}',
+        b'{"ask": "what"}',
+        b"",
+    ):
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
             connection.connect(str(path))
             connection.send(message)
@@ -370,9 +384,9 @@ def test_where_no_parent_can_be_none_is_missed(prepared_node, tmp_path):
     far = tmp_path / ("d" * 100)
     far.mkdir()
     with pytest.raises(UnpreparedError, match="too long"):
-        prepare(["json"], str(far), importable_paths(ROOT), 10.0)
+        prepare(["json"], "cpu", str(far), importable_paths(ROOT), 10.0)
     with pytest.raises(UnpreparedError):
-        fork_guardian(str(far), importable_paths(ROOT), (0, 1, 2))
+        fork_guardian("cpu", str(far), importable_paths(ROOT), (0, 1, 2))
 
 
 # --- killed at random -------------------------------------------------------------------------------------------------------------------
@@ -387,7 +401,7 @@ def kill_and_prepare(node_directory, kills, pause_s):
     def prepare_again():
         while not stop.wait(0.2):
             with contextlib.suppress(UnpreparedError):  # it was killed while it was asked
-                prepare(["json"], lease.SHARED_MEMORY, importable_paths(ROOT), 60.0, 60.0)
+                prepare(["json"], "cpu", lease.SHARED_MEMORY, importable_paths(ROOT), 60.0, 60.0)
 
     start_parent()
     preparing = threading.Thread(target=prepare_again)

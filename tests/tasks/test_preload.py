@@ -32,23 +32,16 @@ def test_toys_need_nothing_and_suites_their_own():
 
 def test_modules_are_imported_elsewhere_and_what_is_not_installed_is_left_out(node):
     (node / "leaves_a_mark.py").write_text(f"open({str(node / 'mark')!r}, 'w').close()")
-    assert preload(["leaves_a_mark", "is_not_there"], 30.0, fork=True) is None
+    assert preload(["leaves_a_mark", "is_not_there"], 30.0, "cpu") is None
     assert (node / "mark").exists()
     assert "leaves_a_mark" not in sys.modules
-
-
-def test_where_nobody_is_to_be_forked_no_parent_stays(node):
-    (node / "leaves_a_mark.py").write_text(f"open({str(node / 'mark')!r}, 'w').close()")
-    assert preload(["leaves_a_mark"], 30.0, fork=False) is None
-    assert (node / "mark").exists()
-    assert not parents_of(lease.SHARED_MEMORY)
 
 
 def test_a_failure_is_told(node):
     (node / "is_broken.py").write_text("raise OSError('the disk')")
     (node / "takes_long.py").write_text("import time; time.sleep(60)")
-    assert preload(["is_broken"], 30.0, fork=True) == "OSError: the disk"
-    assert "takes_long took more than 0.7 s" in preload(["takes_long"], 0.7, fork=True)
+    assert preload(["is_broken"], 30.0, "cpu") == "OSError: the disk"
+    assert "takes_long took more than 0.7 s" in preload(["takes_long"], 0.7, "cpu")
     wait_until(lambda: not parents_of(lease.SHARED_MEMORY), "the end of what took too long")
 
 
@@ -59,7 +52,7 @@ def test_where_no_parent_survives_the_libraries_are_read_all_the_same(prepared_n
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert preload(["leaves_a_mark"], 30.0, fork=True) is None
+    assert preload(["leaves_a_mark"], 30.0, "cpu") is None
     assert (tmp_path / "mark").exists()
 
 
@@ -68,7 +61,7 @@ def test_where_nobody_can_meet_the_libraries_are_read_all_the_same(prepared_node
     far.mkdir()
     monkeypatch.setattr(lease, "SHARED_MEMORY", str(far))
     (tmp_path / "leaves_a_mark.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w').close()")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert preload(["leaves_a_mark"], 30.0, fork=True) is None
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert preload(["leaves_a_mark"], 30.0, "cpu") is None
     assert (tmp_path / "mark").exists()
     assert Path(far).is_dir()

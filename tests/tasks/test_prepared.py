@@ -26,7 +26,7 @@ BASE = {"HOME": "/home/me", "TORCH_LOGS": "graph_breaks", "PATH": "/bin"}
     ],
 )
 def test_another_environment_is_another_parent(changed):
-    assert key(BASE | changed, "/code") != key(BASE, "/code")
+    assert key(BASE | changed, "/code", "cpu") != key(BASE, "/code", "cpu")
 
 
 @pytest.mark.parametrize(
@@ -40,44 +40,48 @@ def test_another_environment_is_another_parent(changed):
     ],
 )
 def test_what_is_set_for_each_attempt_or_by_a_terminal_is_none(changed):
-    assert key(BASE | changed, "/code") == key(BASE, "/code")
+    assert key(BASE | changed, "/code", "cpu") == key(BASE, "/code", "cpu")
 
 
 def test_where_it_imports_from_counts_and_what_is_installed_there(tmp_path, monkeypatch):
     site = tmp_path / "site-packages"
     site.mkdir()
     monkeypatch.setattr(sys, "path", [*sys.path, str(site)])
-    keys = [key(BASE, "/code"), key(BASE, "/more/code")]
+    keys = [key(BASE, "/code", "cpu"), key(BASE, "/more/code", "cpu")]
     (site / "torch-9.0.dist-info").mkdir()
-    keys.append(key(BASE, "/code"))
+    keys.append(key(BASE, "/code", "cpu"))
     os.utime(site / "torch-9.0.dist-info", (1, 1))  # the same version, installed again
-    keys.append(key(BASE, "/code"))
+    keys.append(key(BASE, "/code", "cpu"))
     (site / "__editable__.pth").touch()
-    keys.append(key(BASE, "/code"))
+    keys.append(key(BASE, "/code", "cpu"))
     (site / "__pycache__").mkdir()  # whoever imports may leave this
     (site / "notes.txt").touch()
     assert len(set(keys)) == len(keys)
-    assert key(BASE, "/code") == keys[-1]
+    assert key(BASE, "/code", "cpu") == keys[-1]
 
 
 def test_packages_beside_the_installation_count_as_well(tmp_path):
-    before = key(BASE, str(tmp_path))
+    before = key(BASE, str(tmp_path), "cpu")
     (tmp_path / "models-1.0.egg-info").mkdir()
-    assert key(BASE, str(tmp_path)) != before
+    assert key(BASE, str(tmp_path), "cpu") != before
 
 
 def test_another_version_of_this_package_is_another_parent(tmp_path, monkeypatch):
     (tmp_path / "worker.py").touch()
     monkeypatch.setattr(prepared, "__file__", str(tmp_path / "prepared.py"))
-    before = key(BASE, "/code")
+    before = key(BASE, "/code", "cpu")
     os.utime(tmp_path / "worker.py", (1, 1))
-    assert key(BASE, "/code") != before
+    assert key(BASE, "/code", "cpu") != before
+
+
+def test_another_kind_of_device_is_another_parent():
+    assert key(BASE, "/code", "cpu") != key(BASE, "/code", "cuda")
 
 
 def test_another_interpreter_is_another_parent(monkeypatch):
-    before = key(BASE, "/code")
+    before = key(BASE, "/code", "cpu")
     monkeypatch.setattr(sys, "executable", "/another/python")
-    assert key(BASE, "/code") != before
+    assert key(BASE, "/code", "cpu") != before
 
 
 def test_a_parent_imports_with_one_thread_and_no_gpu_and_else_as_its_workers_would():

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tasks import execute, worker
+from tasks.channel import Channel
+from tasks.frames import ROOM_BYTES
 from tasks.spec import (
     CompileSpec,
     FailureClass,
@@ -48,6 +51,19 @@ def test_it_leaves_its_result_and_takes_nothing_apart(tmp_path):
     )
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert decode(WorkerResult, json.loads(out.read_text())).status is Status.PASS
+
+
+def test_frames_above_it_have_room(monkeypatch):
+    task = TaskSpec("timm/m", ModelSpec("timm", "m"), mode="inference", backend="inductor", precision=PrecisionSpec("float32"))
+
+    def claimed_below(*_):
+        frame, most = sys._getframe(), 0
+        while frame is not None:
+            frame, most = frame.f_back, max(most, frame.f_code.co_stacksize)
+        return most
+
+    monkeypatch.setattr(execute, "execute", claimed_below)
+    assert worker.run(task, Channel(None), Path()) * 8 > ROOM_BYTES
 
 
 def judged(fault, mode):
