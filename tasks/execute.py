@@ -171,11 +171,13 @@ class _Execution:
         with self._turn(self.task.resources.peak_mib or 0.0):
             workload.step()  # the first one takes longer
         self.step_mib = self.peak.so_far() or 0.0
-        eager_s = self._seconds(workload, device)
+        before = step.generators(device)
+        eager_s = self._seconds(undropped(workload.step), device)
+        draws = step.generators(device) != before  # or nothing can follow from what it draws
         if eager_s * SLOW_STEPS > self.task.deadlines.eager_s:
             self.remarks.append(f"a step takes {eager_s:.0f} s: whether it draws random numbers was not looked at")
             return Randomness.NONE, eager_s
-        random = self._randomness(workload, state, device)
+        random = self._randomness(workload, state, device) if draws else Randomness.NONE
         self._note(random_numbers=random.value)
         return random, eager_s
 
@@ -247,10 +249,10 @@ class _Execution:
             found |= {f"gradient.{name}": judgement.gradient_of(one) for name, one in workload.module.named_parameters()}
         return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
 
-    def _seconds(self, workload: Workload, device: torch.device) -> float:
+    def _seconds(self, one_step: Callable[[], Any], device: torch.device) -> float:
         step.synchronize(device)
         began = time.perf_counter()
-        workload.step()
+        one_step()
         step.synchronize(device)
         return time.perf_counter() - began
 

@@ -252,6 +252,17 @@ def seed_everything(seed: int) -> None:
         sys.modules["numpy"].random.seed(seed % 2**32)
 
 
+def generators(device: torch.device) -> tuple[object, ...]:
+    """What changes whenever a step draws from a generator that ``seed_everything`` seeds."""
+    states: list[object] = [random.getstate(), torch.get_rng_state().numpy().tobytes()]
+    if "numpy" in sys.modules:
+        _, words, *rest = sys.modules["numpy"].random.get_state()
+        states += [words.tobytes(), *rest]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device).numpy().tobytes())
+    return tuple(states)
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until ``device`` has done all its work; a CPU has."""
     if device.type == "cuda":

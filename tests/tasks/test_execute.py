@@ -851,6 +851,15 @@ def test_little_time_to_verify_means_fewer_steps(uncompiled):
     assert "one step instead of several" in result.measurement.accuracy_reason
 
 
+@pytest.mark.parametrize(("name", "drawn"), [("mlp", 0), ("noisy", 3)])
+def test_what_random_numbers_move_is_looked_at_where_some_are_drawn(monkeypatch, uncompiled, name, drawn):
+    """With the seed, with it again, and with another."""
+    draws, draw = [], execute._Execution._draw
+    monkeypatch.setattr(execute._Execution, "_draw", lambda *arguments: draws.append(arguments[-1]) or draw(*arguments))
+    assert run(name).measurement.random_numbers == ("decisive" if drawn else "none")
+    assert len(draws) == drawn
+
+
 def test_a_slow_step_is_not_looked_at_for_random_numbers(uncompiled):
     result = run("mlp", deadlines=DeadlineSpec(eager_s=1e-6))
     assert "random numbers was not looked at" in result.measurement.accuracy_reason

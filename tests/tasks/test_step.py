@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -207,6 +210,35 @@ class TestState:
         assert list(state.initial) == [name for name, _ in step.named_state(work.module)]
         assert state.initial["buffer.1.running_mean"].sum() == 0
         assert not torch.equal(state.initial["parameter.0.weight"], work.module[0].weight)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        random.random,
+        lambda: random.gauss(0, 1),
+        lambda: torch.rand(1),
+        lambda: nn.Dropout()(torch.ones(3)),
+        np.random.rand,
+        np.random.randn,
+    ],
+)
+def test_whoever_draws_changes_a_generator(draw):
+    step.seed_everything(0)
+    seen = {step.generators(CPU)}
+    for drawn in range(1, 4):  # a generator of normal numbers makes two at a time
+        draw()
+        seen.add(step.generators(CPU))
+        assert len(seen) == drawn + 1
+    step.seed_everything(0)
+    assert step.generators(CPU) in seen
+
+
+def test_a_step_that_draws_nothing_changes_none():
+    work = workload(nn.Sequential(nn.Linear(8, 4), nn.Dropout(0.0)), optimizer="adam")
+    before = step.generators(CPU)
+    work.step()
+    assert step.generators(CPU) == before
 
 
 def test_shapes_are_written_down():
