@@ -10,12 +10,11 @@ import dataclasses
 import math
 import os
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -25,11 +24,10 @@ from tasks.comparison import Rule, leaves
 from tasks.compilation import stance
 from tasks.cuda_queue import CudaQueue
 from tasks.dropout import undropped
+from tasks.headroom import Headroom
 from tasks.judgement import Randomness
-from tasks.memory import PeakMemory
 from tasks.ownership import Ownership
 from tasks.probe import cpu_model
-from tasks.room import Room
 from tasks.spec import AA_PHASES, Accuracy, Blocks, FailureClass, Measurement, Phase, Quality, Samples, Status, TaskSpec, WorkerResult
 from tasks.step import State, Workload
 from tasks.stepper import Machine, Side
@@ -44,8 +42,6 @@ STEPS_PER_CHECK = 8  # eager steps that a check takes per iteration, the float64
 CROWDED_OUT = "results differ, and beside its neighbours no reference fitted that could tell whether they are wrong"
 NEVER_SETTLES = "what was timed could not be judged: it compiles anew each time"
 _UNJUDGED: dict[str, Any] = dict.fromkeys(("accuracy_tensor", "accuracy_margin", "eager_rmse", "compiled_rmse"))
-
-T = TypeVar("T")
 
 
 def execute(task: TaskSpec, channel: Channel, process: int = 0) -> WorkerResult:
@@ -78,10 +74,8 @@ class _Execution:
     samples: Samples = field(default_factory=Samples)
     blocks: Blocks = field(default_factory=Blocks)
     own: Ownership = field(init=False)
-    peak: PeakMemory = field(init=False)
-    room: Room = field(init=False)
+    headroom: Headroom = field(init=False)
     step_mib: float = 0.0  # the peak of an eager step, as measured
-    interrupted: bool = False  # compiling lacked memory, and was gone on with
     remarks: list[str] = field(default_factory=list)  # on how accuracy was judged
 
     def __post_init__(self) -> None:
@@ -91,16 +85,16 @@ class _Execution:
         device = self._device()
         self._enter(Phase.BUILD)
         with self._beside_neighbours():
-            workload = self._relieved(device, partial(self._build, device), self._waits_for_room)
+            workload = self.headroom.fitted(partial(self._build, device), self.headroom.wait)
             self._enter(Phase.EAGER)
             state = State(workload, self.task.seed)
-            reliefs = self._waits_for_room, partial(self._moves_to_host, state)
-            random, eager_s = self._relieved(device, partial(self._eager, workload, state, device), *reliefs)
+            reliefs = self.headroom.wait, partial(self.headroom.to_host, state)
+            random, eager_s = self.headroom.fitted(partial(self._eager, workload, state, device), *reliefs)
         _give_back(device)
         self._enter(Phase.COMPILE)
         kept = bundle.place(self.task, str(self.measurement.device), self.measurement.versions)
         bundle.load(kept)
-        compiled = self._compile(workload, state, device, random, *reliefs, self._waits_for_room)  # to compile again costs most of a task
+        compiled = self._compile(workload, state, device, random, *reliefs, self.headroom.wait)  # to compile again costs most of a task
         _give_back(device)
         self._enter(Phase.VERIFY)
         self._verify(workload, compiled, state, device, random, eager_s)
@@ -144,8 +138,7 @@ class _Execution:
 
     def _use(self, device: torch.device) -> None:
         self.own = Ownership(self.channel, CudaQueue(device) if device.type == "cuda" else None)
-        self.peak = PeakMemory(device)
-        self.room = Room.from_environment(device)
+        self.headroom = Headroom(device, self.task.resources.peak_mib or 0.0, self.remarks)
 
     def _build(self, device: torch.device) -> Workload:
         from tasks.suites.loader import load
@@ -168,9 +161,9 @@ class _Execution:
 
     def _eager(self, workload: Workload, state: State, device: torch.device) -> tuple[Randomness, float]:
         """What the model's random numbers do to its results, and the seconds of an eager step, beside neighbours: good for limits."""
-        with self._turn(self.task.resources.peak_mib or 0.0):
+        with self.headroom.turn():
             workload.step()  # the first one takes longer
-        self.step_mib = self.peak.so_far() or 0.0
+        self.step_mib = self.headroom.peak.so_far() or 0.0
         before = step.generators(device)
         eager_s = self._seconds(undropped(workload.step), device)
         draws = step.generators(device) != before  # or nothing can follow from what it draws
@@ -198,48 +191,10 @@ class _Execution:
         return accuracy.rule_for(self.measurement.accuracy_tolerance or 0.0, workload, self.task.precision, device)
 
     def _moved(self, workload: Workload, state: State, limit: float) -> Randomness:
-        with self._turn(self.step_mib * (WIDER if self.measurement.autocast_dtype else 1.0)):
+        with self.headroom.turn(self.step_mib * (WIDER if self.measurement.autocast_dtype else 1.0)):
             first = {name: value.clone() for name, value in self._draw(workload, state, 0).items()}
         repeated, other = (judgement.movement(first, self._draw(workload, state, offset)) for offset in (0, 1))
         return judgement.randomness_of(other, repeated, limit)
-
-    def _turn(self, peak_mib: float) -> AbstractContextManager[None]:
-        """Take memory in this block, up to a peak of ``peak_mib``, when it is there."""
-        return self.room.turn(max(0.0, peak_mib - self.peak.held_mib()) * 2**20)
-
-    def _relieved(self, device: torch.device, act: Callable[[], T], *reliefs: Callable[[], bool]) -> T:
-        """What ``act`` returns; while it does not fit, once more after each of ``reliefs`` that made room."""
-        left = iter(reliefs)
-        while True:
-            try:
-                return act()
-            except Exception as error:
-                if not failure.lacks_memory(error):
-                    raise
-                failed = error
-            traceback.clear_frames(failed.__traceback__)  # they hold what did not fit
-            accuracy.free_memory(device)
-            if not any(relief() for relief in left):
-                raise failed
-
-    def _waits_for_room(self) -> bool:
-        peak_mib = max(self.peak.so_far() or 0.0, self.task.resources.peak_mib or 0.0)
-        if not self.room.wait_for(max(0.0, peak_mib - self.peak.held_mib()) * 2**20):
-            return False
-        self.remarks.append(f"phase {self.phase.value} lacked memory until neighbours had given some back")
-        self._interrupted()
-        return True
-
-    def _moves_to_host(self, state: State) -> bool:
-        if state.on_host:
-            return False
-        self.remarks.append(f"the saved state was moved to the host in phase {self.phase.value}, for lack of memory")
-        state.to_host()
-        self._interrupted()
-        return True
-
-    def _interrupted(self) -> None:
-        self.interrupted = self.interrupted or self.phase is Phase.COMPILE
 
     def _draw(self, workload: Workload, state: State, offset: int) -> accuracy.Results:
         """What one step from the initial state gives when the generators start from the seed plus ``offset``; until the next step."""
@@ -270,13 +225,13 @@ class _Execution:
         state.restore()
         with compilation.autotune_under(self.own.tuning):
             calls = compilation.first_calls(
-                lambda: self._relieved(device, compiled, *reliefs),
+                lambda: self.headroom.fitted(compiled, *reliefs),
                 lambda: step.synchronize(device),
                 environment.process_tree_cpu_s,
                 self.channel.running_s,
                 self.channel.off_device,
             )
-        if not self.interrupted:
+        if not self.headroom.interrupted:
             self._note(compile_s=calls.compile_s, compile_cpu_s=calls.compile_cpu_s)
         self._note_compiler()
         compilation.require_graphs(self.task.compile)
@@ -298,11 +253,11 @@ class _Execution:
         if random is Randomness.NEGLIGIBLE:
             self.remarks.append("random numbers move its results by next to nothing: each arm drew its own")
         arguments: dict[str, Any] = {"iterations": iterations, "rule": rule, "device": device, "time_s": time_s, "random": random}
-        arguments["turn"] = partial(self._turn, WIDER * (self.peak.so_far() or 0.0))
+        arguments["turn"] = partial(self.headroom.turn, WIDER * (self.headroom.peak.so_far() or 0.0))
         if self._share_of_threads() < torch.get_num_threads():
             compiled = threads.with_all(compiled)
         with compilation.autotune_under(self.own.tuning), self._beside_neighbours():  # a recompile autotunes, too
-            verdict = self._relieved(device, partial(self._checked, workload, compiled, state, arguments), self._waits_for_room)
+            verdict = self.headroom.fitted(partial(self._checked, workload, compiled, state, arguments), self.headroom.wait)
         self._note(
             accuracy=verdict.accuracy.value,
             accuracy_reason="; ".join(dict.fromkeys([*([verdict.reason] if verdict.reason else []), *self.remarks])) or None,
@@ -318,7 +273,7 @@ class _Execution:
     def _checked(self, workload: Workload, compiled: Callable[[], Any], state: State, arguments: dict[str, Any]) -> accuracy.Verdict:
         """The verdict. A failure while no reference fitted beside neighbours is none: it is a lack of memory."""
         verdict = accuracy.check(workload, compiled, state, **arguments)
-        if verdict.accuracy is Accuracy.FAIL and verdict.blind and self.room.crowded():
+        if verdict.accuracy is Accuracy.FAIL and verdict.blind and self.headroom.room.crowded():
             raise torch.OutOfMemoryError(f"{CROWDED_OUT}: {verdict.reason}")
         return verdict
 
@@ -351,14 +306,14 @@ class _Execution:
         )
         began_s = self.channel.running_s()
         # The allocator keeps what these steps took: it is not asked for while timing.
-        eager_mib, compiled_mib = self._relieved(device, partial(self._peaks, sides, eager_s), self._waits_for_room)
+        eager_mib, compiled_mib = self.headroom.fitted(partial(self._peaks, sides, eager_s), self.headroom.wait)
         with measure.quiet_collector(), self.own.warming():
             machine = hardware.machine_for(device, self.measurement.gpu_uuid, lambda: self.own.busy)
             left_s = self.task.deadlines.time_s - (self.channel.running_s() - began_s)
             timing = self._measure(sides, machine, WARM_CUDA_S if device.type == "cuda" else WARM_CPU_S, left_s)
         self.samples, self.blocks = timing.samples, timing.blocks
         self._note(eager_peak_mib=eager_mib, compiled_peak_mib=compiled_mib, neighbours=self.own.neighbours)
-        reason = {"quality_reason": "; ".join(timing.flags) or None, "room_waited_s": round(self.room.waited_s, 1)}
+        reason = {"quality_reason": "; ".join(timing.flags) or None, "room_waited_s": round(self.headroom.room.waited_s, 1)}
         self._note(machine={**self.measurement.machine, **machine.summary(), **self.own.summary(), **reason})
         self._note_compiler()
         self._note_timing(timing)
@@ -368,9 +323,9 @@ class _Execution:
         if PEAK_STEPS * eager_s > PEAK_SHARE * self.task.deadlines.time_s:
             return None, None
         with compilation.autotune_under(self.own.tuning):
-            with self._turn(self.step_mib):
-                eager_mib = self.peak.of_step(sides[0].step, sides[0].warm)
-            return eager_mib, self.peak.of_step(sides[1].step, sides[1].warm)
+            with self.headroom.turn(self.step_mib):
+                eager_mib = self.headroom.peak.of_step(sides[0].step, sides[0].warm)
+            return eager_mib, self.headroom.peak.of_step(sides[1].step, sides[1].warm)
 
     def _measure(self, sides: tuple[Side, Side], machine: Machine, warm_s: float, left_s: float) -> measure.Timing:
         """Eager against compiled, in the ``left_s`` of the phase; in an A/A task each against itself, in half the time."""
@@ -423,7 +378,7 @@ class _Execution:
 
     def found(self) -> Measurement:
         """What is known so far."""
-        return replace(self.measurement, peak_mib=self.peak.so_far())
+        return replace(self.measurement, peak_mib=self.headroom.peak.so_far())
 
     def _result(self) -> WorkerResult:
         found = self.found()
@@ -437,7 +392,7 @@ class _Execution:
 
     def _enter(self, phase: Phase) -> None:
         self.phase = phase
-        self.room.renew()
+        self.headroom.enter(phase)
         self.channel.phase(phase)
 
     def _flag(self, quality: Quality, reason: str) -> None:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from tasks import compilation, execute, hardware, stepper
+from tasks import compilation, execute, hardware, headroom, stepper
 from tasks.channel import Channel
 from tasks.spec import (
     AccuracySpec,
@@ -645,7 +645,7 @@ class TestOutOfMemory:
             return original(execution, *arguments)
 
         monkeypatch.setattr(execute._Execution, name, crowded)
-        monkeypatch.setattr(execute.Room, "wait_for", lambda room, wanted_bytes: waits.append(True) or True)
+        monkeypatch.setattr(headroom.Room, "wait_for", lambda room, wanted_bytes: waits.append(True) or True)
         found = run("mlp").measurement
         assert (found.accuracy, found.reference, len(waits)) == ("pass", "float64", 1)
         assert found.accuracy_reason == f"phase {phase} lacked memory until neighbours had given some back"
@@ -659,7 +659,7 @@ class TestOutOfMemory:
             return original(execution, *arguments)
 
         monkeypatch.setattr(execute._Execution, "_peaks", crowded)
-        monkeypatch.setattr(execute.Room, "wait_for", lambda room, wanted_bytes: waits.append(True) or True)
+        monkeypatch.setattr(headroom.Room, "wait_for", lambda room, wanted_bytes: waits.append(True) or True)
         result = run("mlp")
         assert (result.status, len(waits)) == (Status.PASS, 1)
 
@@ -677,7 +677,7 @@ class TestOutOfMemory:
             return call
 
         monkeypatch.setattr(compilation, "compile_step", compile_step)
-        monkeypatch.setattr(execute.Room, "wait_for", lambda room, wanted_bytes: waits.append(True) or True)
+        monkeypatch.setattr(headroom.Room, "wait_for", lambda room, wanted_bytes: waits.append(True) or True)
         found = run("mlp").measurement
         assert (found.accuracy, len(waits), found.reference) == ("pass", 2, "float64, saved state on the host")
 
@@ -698,7 +698,7 @@ class TestOutOfMemory:
 
         compiles = []
         monkeypatch.setattr(compilation, "compile_step", lambda *given, **more: compiles.append(1) or compile_step(*given, **more))
-        monkeypatch.setattr(execute.Room, "wait_for", lambda room, wanted_bytes: True)
+        monkeypatch.setattr(headroom.Room, "wait_for", lambda room, wanted_bytes: True)
         found = run("mlp").measurement
         assert (found.accuracy, len(compiles), found.compile_s) == ("pass", 1, None)
         assert found.accuracy_reason == "phase compile lacked memory until neighbours had given some back"
@@ -716,7 +716,7 @@ class TestOutOfMemory:
     def test_a_failure_that_a_reference_might_have_excused_is_none_beside_neighbours(self, monkeypatch, uncompiled, crowded, status):
         faulty(monkeypatch, lambda loss, module: module[0].weight.grad.mul_(1.5) is None or loss)
         monkeypatch.setattr(execute.accuracy.step, "in_precision", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no room")))
-        monkeypatch.setattr(execute.Room, "crowded", lambda room: crowded)
+        monkeypatch.setattr(headroom.Room, "crowded", lambda room: crowded)
         result = run("mlp")
         assert (result.status, result.phase) == (status, Phase.VERIFY if crowded else Phase.TIME)
         assert "values differ" in result.error
@@ -832,7 +832,7 @@ class TestTimeLeft:
             return 1.0
 
         monkeypatch.setattr(execute.Channel, "running_s", lambda channel: clock["now"])
-        monkeypatch.setattr(execute.PeakMemory, "of_step", of_step)
+        monkeypatch.setattr(headroom.PeakMemory, "of_step", of_step)
         monkeypatch.setattr(execute._Execution, "_seconds", lambda execution, *rest: eager_s)
         original = execute.measure.measure
         monkeypatch.setattr(execute.measure, "measure", lambda sides, **more: given.update(more) or original(sides, **more))
