@@ -36,3 +36,16 @@ def descriptors() -> dict[int, str]:
         with contextlib.suppress(OSError):  # the one of this very listing
             found[int(name)] = os.readlink(f"/proc/self/fd/{name}")  # noqa: PTH115 - what it says may be no path
     return found
+
+
+def spoils_cuda() -> bool:
+    """Whether torch refuses CUDA to a child: a library may have asked the driver without a trace in this process. Forks to see."""
+    torch: Any = sys.modules.get("torch")
+    is_spoilt = getattr(torch._C, "_cuda_isInBadFork", None) if torch is not None else None  # noqa: SLF001 - it has no public name
+    if is_spoilt is None:  # no torch, or one without CUDA
+        return False
+    pid = os.fork()
+    if pid == 0:
+        os._exit(1 if is_spoilt() else 0)
+    _, status = os.waitpid(pid, 0)
+    return status != 0

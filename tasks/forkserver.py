@@ -32,11 +32,11 @@ from typing import Any
 
 from tasks import guardian
 from tasks.file_lock import try_lock
-from tasks.forkable import descriptors, obstacle, strangers
+from tasks.forkable import descriptors, obstacle, spoils_cuda, strangers
 from tasks.forked import Surroundings, fork
 from tasks.peer import peer
 from tasks.prepared import lock_path, unfit_path
-from tasks.presumed_gpu import presumed_gpu, spoils_cuda
+from tasks.presumed_gpu import presumed_gpu
 from tasks.processes import reap
 
 MESSAGE_LIMIT_BYTES = 1 << 18

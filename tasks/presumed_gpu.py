@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections.abc import Iterator
-from typing import Any
 
 _BY_COUNT = "PYTORCH_NVML_BASED_CUDA_CHECK"
 """Environment variable: ``torch.cuda.is_available()`` asks for the number of devices, which does not initialise CUDA."""
@@ -41,16 +39,3 @@ def presumed_gpu() -> Iterator[None]:
             del os.environ[_BY_COUNT]
         else:
             os.environ[_BY_COUNT] = earlier
-
-
-def spoils_cuda() -> bool:
-    """Whether torch refuses CUDA to a child: a library may have asked the driver without a trace in this process. Forks to see."""
-    torch: Any = sys.modules.get("torch")
-    is_spoilt = getattr(torch._C, "_cuda_isInBadFork", None) if torch is not None else None  # noqa: SLF001 - it has no public name
-    if is_spoilt is None:  # no torch, or one without CUDA
-        return False
-    pid = os.fork()
-    if pid == 0:
-        os._exit(1 if is_spoilt() else 0)
-    _, status = os.waitpid(pid, 0)
-    return status != 0

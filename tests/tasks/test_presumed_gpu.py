@@ -12,7 +12,8 @@ ROOT = Path(__file__).parent.parent.parent
 HEAD = """
 import os, sys, types
 import torch
-from tasks.presumed_gpu import NoPresumptionError, presumed_gpu, spoils_cuda
+from tasks.forkable import spoils_cuda
+from tasks.presumed_gpu import NoPresumptionError, presumed_gpu
 def seen():
     return torch.cuda.is_available(), torch.cuda.device_count()
 """
