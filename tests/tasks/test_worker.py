@@ -1,4 +1,4 @@
-"""A worker in a process of its own, with nothing in it replaced, but for a look at its frames: how it ends, and what faults of a compiler it finds."""
+"""A worker in a process of its own, with nothing replaced: how it ends, what faults it finds; and, in this one, where its frames lie."""
 
 from __future__ import annotations
 
