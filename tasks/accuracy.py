@@ -31,7 +31,7 @@ from tasks.failure import lacks_memory
 from tasks.judgement import (
     Randomness,
     Results,
-    change_of,
+    changes_of,
     compare_all,
     differing,
     draws_others,
@@ -163,7 +163,7 @@ class _Check:
         reseed = self.random is Randomness.NEGLIGIBLE
         again = self._near(self._run_arm(eager_step, keep=False, seed_offset=int(reseed)))
         deterministic = None if reseed else identical(eager, again)
-        errors = {name: eager_errors(value, again.get(name), truth.get(name)) for name, value in eager.items()}
+        errors = eager_errors(eager, again, truth)
         del again
         errors = with_rounded_losses(errors, self._loss_rounding())
         compiled = self._near(self._run_arm(self.compiled, keep=False))
@@ -264,9 +264,8 @@ class _Check:
                 one_step()
             found |= {name: self._hold(value, keep) for name, value in comparison.leaves(one_step(), "output")}
         with torch.no_grad():
-            for name, tensor in step.named_state(workload.module):
-                if name in initial:
-                    found[name] = self._hold(change_of(tensor.detach(), initial[name]), keep=False)
+            changes = changes_of(step.named_state(workload.module), initial)
+        found |= {name: self._hold(change, keep=False) for name, change in changes.items()}
         return found
 
     def _near(self, results: Results) -> Results:

@@ -9,13 +9,28 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
 from typing import Any
 
 import torch
 
-from tasks.comparison import BORROWED_FROM, ROUNDINGS, Errors, Finding, Rule, compare_plain, compare_tensors, errors_of, leaves, rms
+from tasks.comparison import (
+    BORROWED_FROM,
+    ROUNDINGS,
+    Distances,
+    Errors,
+    Finding,
+    Pair,
+    Rule,
+    compare_plain,
+    errors_of_all,
+    judged,
+    leaves,
+    paired,
+    read,
+    root_mean_square,
+)
 
 Results = Mapping[str, Any]  # by name: a tensor, or a plain value
 
@@ -38,19 +53,30 @@ class Randomness(StrEnum):
 def compare_all(eager: Results, compiled: Results, truth: Results, errors: dict[str, Errors], rule: Rule) -> list[Finding]:
     """Judge every value of ``compiled``; ``errors`` are eager's, by name, against ``truth``, which may lack names or be empty."""
     kinds, siblings = _kinds(eager, errors), _sibling_errors(eager, errors)
+    seen = _paired(eager, compiled, truth, rule)
+    pairs = {name: one for name, one in seen.items() if isinstance(one, Pair)}
+    known = dict(zip(pairs, read([pair.numbers for pair in pairs.values()]), strict=True))
     findings = []
-    for name in [*eager, *(name for name in compiled if name not in eager)]:
-        one, other = _none_as_zero(eager.get(name), compiled.get(name))
-        if not (isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)):
-            findings.append(compare_plain(name, one, other))
+    for name, one in seen.items():
+        if isinstance(one, Finding):
+            findings.append(one)
             continue
         kind_error, kind_size = kinds.get(kind_of(name), (0.0, 0.0))
-        known = errors.get(name, Errors(0.0, 0.0))
-        reference = truth.get(name)
-        reference = reference if isinstance(reference, torch.Tensor) else None
         borrowed = {"kind_error": kind_error, "kind_size": kind_size, "sibling_error": siblings.get((kind_of(name), one.shape), 0.0)}
-        findings.append(compare_tensors(name, one, other, reference, rule, errors=known, **borrowed))
+        findings.append(judged(name, one, Distances(*known[name]), rule, errors=errors.get(name, Errors(0.0, 0.0)), **borrowed))
     return findings
+
+
+def _paired(eager: Results, compiled: Results, truth: Results, rule: Rule) -> dict[str, Pair | Finding]:
+    found: dict[str, Pair | Finding] = {}
+    for name in [*eager, *(name for name in compiled if name not in eager)]:
+        one, other = _none_as_zero(eager.get(name), compiled.get(name))
+        if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+            reference = truth.get(name)
+            found[name] = paired(name, one, other, reference if isinstance(reference, torch.Tensor) else None, rule)
+        else:
+            found[name] = compare_plain(name, one, other)
+    return found
 
 
 def _kinds(eager: Results, errors: dict[str, Errors]) -> dict[str, tuple[float, float]]:
@@ -81,13 +107,23 @@ def _overall_size(entries: list[tuple[int, Errors]]) -> float:
     return math.sqrt(sum(count * size**2 for count, size in finite) / max(1, sum(count for count, _ in finite)))
 
 
-def eager_errors(eager: Any, again: Any, truth: Any) -> Errors:
-    """Eager's error: against the reference the worse of its two runs, without one the distance between them."""
-    if not isinstance(eager, torch.Tensor) or not isinstance(again, torch.Tensor):
-        return Errors(0.0, 0.0)
-    if not isinstance(truth, torch.Tensor):
-        return errors_of(again, eager)
-    return max((errors_of(run, truth) for run in (eager, again)), key=lambda errors: errors.error)
+def eager_errors(eager: Results, again: Results, truth: Results) -> dict[str, Errors]:
+    """Eager's errors, by name: against the reference the worse of its two runs, without one the distance between them."""
+    found: dict[str, list[Errors]] = {name: [] for name in eager}
+    for (name, _), errors in errors_of_all(_eager_pairs(eager, again, truth)).items():
+        found[name].append(errors)
+    return {name: max(those, key=lambda errors: errors.error, default=Errors(0.0, 0.0)) for name, those in found.items()}
+
+
+def _eager_pairs(eager: Results, again: Results, truth: Results) -> Iterator[tuple[tuple[str, int], torch.Tensor, torch.Tensor]]:
+    for name, value in eager.items():
+        repeated, reference = again.get(name), truth.get(name)
+        if isinstance(value, torch.Tensor) and isinstance(repeated, torch.Tensor):
+            if isinstance(reference, torch.Tensor):
+                yield (name, 0), value, reference
+                yield (name, 1), repeated, reference
+            else:
+                yield (name, 1), repeated, value
 
 
 def loss_rounding(loss: Callable[[Any], torch.Tensor], forward: Callable[[], Any], epsilon: float) -> float:
@@ -101,7 +137,9 @@ def loss_rounding(loss: Callable[[Any], torch.Tensor], forward: Callable[[], Any
     tensors = [value for _, value in leaves(forward(), "output") if isinstance(value, torch.Tensor) and value.is_floating_point()]
     if not tensors:
         return 0.0
-    return scale * epsilon * math.sqrt(sum(rms(value.double()) ** 2 / max(1, value.numel()) for value in tensors)) / len(tensors)
+    sizes = read([root_mean_square(value) for value in tensors])
+    variance = sum(size**2 / max(1, value.numel()) for (size,), value in zip(sizes, tensors, strict=True))
+    return scale * epsilon * math.sqrt(variance) / len(tensors)
 
 
 def with_rounded_losses(errors: Mapping[str, Errors], rounding: float) -> dict[str, Errors]:
@@ -109,35 +147,28 @@ def with_rounded_losses(errors: Mapping[str, Errors], rounding: float) -> dict[s
     return {name: Errors(max(found.error, rounding), found.size) if kind_of(name) == "loss" else found for name, found in errors.items()}
 
 
-def distance(one: Results, other: Results) -> float:
-    """The largest relative distance between floating-point tensors of the same name; 0 for results that are the same."""
-    found = [0.0]
-    for name, value in one.items():
-        its = other.get(name)
-        if isinstance(value, torch.Tensor) and isinstance(its, torch.Tensor):
-            errors = errors_of(its, value)
-            found.append(errors.relative if errors.size > 0 else errors.error)
-    return max(found)
-
-
 def movement(one: Results, other: Results) -> tuple[float, float]:
     """How far apart two runs are, relatively: the worst of losses and outputs, and the gradients as a whole.
 
     Single gradients may be nothing but rounding, and then are as far apart as can be.
     """
-    gradients = {name for name in one if kind_of(name) == "gradient"}
-    shown = {name: value for name, value in one.items() if name not in gradients and kind_of(name) not in ("parameter", "buffer")}
-    return distance(shown, other), _overall_distance({name: one[name] for name in gradients}, other)
+    apart = errors_of_all(_tensors_of_both(one, other))
+    shown = [errors for name, errors in apart.items() if kind_of(name) not in ("gradient", "parameter", "buffer")]
+    gradients = [(one[name].numel(), errors) for name, errors in apart.items() if kind_of(name) == "gradient"]
+    return max((errors.relative if errors.size > 0 else errors.error for errors in shown), default=0.0), _overall(gradients)
 
 
-def _overall_distance(one: Results, other: Results) -> float:
-    found = [
-        (value.numel(), errors_of(its, value))
-        for name, value in one.items()
-        if isinstance(value, torch.Tensor) and isinstance(its := other.get(name), torch.Tensor)
-    ]
-    error = math.sqrt(sum(count * errors.error**2 for count, errors in found))
-    size = math.sqrt(sum(count * errors.size**2 for count, errors in found))
+def _tensors_of_both(one: Results, other: Results) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    for name, value in one.items():
+        its = other.get(name)
+        if isinstance(value, torch.Tensor) and isinstance(its, torch.Tensor):
+            yield name, its, value
+
+
+def _overall(errors_of_parts: list[tuple[int, Errors]]) -> float:
+    """The relative error of tensors of so many elements as a whole."""
+    error = math.sqrt(sum(count * errors.error**2 for count, errors in errors_of_parts))
+    size = math.sqrt(sum(count * errors.size**2 for count, errors in errors_of_parts))
     return error / size if size > 0 else error
 
 
@@ -170,16 +201,16 @@ def differing(one: Results, other: Results, rule: Rule) -> str | None:
 
     Stricter than the comparison of a compiled step: nothing passes for its direction, and no error of eager's is allowed for.
     """
-    sizes = _kinds(one, {name: Errors(0.0, rms(value)) for name, value in one.items() if _holds_numbers(value)})
+    pairs = {name: _none_as_zero(one.get(name), other.get(name)) for name in [*one, *(name for name in other if name not in one)]}
+    numbers = [(name, right, left) for name, (left, right) in pairs.items() if _holds_numbers(left) and _holds_numbers(right)]
+    apart = errors_of_all(numbers)
+    sizes = _kinds(one, {name: apart.get(name, Errors(0.0, 0.0)) for name in one})
     limit = max(rule.tolerance, ROUNDINGS * rule.epsilon)
-    for name in [*one, *(name for name in other if name not in one)]:
-        left, right = _none_as_zero(one.get(name), other.get(name))
-        if not (_holds_numbers(left) and _holds_numbers(right)):
+    for name, (left, right) in pairs.items():
+        if name not in apart:
             if not identical({name: left}, {name: right}):
                 return name
-        elif (
-            left.shape != right.shape or rms((left - right).double()) > limit * rms(left.double()) + rule.epsilon * sizes[kind_of(name)][1]
-        ):
+        elif left.shape != right.shape or apart[name].error > limit * apart[name].size + rule.epsilon * sizes[kind_of(name)][1]:
             return name
     return None
 
@@ -190,21 +221,19 @@ def _holds_numbers(value: Any) -> bool:
 
 def identical(one: Results, other: Results) -> bool:
     """Bit for bit the same, where the same elements are NaN."""
-
-    def same(left: Any, right: Any) -> bool:
-        if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
-            if left.shape != right.shape:
+    if one.keys() != other.keys():
+        return False
+    same: list[torch.Tensor] = []
+    for name, left in one.items():
+        right = other[name]
+        if not (isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor)):
+            if not compare_plain(name, left, right).passes:
                 return False
-            if not (left.is_floating_point() and right.is_floating_point()):
-                return torch.equal(left, right)
-            return torch.equal(left.isnan(), right.isnan()) and torch.equal(_nan_as_zero(left), _nan_as_zero(right))
-        return compare_plain("", left, right).passes
-
-    return one.keys() == other.keys() and all(same(value, other[name]) for name, value in one.items())
-
-
-def _nan_as_zero(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.nan_to_num(0.0, math.inf, -math.inf)
+        elif left.shape != right.shape or left.dtype != right.dtype:
+            return False
+        else:
+            same.append(((left == right) | (left.isnan() & right.isnan())).all())
+    return all(is_same for (is_same,) in read(same))
 
 
 def gradient_of(parameter: torch.nn.Parameter) -> torch.Tensor | None:
@@ -227,17 +256,24 @@ def _none_as_zero(one: Any, other: Any) -> tuple[Any, Any]:
     return one, other
 
 
-def change_of(tensor: torch.Tensor, initial: torch.Tensor) -> torch.Tensor:
-    """What the steps added to ``tensor``; integers are compared as they are. Unchanged tensors cost no memory.
+def changes_of(state: Iterable[tuple[str, torch.Tensor]], initial: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What the steps added to the tensors of ``state`` that are in ``initial``, by name; integers are compared as they are.
 
-    ``initial`` may be on the host.
+    Unchanged tensors cost no memory. ``initial`` may be on the host.
     """
+    tensors = {name: tensor.detach() for name, tensor in state if name in initial}
+    moved = read([(tensor != initial[name].to(tensor.device)).any() for name, tensor in tensors.items()])
+    return {
+        name: _change(tensor, initial[name], bool(is_other)) for (name, tensor), (is_other,) in zip(tensors.items(), moved, strict=True)
+    }
+
+
+def _change(tensor: torch.Tensor, initial: torch.Tensor, is_other: bool) -> torch.Tensor:
     if not tensor.is_floating_point():
         return tensor.clone()
-    initial = initial.to(tensor.device)
-    if torch.equal(tensor, initial):
+    if not is_other:
         return torch.zeros((), dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
-    return tensor - initial
+    return tensor - initial.to(tensor.device)
 
 
 def losses_of(results: Results) -> list[float]:

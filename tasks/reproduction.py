@@ -32,7 +32,7 @@ from tasks.dropout import neutralise_dropout, undropped
 from tasks.judgement import (
     Randomness,
     Results,
-    change_of,
+    changes_of,
     compare_all,
     draws_others,
     eager_errors,
@@ -112,7 +112,7 @@ def reproduce(build: Callable[[torch.device], Model], settings: Settings) -> int
         traceback.print_exc()
         print(f"\n{arms.running}: fails, see above")
         return EXIT_DIFFERENT
-    errors = {name: eager_errors(value, again.get(name), truth.get(name)) for name, value in eager.items()}
+    errors = eager_errors(eager, again, truth)
     errors = with_rounded_losses(errors, rounding)
     findings = compare_all(eager, compiled, truth, errors, rule)
     findings, remark = judged_again(findings, eager, rule, lambda _: arms.run_shaken(rule.epsilon), said)
@@ -233,7 +233,7 @@ class _Arms:
         if self.settings.mode == "training":
             found |= {f"gradient.{name}": _kept(gradient_of(one)) for name, one in self.module.named_parameters()}
         with torch.no_grad():
-            found |= {name: change_of(one.detach(), initial[name]).clone() for name, one in _named_state(self.module).items()}
+            found |= {name: change.clone() for name, change in changes_of(_named_state(self.module).items(), initial).items()}
         return found
 
     def reference(self, drawn: Draws | None) -> Results:

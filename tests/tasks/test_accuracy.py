@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tasks import accuracy, comparison, judgement, references, step
 from tasks.accuracy import check, rule_for, tolerance_for
@@ -673,8 +674,8 @@ def test_rms_neither_overflows_nor_vanishes():
 
 def test_distances_are_relative():
     one, other = {"result": torch.tensor([2.0])}, {"result": torch.tensor([3.0])}
-    assert judgement.distance(one, other) == 0.5
-    assert judgement.distance(one, one) == 0.0
+    assert movement(one, other) == (0.5, 0.0)
+    assert movement(one, one) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -697,7 +698,7 @@ class TestRandomNumbers:
     def test_a_gradient_that_is_nothing_but_rounding_moves_nothing(self):
         one, other = ({"output": torch.ones(1), "gradient.a": torch.ones(100), "gradient.b": 1e-9 * normal(9, seed=n)} for n in (1, 2))
         assert movement(one, other) == (0.0, pytest.approx(0.0, abs=1e-8))
-        assert judgement.distance(one, other) > 0.1
+        assert movement({"output": one["gradient.b"]}, {"output": other["gradient.b"]})[0] > 0.1
 
     def test_losses_and_outputs_count_one_by_one(self):
         one = {"output[0]": torch.full((9,), 1e6), "output[1]": torch.ones(3), "gradient.a": torch.ones(3)}
@@ -765,3 +766,32 @@ class TestRandomNumbers:
 
 def test_ratios_have_a_ceiling():
     assert compare(torch.ones(1), torch.full((1,), 1e30)).ratio == comparison.MAX_RATIO
+
+
+class _Reads(TorchDispatchMode):
+    """Counts what makes a process wait for its device."""
+
+    WAITING = ("aten._local_scalar_dense", "aten.equal", "aten.nonzero", "aten.masked_select", "aten.is_nonzero")
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += str(function).startswith(self.WAITING) or (str(function).startswith("aten.index.") and has_mask(args[1]))
+        return function(*args, **(kwargs or {}))
+
+
+def has_mask(indices):
+    return any(index is not None and index.dtype == torch.bool for index in indices)
+
+
+@pytest.mark.parametrize("optimizer", ["none", "sgd"])
+def test_a_check_waits_for_the_device_as_often_for_many_tensors_as_for_few(optimizer):
+    counts = []
+    for layers in (2, 20):
+        with _Reads() as reads:
+            verdict = checked(workload(nn.Sequential(*(nn.Linear(8, 8) for _ in range(layers))), optimizer=optimizer))
+        assert verdict.accuracy is Accuracy.PASS
+        counts.append(reads.count)
+    assert counts[0] == counts[1]
