@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 RUNS_LOOKED_AT = 20
 """How many runs back ``recorded`` looks."""
 
-START_S = 18.0
+START_S = {"cuda": 6.5, "cpu": 18.0}
 """Besides compiling and timing: to start, build, take eager steps and check."""
 
 COMPILES = Path(__file__).with_name("compile_seconds.json")
@@ -36,7 +36,7 @@ INFERENCE_SHARE = 0.4
 USUAL_TIMING_S = {"cuda": 4.0, "cpu": 10.0}
 BESIDE_TIMING_S = {"cuda": 0.3, "cpu": 0.5}
 """Also alone on the device: device times on CUDA, the warm-up of both arms on the CPU."""
-DEVICE_S = {"cuda": 13.0, "cpu": 0.0}
+DEVICE_S = {"cuda": 6.0, "cpu": 0.0}
 """Of ``START_S``: on the device beside others, which counts where there is one."""
 TUNING_S, WARMING_S = 1.8, 1.2
 """On CUDA, owning the device: the autotuner's benchmarks, and the warm-up of both arms. Means over 40 tasks of pt2_sample.yaml."""
@@ -108,7 +108,7 @@ def estimated(spec: TaskSpec) -> Cost:
     timing_s = min(spec.measure.max_time_s, USUAL_TIMING_S[device]) + min(spec.measure.warmup_max_s, BESIDE_TIMING_S[device])
     held_s = TUNING_S + min(spec.measure.warmup_max_s, WARMING_S) if device == "cuda" else 0.0
     device_s = DEVICE_S[device]
-    return Cost(START_S - device_s + _mode_share(spec) * _compile_s(spec), timing_s, estimated_mib(spec), device_s, held_s)
+    return Cost(START_S[device] - device_s + _mode_share(spec) * _compile_s(spec), timing_s, estimated_mib(spec), device_s, held_s)
 
 
 def _compile_s(spec: TaskSpec) -> float:
