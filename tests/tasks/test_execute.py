@@ -712,6 +712,33 @@ class TestOutOfMemory:
         assert (result.status, result.failure_class) == (Status.OOM, FailureClass.DEVICE_OOM)
         assert "exhausted" in result.error
 
+    @pytest.mark.parametrize(
+        "library",
+        [
+            "cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnCreate(handle)`",
+            "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        ],
+    )
+    def test_a_library_that_gets_no_memory_for_its_handle_lacks_memory(self, monkeypatch, library):
+        """It says another thing, and would count as the model's failure, which is not tried again."""
+
+        def without_memory(execution, device):
+            raise RuntimeError(library)
+
+        monkeypatch.setattr(execute._Execution, "_build", without_memory)
+        result = run("mlp")
+        assert (result.status, result.failure_class) == (Status.OOM, FailureClass.DEVICE_OOM)
+
+    @pytest.mark.parametrize(("dtype", "factor"), [("float32", 2.0), ("amp", 3.0)])
+    def test_a_reference_waits_for_what_float64_takes(self, monkeypatch, uncompiled, dtype, factor):
+        """Twice the peak of a step in float32, which under autocast has not been seen."""
+        wanted = []
+        monkeypatch.setattr(headroom.Room, "turn", lambda room, size: wanted.append(size / 2**20) or contextlib.nullcontext())
+        monkeypatch.setattr(headroom.PeakMemory, "so_far", lambda peak: 1000.0)
+        monkeypatch.setattr(headroom.PeakMemory, "held_mib", lambda peak: 0.0)
+        assert run("mlp", precision=PrecisionSpec(dtype)).status is Status.PASS
+        assert factor * 1000.0 in wanted
+
     @pytest.mark.parametrize(("crowded", "status"), [(True, Status.OOM), (False, Status.FAIL_ACCURACY)])
     def test_a_failure_that_a_reference_might_have_excused_is_none_beside_neighbours(self, monkeypatch, uncompiled, crowded, status):
         faulty(monkeypatch, lambda loss, module: module[0].weight.grad.mul_(1.5) is None or loss)
