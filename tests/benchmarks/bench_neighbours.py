@@ -89,6 +89,7 @@ def main() -> None:
     parser.add_argument("--busy", default="0,12", type=_numbers, metavar="N,...")
     given = parser.parse_args()
     print(f"{given.device}, torch {torch.__version__}; times as long as alone, median of the processes")
+    at_once(1, given.device)  # the first process reads libraries from a cold disk
     alone = at_once(1, given.device)
     print("work         alone, s  busy  at once" + "".join(f"{count:>7}" for count in given.at_once))
     for busy in given.busy:
