@@ -196,27 +196,6 @@ class Distances:
     cosine: float  # of the angle between the two
 
 
-def compare_tensors(
-    name: str,
-    eager: torch.Tensor,
-    compiled: torch.Tensor,
-    reference: torch.Tensor | None,
-    rule: Rule,
-    *,
-    errors: Errors,
-    kind_error: float = 0.0,
-    kind_size: float = 0.0,
-    sibling_error: float = 0.0,
-) -> Finding:
-    """Judge ``compiled``, as ``judged`` does. For many tensors, ``paired`` and ``judged`` with one ``read`` between them wait less."""
-    pair = paired(name, eager, compiled, reference, rule)
-    if isinstance(pair, Finding):
-        return pair
-    (known,) = read([pair.numbers])
-    borrowed = {"kind_error": kind_error, "kind_size": kind_size, "sibling_error": sibling_error}
-    return judged(name, pair, Distances(*known), rule, errors=errors, **borrowed)
-
-
 def paired(name: str, eager: torch.Tensor, compiled: torch.Tensor, reference: torch.Tensor | None, rule: Rule) -> Pair | Finding:
     """What is to be known of the two to judge them, or the verdict where nothing is."""
     if eager.dtype != compiled.dtype:
@@ -235,20 +214,31 @@ def paired(name: str, eager: torch.Tensor, compiled: torch.Tensor, reference: to
 
 
 def _distances(eager: torch.Tensor, compiled: torch.Tensor, reference: torch.Tensor, rule: Rule) -> torch.Tensor:
-    """The fields of ``Distances``."""
+    """The fields of ``Distances``. What is not needed any more is let go of at once: tensors may be large, and in float64 larger."""
     reference = torch.where(torch.isfinite(reference), reference, eager)
+    counts, usable = _counts(eager, compiled, reference, rule)
+    eager = torch.where(usable, eager, 0.0)
+    compiled = torch.where(usable, compiled, 0.0)
+    reference = torch.where(usable, reference, 0.0)
+    sizes = [root_mean_square(tensor, usable) for tensor in (eager, compiled, reference)]
+    error = root_mean_square(compiled - reference, usable)
+    del reference
+    apart = compiled - eager
+    between = root_mean_square(apart, usable)
+    close = (apart.abs_() / (rule.tolerance * (torch.abs(eager) + sizes[0] / 10)).clamp_min(1e-300)).amax()
+    del apart
+    cosine = ((eager / _or_one(sizes[0])) * (compiled / _or_one(sizes[1]))).sum() / counts[1].clamp_min(1)
+    return torch.stack([number.double() for number in (*counts, *sizes, between, error, close, cosine)])
+
+
+def _counts(eager: torch.Tensor, compiled: torch.Tensor, reference: torch.Tensor, rule: Rule) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """How many elements are different, usable, lost and wrong; and which are usable."""
     eager_ok, compiled_ok, known = torch.isfinite(eager), torch.isfinite(compiled), torch.isfinite(reference)
     equal = (eager == compiled) | (torch.isnan(eager) & torch.isnan(compiled))
     limit = NEAR * rule.tolerance * (torch.abs(reference) + root_mean_square(reference, known))
     wrong = compiled_ok & ~eager_ok & ~(known & (torch.abs(compiled - reference) <= limit))
     usable = eager_ok & compiled_ok
-    one, other, truth = (torch.where(usable, tensor, 0.0) for tensor in (eager, compiled, reference))
-    sizes = [root_mean_square(tensor, usable) for tensor in (one, other, truth, other - one, other - truth)]
-    close = rule.tolerance * (torch.abs(one) + sizes[0] / 10)
-    products = (one / _or_one(sizes[0])) * (other / _or_one(sizes[1]))
-    counts = [(~equal).sum(), usable.sum(), (~compiled_ok & ~equal).sum(), wrong.sum()]
-    angle = [(torch.abs(other - one) / close.clamp_min(1e-300)).amax(), products.sum() / usable.sum().clamp_min(1)]
-    return torch.stack([number.double() for number in (*counts, *sizes, *angle)])
+    return [(~equal).sum(), usable.sum(), (~compiled_ok & ~equal).sum(), wrong.sum()], usable
 
 
 def judged(
@@ -342,11 +332,6 @@ def _errors(eager: torch.Tensor, reference: torch.Tensor) -> torch.Tensor | None
     return torch.stack([root_mean_square(one - other, usable), root_mean_square(other, usable)])
 
 
-def rms(tensor: torch.Tensor) -> float:
-    """Root mean square; 0 for no elements. For many tensors, ``root_mean_square`` and one ``read`` wait less."""
-    return float(root_mean_square(tensor))
-
-
 def root_mean_square(tensor: torch.Tensor, usable: torch.Tensor | None = None) -> torch.Tensor:
     """Of the ``usable`` elements, on their device; 0 for none. Scaled first, so that squares neither overflow nor vanish."""
     tensor = tensor.double()
@@ -357,7 +342,7 @@ def root_mean_square(tensor: torch.Tensor, usable: torch.Tensor | None = None) -
     count = tensor.numel() if usable is None else usable.sum().clamp_min(1)
     largest = tensor.abs().amax()
     scale = _or_one(largest)
-    return torch.where(largest > 0, scale * torch.sqrt((tensor / scale).square().sum() / count), 0.0)
+    return torch.where(largest > 0, scale * torch.sqrt((tensor / scale).square_().sum() / count), 0.0)
 
 
 def _or_one(number: torch.Tensor) -> torch.Tensor:

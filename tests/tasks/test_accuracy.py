@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tasks import accuracy, comparison, judgement, references, step
 from tasks.accuracy import check, rule_for, tolerance_for
-from tasks.comparison import Errors, Rule, compare_plain, compare_tensors, errors_of, leaves, rms
+from tasks.comparison import Distances, Errors, Finding, Rule, compare_plain, errors_of, judged, leaves, paired, read, root_mean_square
 from tasks.judgement import Randomness, draws_others, identical, movement, randomness_of
 from tasks.spec import Accuracy, PrecisionSpec
 from tasks.suites.benchmark import mean_of_outputs
@@ -28,7 +28,15 @@ RULE = Rule(tolerance=1e-3, multiplier=2.0, epsilon=2.0**-23)
 def compare(eager, compiled, reference=None, rule=RULE, **more):
     known = errors_of(eager, reference) if reference is not None else Errors(0.0, rms(eager.double()))
     name = more.pop("name", "value")
-    return compare_tensors(name, eager, compiled, reference, rule, **({"errors": known} | more))
+    pair = paired(name, eager, compiled, reference, rule)
+    if isinstance(pair, Finding):
+        return pair
+    [numbers] = read([pair.numbers])
+    return judged(name, pair, Distances(*numbers), rule, **({"errors": known} | more))
+
+
+def rms(tensor):
+    return float(root_mean_square(tensor))
 
 
 def normal(*shape, seed=0):
