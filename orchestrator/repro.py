@@ -1,9 +1,9 @@
 """A standalone script for one task of a stored plan: builds the same model and inputs and compares eager with compiled.
 
 The script is put together from text: a head with what the row recorded, the task's settings, a function that builds the model, and the
-sources of ``tasks.dropout``, ``draws``, ``comparison``, ``judgement``, ``shaken`` and ``reproduction`` without their imports of one
-another. Classifiers of timm and torchvision are built by a few lines of their own; every other model by this project's suites, and the
-head then says so.
+sources of ``tasks.dropout``, ``draws``, ``readings``, ``comparison``, ``judgement``, ``shaken`` and ``reproduction`` without their imports
+of one another. Classifiers of timm and torchvision are built by a few lines of their own; every other model by this project's suites,
+and the head then says so.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tasks.spec import ModelSpec, TaskSpec
 from tasks.suites.reference import TIMM, TimmEntry
 from tasks.suites.torchbench import MODELS
 
-MODULES = ("dropout", "draws", "comparison", "judgement", "shaken", "reproduction")
+MODULES = ("dropout", "draws", "readings", "comparison", "judgement", "shaken", "reproduction")
 COLUMNS = (
     "task_id",
     "status",

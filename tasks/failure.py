@@ -23,10 +23,8 @@ _BY_PHASE = {
 _DEVICE_OOM = (
     *("CUDA out of memory", "CUDA error: out of memory", "CUDA driver error: out of memory", "Triton Error [CUDA]: out of memory"),
     *("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
-    *(
-        "when calling `cublasCreate(handle)`",
-        "when calling `cusolverDnCreate(handle)`",
-    ),  # which blame themselves: NOT_INITIALIZED, INTERNAL_ERROR
+    "when calling `cublasCreate(handle)`",  # these two blame themselves: NOT_INITIALIZED, INTERNAL_ERROR
+    "when calling `cusolverDnCreate(handle)`",
     "CUDA-capable device(s) is/are busy or unavailable",  # a process that starts on a device without a few hundred MiB for it
 )
 _HOST_OOM = ("DefaultCPUAllocator", "Cannot allocate memory")

@@ -1,8 +1,8 @@
 """From what two arms computed to a list of findings: results by name, each judged by the rules of ``tasks.comparison``.
 
 Names are ``loss.0``, ``gradient.NAME``, ``parameter.NAME``, ``buffer.NAME`` and ``output...``; what stands before the first dot or bracket
-is the *kind* of a tensor, from which small tensors borrow an error and a size. Needs torch and ``tasks.comparison`` only, because
-``sweep repro`` copies both into its scripts.
+is the *kind* of a tensor, from which small tensors borrow an error and a size. Needs torch, ``tasks.readings`` and ``tasks.comparison``
+only, because ``sweep repro`` copies them into its scripts.
 """
 
 from __future__ import annotations
@@ -28,9 +28,8 @@ from tasks.comparison import (
     judged,
     leaves,
     paired,
-    read,
-    root_mean_square,
 )
+from tasks.readings import read, root_mean_square
 
 Results = Mapping[str, Any]  # by name: a tensor, or a plain value
 
@@ -152,17 +151,19 @@ def movement(one: Results, other: Results) -> tuple[float, float]:
 
     Single gradients may be nothing but rounding, and then are as far apart as can be.
     """
-    apart = errors_of_all(_tensors_of_both(one, other))
-    shown = [errors for name, errors in apart.items() if kind_of(name) not in ("gradient", "parameter", "buffer")]
-    gradients = [(one[name].numel(), errors) for name, errors in apart.items() if kind_of(name) == "gradient"]
+    apart = errors_of_all(_shown_by_both(one, other))
+    shown = [errors for (name, _), errors in apart.items() if kind_of(name) != "gradient"]
+    gradients = [(count, errors) for (name, count), errors in apart.items() if kind_of(name) == "gradient"]
     return max((errors.relative if errors.size > 0 else errors.error for errors in shown), default=0.0), _overall(gradients)
 
 
-def _tensors_of_both(one: Results, other: Results) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    for name, value in one.items():
-        its = other.get(name)
-        if isinstance(value, torch.Tensor) and isinstance(its, torch.Tensor):
-            yield name, its, value
+def _shown_by_both(one: Results, other: Results) -> Iterator[tuple[tuple[str, int], torch.Tensor, torch.Tensor]]:
+    """Losses, outputs and gradients, by name and number of elements."""
+    for name in one:
+        if kind_of(name) not in ("parameter", "buffer") and name in other:
+            value, its = one[name], other[name]
+            if isinstance(value, torch.Tensor) and isinstance(its, torch.Tensor):
+                yield (name, value.numel()), its, value
 
 
 def _overall(errors_of_parts: list[tuple[int, Errors]]) -> float:
@@ -204,7 +205,7 @@ def differing(one: Results, other: Results, rule: Rule) -> str | None:
     pairs = {name: _none_as_zero(one.get(name), other.get(name)) for name in [*one, *(name for name in other if name not in one)]}
     numbers = [(name, right, left) for name, (left, right) in pairs.items() if _holds_numbers(left) and _holds_numbers(right)]
     apart = errors_of_all(numbers)
-    sizes = _kinds(one, {name: apart.get(name, Errors(0.0, 0.0)) for name in one})
+    sizes = _kinds({name: left for name, _, left in numbers}, apart)
     limit = max(rule.tolerance, ROUNDINGS * rule.epsilon)
     for name, (left, right) in pairs.items():
         if name not in apart:

@@ -12,11 +12,10 @@ Needs torch, ``tasks.comparison`` and ``tasks.judgement`` only, because ``sweep 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
-from tasks.comparison import Finding, Rule, errors_of
+from tasks.comparison import Finding, Rule, errors_of_all
 from tasks.judgement import Results, kind_of
 
 _SEED = 0x9E3779B9  # not one that a task starts from: the numbers that made its weights would shake them, all in one direction
@@ -68,12 +67,11 @@ def eased(findings: list[Finding], eager: Results, shaken: Results) -> list[Find
 
     Elements that are not finite in one of the two say nothing.
     """
-    moved = {name: _distance(eager.get(name), value) for name, value in shaken.items()}
-    return [finding.eased(moved[finding.name]) if finding.name in moved else finding for finding in findings]
-
-
-def _distance(eager: Any, shaken: Any) -> float:
-    return errors_of(shaken, eager).error if isinstance(eager, torch.Tensor) and isinstance(shaken, torch.Tensor) else 0.0
+    pairs = [(name, value, eager.get(name)) for name, value in shaken.items()]
+    moved = errors_of_all(
+        (name, value, its) for name, value, its in pairs if isinstance(value, torch.Tensor) and isinstance(its, torch.Tensor)
+    )
+    return [finding.eased(moved[finding.name].error) if finding.name in moved else finding for finding in findings]
 
 
 def remark(before: list[Finding], after: list[Finding]) -> str | None:

@@ -14,8 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tasks import accuracy, comparison, judgement, references, step
 from tasks.accuracy import check, rule_for, tolerance_for
-from tasks.comparison import Distances, Errors, Finding, Rule, compare_plain, errors_of, judged, leaves, paired, read, root_mean_square
+from tasks.comparison import Distances, Errors, Finding, Rule, compare_plain, errors_of, judged, leaves, paired
 from tasks.judgement import Randomness, draws_others, identical, movement, randomness_of
+from tasks.readings import read, root_mean_square
 from tasks.spec import Accuracy, PrecisionSpec
 from tasks.suites.benchmark import mean_of_outputs
 from tasks.suites.timm import scaled_mean_of_outputs
@@ -672,12 +673,6 @@ class TestFallBacks:
         assert all(batch % count == 0 and 1 < count <= batch for count in counts)
         assert counts == sorted(set(counts))
         assert (batch == 1) or counts[-1] == batch
-
-
-def test_rms_neither_overflows_nor_vanishes():
-    assert rms(torch.tensor([3e200, 4e200], dtype=torch.float64)) == pytest.approx(math.sqrt(12.5) * 1e200)
-    assert rms(torch.tensor([3e-200, 4e-200], dtype=torch.float64)) == pytest.approx(math.sqrt(12.5) * 1e-200)
-    assert rms(torch.zeros(0)) == 0.0
 
 
 def test_distances_are_relative():
