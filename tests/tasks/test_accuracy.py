@@ -798,3 +798,8 @@ def test_a_check_waits_for_the_device_as_often_for_many_tensors_as_for_few(optim
         assert verdict.accuracy is Accuracy.PASS
         counts.append(reads.count)
     assert counts[0] == counts[1]
+
+
+def test_an_element_that_is_no_number_does_not_hide_those_that_differ():
+    assert judgement.differing({"output": torch.tensor([NAN, 1.0])}, {"output": torch.tensor([NAN, 2.0])}, RULE) == "output"
+    assert judgement.differing({"output": torch.tensor([NAN, 1.0])}, {"output": torch.tensor([NAN, 1.0])}, RULE) is None
