@@ -89,7 +89,10 @@ def test_the_calibration_subset_is_sixteen_models_in_several_processes():
     assert {task.spec.measure.processes for task in planned.tasks} == {1, 3}
 
 
-@pytest.mark.parametrize(("name", "strict"), [("pt2.yaml", "pt2_strict.yaml"), ("pt2_sample.yaml", "pt2_sample_strict.yaml")])
+@pytest.mark.parametrize(
+    ("name", "strict"),
+    [("pt2.yaml", "pt2_strict.yaml"), ("pt2_sample.yaml", "pt2_sample_strict.yaml"), ("agreement.yaml", "agreement_strict.yaml")],
+)
 def test_a_strict_manifest_differs_in_the_neighbours_alone(name, strict):
     shared, alone = load_manifest(MANIFESTS / name), load_manifest(MANIFESTS / strict)
 
