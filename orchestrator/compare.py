@@ -47,7 +47,10 @@ class Moved(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One matched task. ``eager`` and ``compiled`` are ratios of milliseconds, new to base; above 1 that side became slower."""
+    """One matched task. ``eager`` and ``compiled`` are ratios of milliseconds, new to base; above 1 that side became slower.
+
+    ``host`` is that of a fixed piece of work on the processor that the host's side of the steps ran on, while they were timed.
+    """
 
     task_id: str
     base: Row
@@ -56,6 +59,7 @@ class Change:
     eager: float | None
     compiled: float | None
     moved: Moved | None
+    host: float | None
 
     @property
     def ratio(self) -> float:
@@ -195,7 +199,8 @@ def _change(base: Row, new: Row, judgement: Judgement, same_device: bool) -> Cha
     moved = None
     if same_device and eager and compiled:
         moved = Moved.EAGER if abs(math.log(eager)) > abs(math.log(compiled)) else Moved.COMPILED
-    return Change(base.task_id, base, new, judgement, eager, compiled, moved)
+    host = ratio(*(row.machine.get("host_probe_us") for row in (new, base)))
+    return Change(base.task_id, base, new, judgement, eager, compiled, moved, host)
 
 
 def ratio(new: float | None, base: float | None) -> float | None:

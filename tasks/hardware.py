@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import resource
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from typing import TypeVar
 
 import torch
 
+from tasks import host_speed
 from tasks.cuda_queue import event, spin
 from tasks.nvml import Gpu, GpuReading, Nvml
 from tasks.spec import Scalar
@@ -48,9 +50,11 @@ class HostMachine:
 
     def __init__(self, proc: Path = Path("/proc")) -> None:
         self._proc = proc
+        self._probes_ns: list[int] = []
         self._first = self._last = self._border = read_host(proc)
 
     def begin(self) -> None:
+        self._probes_ns.clear()
         self._first = self._last = self._border = read_host(self._proc)
 
     def now_ns(self) -> int:
@@ -66,6 +70,7 @@ class HostMachine:
         return None
 
     def mark(self) -> None:
+        self._probes_ns.append(host_speed.probe_ns())
         self._last = self._border = read_host(self._proc)
 
     def border(self) -> Border:
@@ -100,7 +105,14 @@ class HostMachine:
         names = {"cpu_pressure_share": "pressure_s", "cpu_steal_share": "steal_s", "cpu_wait_share": "wait_s"}
         faults = share(self._first, self._last, "page_faults")
         shares: dict[str, Scalar] = {key: share(self._first, self._last, name) for key, name in names.items()}
-        return shares | {"page_faults_per_s": None if faults is None else round(faults)}
+        return shares | {"page_faults_per_s": None if faults is None else round(faults)} | self._speeds()
+
+    def _speeds(self) -> dict[str, Scalar]:
+        """What ``host_speed``'s work took as visits began."""
+        if not self._probes_ns:
+            return {}
+        middle, most = statistics.median(self._probes_ns), max(self._probes_ns)
+        return {"host_probe_us": round(middle / 1e3, 1), "host_probe_us_max": round(most / 1e3, 1)}
 
 
 class CudaMachine(HostMachine):

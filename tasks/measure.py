@@ -207,7 +207,6 @@ class _Run:
         self.times_ns, self.unconverged = warmth.times_ns, warmth.unconverged
         for side in self.stepper.sides:
             side.settle()
-        self.empty_ns = self.stepper.empty_ns()
 
     def take_pairs(self) -> None:
         """Enough pairs; if the compiled side compiles meanwhile, warm it up and start over, once: its old code is timed no more."""
@@ -219,6 +218,7 @@ class _Run:
 
     def _take_pairs(self) -> None:
         """Pairs until the interval is narrow, a cap is reached, the deadline is near or the machine is unfit."""
+        self.empty_ns = self.stepper.empty_ns()
         plan = plan_pairs(self.times_ns, self.spec, self.left_s())
         self.washout, self.half, self.in_a_row = plan.washout, None, 0
         over = partial(self._over, plan, self.machine.now_ns(), self.pairs)

@@ -97,7 +97,9 @@ def _first(changes: Sequence[Change], verdict: Verdict) -> list[Change]:
 
 
 def _changes(title: str, changes: Sequence[Change]) -> Table:
-    table = simple_table(f"\n{title}", ["task"], ["base", "new", "new/base", "95 %", "q", "eager ms", "compiled ms"])
+    hosts = any(change.host for change in changes)
+    numbers = ["base", "new", "new/base", "95 %", "q", "eager ms", "compiled ms", *(["host"] if hosts else [])]
+    table = simple_table(f"\n{title}", ["task"], numbers)
     table.add_column("moved")
     for change in changes:
         interval = change.judgement.interval
@@ -110,6 +112,7 @@ def _changes(title: str, changes: Sequence[Change]) -> Table:
             f"{change.judgement.q:.2g}",
             _moved(change.eager),
             _moved(change.compiled),
+            *([_moved(change.host)] if hosts else []),
             change.moved.value if change.moved and change.verdict is not Verdict.UNCLEAR else NOTHING,
         )
     return table
@@ -217,6 +220,7 @@ def _change_data(change: Change) -> dict[str, Any]:
         "q": judgement.q,
         "eager_ratio": change.eager,
         "compiled_ratio": change.compiled,
+        "host_ratio": change.host,
         "moved": change.moved.value if change.moved else None,
         "base": {name: plain_data(getattr(change.base, name)) for name in compared},
         "new": {name: plain_data(getattr(change.new, name)) for name in compared},

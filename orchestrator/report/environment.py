@@ -22,6 +22,9 @@ OBSERVED = frozenset(
         "power_cap_share",
         "settling_s",
         "times_busy",
+        "room_waited_s",
+        "host_probe_us",
+        "host_probe_us_max",
     }
     | {"sm_clock_mhz_min", "sm_clock_mhz_max", "gpu_temperature_c_max", "gpu_power_w_max"}
 )

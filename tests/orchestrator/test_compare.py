@@ -363,6 +363,26 @@ def test_a_faster_baseline_is_not_the_compilers_fault():
     assert math.log(slower.eager) - math.log(slower.compiled) == pytest.approx(slower.judgement.change)
 
 
+def test_a_slower_host_is_told_beside_what_became_slower():
+    run = synthetic_run(TRUTH)
+    old = changed(run, lambda place, row: replace(row, machine=dict(row.machine, host_probe_us=64.0)))
+
+    def on_a_slow_processor(place, row):
+        if place != 7:
+            return row
+        faster = {name: getattr(row, name) * 1.5 for name in ("speedup", "speedup_low", "speedup_high")}
+        return replace(row, machine=dict(row.machine, host_probe_us=112.0), eager_ms=row.eager_ms * 1.5, **faster)
+
+    found = compare(old, changed(old, on_a_slow_processor))
+    (faster,) = found.of(Verdict.FASTER)
+    assert (faster.host, faster.moved) == (pytest.approx(1.75), Moved.EAGER)
+    assert ("machine.host_probe_us", "64.0", "64.0 + 112.0") not in found.environment
+    text = printed(lambda console: render_comparison(found, console))
+    assert " host " in text
+    assert "+75.0 %" in text
+    assert " host " not in printed(lambda console: render_comparison(compare(run, changed(run, on_a_slow_processor)), console))
+
+
 def test_on_another_gpu_nobody_says_which_side_moved():
     run = synthetic_run(TRUTH)
     found = compare(run, changed(run, lambda place, row: replace(row, device="NVIDIA A100")))

@@ -119,6 +119,17 @@ class TestHost:
         machine.fault()
         assert machine.summary()["page_faults_per_s"] == 500
 
+    def test_how_fast_the_processor_is_is_looked_at_as_visits_begin(self, tmp_path, monkeypatch):
+        probes = iter([900_000, 64_000, 111_000, 66_000])
+        monkeypatch.setattr(hardware.host_speed, "probe_ns", lambda: next(probes))
+        machine = HostMachine(tmp_path)
+        machine.mark()
+        machine.begin()  # what was before counts no more
+        for _ in range(3):
+            machine.mark()
+        found = machine.summary()
+        assert (found["host_probe_us"], found["host_probe_us_max"]) == (66.0, 111.0)
+
     def test_what_is_not_there_is_none(self, tmp_path, seconds):
         reading = read_host(tmp_path)
         assert (reading.pressure_s, reading.steal_s, reading.wait_s) == (None, None, None)

@@ -275,6 +275,23 @@ class TestOverhead:
         assert timing.empty_us == 5.0
         assert ("of 5.0 us around each iteration" in " ".join(timing.flags)) is (quality is not Quality.OK)
 
+    def test_they_are_looked_at_when_nobody_else_is_at_work(self):
+        machine, sides = steady(500_000, 250_000)
+        overhead_ns = {"beside others": 50_000, "alone": 5_000}
+        where = ["beside others"]
+
+        def synchronize():
+            machine.time_ns += overhead_ns[where[-1]]
+
+        @contextlib.contextmanager
+        def alone():
+            where.append("alone")
+            yield
+            where.pop()
+
+        machine.synchronize = synchronize
+        assert run(machine, sides, alone=alone).empty_us == 5.0
+
     def test_without_them_nothing_is_short(self):
         assert self.measured(20, 10, 0).quality is Quality.OK
 
