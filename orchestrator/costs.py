@@ -7,6 +7,7 @@ those that a worker waited for memory, which its phases' seconds have in them.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -40,6 +41,11 @@ DEVICE_S = {"cuda": 6.0, "cpu": 0.0}
 """Of ``START_S``: on the device beside others, which counts where there is one."""
 TUNING_S, WARMING_S = 1.8, 1.2
 """On CUDA, owning the device: the autotuner's benchmarks, and the warm-up of both arms. Means over 40 tasks of pt2_sample.yaml."""
+
+CROWDING = 0.25
+"""By what part what starts, compiles or uses a device takes longer for each doubling of a node's GPUs, all of them at work: their workers
+share memory, caches and clocks. Five pairs of runs on one and on two GPUs of a machine have 1.18 to 1.34 for two (docs/performance.md), and
+a compile beside three more H200 took 1.47 times the CPU."""
 
 USUAL_PARAMETERS = 50e6
 SIZE_POWER = 0.25
@@ -100,15 +106,16 @@ def recorded(root: str, kind: str | None = None, device: str | None = None) -> d
     return other | same
 
 
-def estimated(spec: TaskSpec) -> Cost:
-    """Of one process. Rough: only the order of tasks, and how many of them share a device, rest on it."""
+def estimated(spec: TaskSpec, gpus_per_node: int = 1) -> Cost:
+    """Of one process, where all GPUs of its node are at work. Rough: only forecasts and the order and sharing of tasks rest on it."""
     if spec.model.suite == "toy":
         return Cost(COMPILE_S["toy"] * _mode_share(spec))
     device = spec.resources.device
     timing_s = min(spec.measure.max_time_s, USUAL_TIMING_S[device]) + min(spec.measure.warmup_max_s, BESIDE_TIMING_S[device])
     held_s = TUNING_S + min(spec.measure.warmup_max_s, WARMING_S) if device == "cuda" else 0.0
-    device_s = DEVICE_S[device]
-    return Cost(START_S[device] - device_s + _mode_share(spec) * _compile_s(spec), timing_s, estimated_mib(spec), device_s, held_s)
+    shared_s, device_s = START_S[device] - DEVICE_S[device] + _mode_share(spec) * _compile_s(spec), DEVICE_S[device]
+    crowd = 1 + CROWDING * math.log2(gpus_per_node) if device == "cuda" else 1.0
+    return Cost(crowd * shared_s, timing_s, estimated_mib(spec), crowd * device_s, held_s)
 
 
 def _compile_s(spec: TaskSpec) -> float:

@@ -98,6 +98,7 @@ def plan_tasks(
     sharing: Sharing | None = None,
     aa: bool = False,
     devices: int = 1,
+    per_node: int = 1,
 ) -> Plan:
     """Every task of the manifest, on ``device`` ("cpu" or "cuda").
 
@@ -109,6 +110,7 @@ def plan_tasks(
         sharing: as worked out for the cluster; None: the manifest's number, and a device for each task where that is ``auto``.
         aa: measure each arm against itself.
         devices: how many of them the cluster has; only which tasks get ``execution.compile_helpers`` depends on it.
+        per_node: how many of them a node has, at the most; only what tasks are estimated to take depends on it.
     """
     manifest = loaded.manifest
     wanted = manifest.execution.sharing
@@ -119,7 +121,7 @@ def plan_tasks(
             if dtype in (model.dtypes or (dtype,)):
                 spec = _spec(loaded, suite, model, dtype, mode, backend, device, aa)
                 skip = _exclusion(manifest.exclude, suite, model.name, dtype, mode, backend)
-                cost = _cost(spec, costs or {})
+                cost = _cost(spec, costs or {}, per_node)
                 spec = _with_share(spec, shared, cost.peak_mib)
                 tasks.append(PlannedTask(spec, _reason(spec, skip, finished or {}), skip, cost, model.note))
     tasks.sort(key=lambda task: (task.skip is not None, *_longest_first(task)))
@@ -307,9 +309,9 @@ def _with_share(spec: TaskSpec, sharing: Sharing, peak_mib: float | None) -> Tas
     )
 
 
-def _cost(spec: TaskSpec, recorded: Mapping[str, Cost]) -> Cost:
+def _cost(spec: TaskSpec, recorded: Mapping[str, Cost], per_node: int) -> Cost:
     """The recorded cost, of as many processes as the task has; where it lacks the memory, that of the estimate."""
-    estimate = estimated(spec)
+    estimate = estimated(spec, per_node)
     found = recorded.get(spec.task_id, estimate).times(spec.measure.processes)
     return dataclasses.replace(found, peak_mib=found.peak_mib or estimate.peak_mib)
 

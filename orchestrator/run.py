@@ -202,7 +202,7 @@ def _site(loaded: LoadedManifest, device: str, nodes: Sequence[NodeInfo], probes
 
 def _plan(loaded: LoadedManifest, request: RunRequest, site: Site, finished: Mapping[str, str]) -> tuple[CostedTask, ...]:
     costs = recorded(request.results, site.device, site.gpu)
-    return plan_tasks(loaded, site.device, costs, finished, site.sharing, request.aa, site.devices).tasks
+    return plan_tasks(loaded, site.device, costs, finished, site.sharing, request.aa, site.devices, site.per_node).tasks
 
 
 def _record(request: RunRequest, loaded: LoadedManifest, nodes: Sequence[NodeInfo], device: str, sharing: Sharing) -> RunRecord:

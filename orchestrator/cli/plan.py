@@ -66,7 +66,7 @@ def plan(
     unshared = plan_tasks(loaded, kind, costs, finished)
     sharing = work_out(execution.sharing, kind, [there.machine], execution.num_cpus, len(unshared.left or unshared.to_run))
     fleet = _fleet(kind, there.machine)
-    planned = plan_tasks(loaded, kind, costs, finished, sharing, devices=fleet.devices)
+    planned = plan_tasks(loaded, kind, costs, finished, sharing, devices=fleet.devices, per_node=fleet.per_node)
     left = side_by_side(planned.left or planned.to_run, sharing, fleet.devices, fleet.per_node)
     expected = forecast(left, fleet, execution.max_in_flight)
     if json:

@@ -183,5 +183,18 @@ def test_timing_is_expected_to_be_alone_and_warming_up_to_hold_a_gpu():
     assert (estimated(on_cpu).exclusive_s, estimated(on_cpu).held_s, estimated(on_cpu).device_s) == (3.5, 0.0, 0.0)
 
 
+def test_gpus_of_one_node_are_expected_to_be_in_each_others_way():
+    """In what a host does; not in what the device does alone. Twice as many cost a quarter more, and a node of the CPU is one device."""
+    task = spec("timm", "lcnet_050", device="cuda", num_gpus=1.0)
+    alone, two, four = (estimated(task, gpus) for gpus in (1, 2, 4))
+
+    assert alone == estimated(task)
+    assert [two.shared_s, four.shared_s] == pytest.approx([1.25 * alone.shared_s, 1.5 * alone.shared_s])
+    assert [two.device_s, four.device_s] == pytest.approx([1.25 * alone.device_s, 1.5 * alone.device_s])
+    assert {(cost.exclusive_s, cost.held_s) for cost in (two, four)} == {(alone.exclusive_s, alone.held_s)}
+    on_cpu = replace(task, resources=replace(task.resources, device="cpu", num_gpus=0.0))
+    assert estimated(on_cpu, 4) == estimated(on_cpu)
+
+
 def test_a_model_that_nobody_knows_is_a_usual_one():
     assert estimated(spec("mine", "net")).shared_s == estimated(spec("yours", "other")).shared_s > 0
