@@ -9,7 +9,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,15 +17,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator import __version__
+from orchestrator import __version__, earlier_run
 from orchestrator.broken_off import marked_when_broken_off, resumable, sigterm_is_ctrl_c
 from orchestrator.carry import carriable
 from orchestrator.cluster import Cluster, RayCluster
-from orchestrator.control import clear_stop
 from orchestrator.costs import recorded
 from orchestrator.driver import Driver, Ending, Progress
 from orchestrator.environments import only, run_name
-from orchestrator.errors import ExitCode, RunLockedError, StoreError, UsageError
+from orchestrator.errors import ExitCode, StoreError, UsageError
 from orchestrator.journal import Journal
 from orchestrator.json_log import JsonConsole, JsonProgress
 from orchestrator.manifest import LoadedManifest, load_manifest
@@ -40,22 +39,18 @@ from orchestrator.record import PlannedTask, RunRecord, RunState
 from orchestrator.request import RunRequest, next_command, resume_command
 from orchestrator.room import Room
 from orchestrator.sessions import Site, gpu_name, hours, outlook, replanned, require_same_gpu, took
-from orchestrator.sharing import Sharing, roomier, work_out
-from orchestrator.sink import StoreSink, clear_spool, store_rows
+from orchestrator.sharing import Sharing, work_out
+from orchestrator.sink import StoreSink
 from orchestrator.store import RunStore, Store
 from orchestrator.sweep import Sweep, SweepTask
 from tasks.preload import modules_of
 from tasks.probe import NodeProbe, code_version
-from tasks.spec import Attempt, ResourceSpec, Status, TaskSpec
+from tasks.spec import Attempt, ResourceSpec, TaskSpec
 
 log = logging.getLogger(__name__)
 
 ANY_CPU = 0.01
 """Asks that a node have cores at all: a head that takes no tasks has none."""
-LOCK_POLL_S = 2.0
-
-RERUN_ALWAYS = frozenset({Status.INFRA_ERROR})
-"""What a resume runs again without being asked: no verdict on the model, only on the machinery."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +79,9 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
     if loaded.manifest.execution.cache == "bundle" and store.bundles_path is None:
         raise UsageError(f"execution.cache: bundle keeps files beside the runs, which nodes cannot write to in {request.results}")
     store.check_ready(request.run_id, resume=request.resume)
-    earlier = _earlier_run(store, request, loaded)
+    earlier = earlier_run.find(store, request, loaded)
     if earlier:
-        _check_named(request.rerun_tasks, earlier.plan())
+        earlier_run.check_named(request.rerun_tasks, earlier.plan())
     source = store.resolve(request.carry) if request.carry else None
     with (
         resumable(resume_command(request, earlier.run_id) if earlier else None),
@@ -95,7 +90,7 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
     ):
         nodes, probes = survey(cluster)
         device = resolve_device(loaded.manifest.execution.device, nodes)
-        finished = _finished(earlier, request) if earlier else {}
+        finished = earlier_run.finished(earlier, request) if earlier else {}
         to_run = len(plan_tasks(loaded, device, finished=finished, aa=request.aa).left)
         sharing = _sharing(loaded, device, nodes, probes, to_run)
         site = _site(loaded, device, nodes, probes, sharing)
@@ -110,7 +105,7 @@ def run(request: RunRequest, console: Console, connect: Callable[[str | None], C
         run_store = earlier or store.create(_record(request, loaded, nodes, device, sharing), plan)
         with resumable(resume_command(request, run_store.run_id)), run_store, marked_when_broken_off(run_store):
             if earlier:
-                _reopen(run_store, console, request.lock_wait_s)
+                earlier_run.reopen(run_store, console, request.lock_wait_s)
             take_over = partial(_take_over, run_store, source, specs, nodes, probes, console)
             begin = partial(_begin_session, run_store, costed, site, console)
             ending = _drive(run_store, plan, loaded, cluster, request, console, store.bundles_path, take_over, begin, until_s)
@@ -136,47 +131,6 @@ def _warm_up(cluster: Cluster, nodes: Sequence[NodeInfo], specs: Sequence[TaskSp
         console.print(f"{len(usable)} node(s) load the libraries that the models need", highlight=False)
         for name, complaint in cluster.warm_up(usable, modules, device).items():
             console.print(f"node {name} starts cold: {complaint}", soft_wrap=True, highlight=False)
-
-
-def _check_named(parts: Iterable[str], plan: Sequence[PlannedTask]) -> None:
-    """Raises: UsageError, if a task that is to be run again is not of this plan."""
-    for part in sorted(parts):
-        if not any(part in planned.task.task_id for planned in plan):
-            statuses = ", ".join(sorted(Status))
-            raise UsageError(f"--rerun {part}: no task of this run has that in its id, and it is no status; statuses are: {statuses}")
-
-
-def _earlier_run(store: Store, request: RunRequest, loaded: LoadedManifest) -> RunStore | None:
-    """The run that ``--resume`` goes on with; None to start a new one, also where there is none yet to go on with."""
-    if not request.resume:
-        return None
-    wanted = [
-        record
-        for record in store.runs()
-        if record.run_id == request.run_id
-        or (
-            request.run_id is None
-            and (record.manifest, record.aa, record.environment) == (loaded.manifest.name, request.aa, loaded.environment)
-        )
-    ]
-    if not wanted:
-        return None
-    record = wanted[-1]
-    if record.aa != request.aa:
-        raise UsageError(f"run {record.run_id} was started {'with' if record.aa else 'without'} --aa: resume it likewise")
-    if record.manifest_digest != loaded.digest:
-        raise UsageError(
-            f"{request.manifest} has changed since run {record.run_id} was planned: its rows would not be comparable. "
-            "Start a new run without --resume, or undo the change"
-        )
-    return store.resolve(record.run_id)
-
-
-def _finished(earlier: RunStore, request: RunRequest) -> dict[str, str]:
-    """Digests of the tasks that stay as they are, by ``task_id``."""
-    digests = {planned.task.task_id: planned.task.digest for planned in earlier.plan()}
-    rows = earlier.rows(("task_id", "status")).to_pylist()
-    return {row["task_id"]: digests[row["task_id"]] for row in rows if not _again(request, row["task_id"], Status(row["status"]))}
 
 
 def _sharing(
@@ -233,31 +187,6 @@ def _record(request: RunRequest, loaded: LoadedManifest, nodes: Sequence[NodeInf
     )
 
 
-def _reopen(run_store: RunStore, console: Console, lock_wait_s: float) -> None:
-    """Take over a run: its lock, and what a dead driver left behind."""
-    _acquire(run_store, console, lock_wait_s)
-    clear_stop(run_store.files)
-    run_store.set_state(RunState.RUNNING)
-    console.print(f"going on with run {run_store.run_id}", highlight=False)
-
-
-def _acquire(run_store: RunStore, console: Console, wait_s: float) -> None:
-    """Take the run's lock; a driver that died on another machine holds it until its silence has lasted long enough."""
-    give_up_s, told = time.monotonic() + wait_s, False
-    while True:
-        try:
-            run_store.acquire()
-        except RunLockedError as error:
-            if time.monotonic() >= give_up_s:
-                raise
-            if not told:
-                console.print(f"{error}; waiting up to {wait_s:.0f} s", soft_wrap=True, highlight=False)
-                told = True
-            time.sleep(min(LOCK_POLL_S, wait_s))
-        else:
-            return
-
-
 # --- during ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -279,9 +208,9 @@ def _drive(
     to_run = [planned.task for planned in plan if planned.skip_reason is None]
     room = Room.of(to_run, loaded.manifest.execution.max_in_flight)
     with run_store.kept_alive():
-        _store_orphans(run_store, plan, policy, console)
+        earlier_run.store_orphans(run_store, plan, policy, console)
         take_over()
-        tasks = begin(_sweep_tasks(run_store, plan, request, room))
+        tasks = begin(earlier_run.sweep_tasks(run_store, plan, request, room))
     sink = StoreSink(run_store, Journal(run_store.files, time.monotonic()), policy, {task.task_id: task.first_attempt for task in tasks})
     sweep = Sweep(tasks, policy, until_s=until_s)
     spool, kept = (str(path) if path else None for path in (run_store.spool_path, bundles))
@@ -312,21 +241,6 @@ def _begin_session(
     return [replace(task, expected_s=expected.task_s.get(task.task_id, 0.0)) for task in ordered]
 
 
-def _store_orphans(run_store: RunStore, plan: Sequence[PlannedTask], policy: Policy, console: Console) -> None:
-    """Results that finished while no driver was there to store them. What policy would try again is left to be run again."""
-    specs = {planned.task.task_id: planned.task for planned in plan}
-    found = run_store.ingest_orphans()
-    final = {
-        outcome.task_id: outcome
-        for outcome in found  # of several attempts the last counts
-        if policy.retry(outcome, _shares(specs[outcome.task_id]), (outcome.failure_class,) if outcome.failure_class else ()) is None
-    }
-    if final:
-        store_rows(run_store, [(specs[task_id], outcome) for task_id, outcome in final.items()])
-        console.print(f"stored {len(final)} result(s) that the last driver did not live to store", highlight=False)
-    clear_spool(run_store, found)
-
-
 def _take_over(
     run_store: RunStore,
     source: RunStore | None,
@@ -346,40 +260,6 @@ def _take_over(
     console.print(f"took over {len(found.task_ids)} result(s) of run {source.run_id}", highlight=False)
     for reason, count in sorted(found.refused.items()):
         console.print(f"measured again: {count} with {reason}", markup=False, highlight=False)
-
-
-def _sweep_tasks(run_store: RunStore, plan: Sequence[PlannedTask], asked: RunRequest, room: Room) -> list[SweepTask]:
-    stored = {row["task_id"]: row for row in run_store.rows(("task_id", "status", "attempt")).to_pylist()}
-    tasks = []
-    for planned in plan:
-        row = stored.get(planned.task.task_id)
-        status = Status(row["status"]) if row else None
-        keep = status is not None and not _again(asked, planned.task.task_id, status)
-        # A later attempt wins over the row that is there.
-        first = row["attempt"] + 1 if row and not keep else 1
-        done, shares = status if keep else None, _shares(planned.task)
-        request = room.request(planned.task.resources) if planned.skip_reason is None else 0
-        tasks.append(
-            SweepTask(
-                *(planned.task.task_id, planned.task.deadlines, planned.skip_reason, done, first, shares, request),
-                small=_small(planned.task),
-            )
-        )
-    return tasks
-
-
-def _again(request: RunRequest, task_id: str, status: Status) -> bool:
-    return status in request.rerun | RERUN_ALWAYS or any(part in task_id for part in request.rerun_tasks)
-
-
-def _shares(task: TaskSpec) -> bool:
-    """Whether other tasks may be placed on the device beside it."""
-    return task.resources.device == "cuda" and task.resources.num_gpus < 1
-
-
-def _small(task: TaskSpec) -> bool:
-    """Whether they may be even if it asks for more, after it ran out of memory."""
-    return _shares(task) and roomier(task.resources.num_gpus) < 1
 
 
 def _progress(console: Console, planned: int, done: int) -> AbstractContextManager[Progress]:
