@@ -12,15 +12,15 @@ from orchestrator.policy import INFRASTRUCTURE, QUARANTINE_AFTER_TASKS, RULES, R
 from tasks.spec import FailureClass
 
 PRODUCED_BY: dict[FailureClass, str] = {
-    FailureClass.MODEL: "tests/tasks/test_execute.py::test_a_model_that_fails_in_eager_mode",
-    FailureClass.COMPILER: "tests/tasks/test_execute.py::test_a_compiler_that_fails",
-    FailureClass.ACCURACY: "tests/tasks/test_execute.py::test_a_wrong_gradient_of_one_parameter",
+    FailureClass.MODEL: "tests/tasks/execute/test_failures.py::test_a_model_that_fails_in_eager_mode",
+    FailureClass.COMPILER: "tests/tasks/execute/test_failures.py::test_a_compiler_that_fails",
+    FailureClass.ACCURACY: "tests/tasks/execute/test_planted_faults.py::test_a_wrong_gradient_of_one_parameter",
     FailureClass.DEVICE_OOM: "tests/orchestrator/test_sweep.py::test_out_of_memory_with_neighbours_means_once_more_alone",
     FailureClass.HOST_OOM: "tests/tasks/test_supervisor.py::test_every_kind_of_end_is_told_apart_and_leaves_nothing",
     FailureClass.DISK_FULL: "tests/tasks/test_full_disk.py::test_a_disk_that_others_filled_is_no_fault_of_the_task",
     FailureClass.DEADLINE: "tests/tasks/test_supervisor.py::test_a_phase_that_takes_too_long_is_ended_with_its_stacks_in_the_log",
     FailureClass.CRASH: "tests/ray/test_cluster.py::test_a_crash_costs_one_task_and_no_ray_worker",
-    FailureClass.UNSUPPORTED: "tests/tasks/test_execute.py::test_a_package_that_is_missing",
+    FailureClass.UNSUPPORTED: "tests/tasks/execute/test_failures.py::test_a_package_that_is_missing",
     FailureClass.EXCLUDED: "tests/orchestrator/test_sweep.py::test_a_run_in_which_everything_is_excluded_has_measured_nothing",
     FailureClass.DEVICE: "tests/tasks/test_residue.py::test_an_attempt_on_a_dirty_gpu_is_an_infrastructure_failure",
     FailureClass.WORKER_LOST: "tests/ray/test_cluster.py::test_the_death_of_a_supervisor_is_a_lost_worker",

@@ -1,0 +1,1 @@
+from tests.tasks.execute.harness import tidy, uncompiled  # noqa: F401 - fixtures of all tests here
