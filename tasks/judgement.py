@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -200,20 +200,32 @@ def draws_others(eager: Results, truth: Results, rule: Rule, same: bool | None =
 def differing(one: Results, other: Results, rule: Rule) -> str | None:
     """The first value that differs by more than the tolerance or a few roundings, as root mean squares; None if none does.
 
-    Stricter than the comparison of a compiled step: nothing passes for its direction, and no error of eager's is allowed for.
+    What is no number, or infinite, must be so in both. Stricter than the comparison of a compiled step: nothing passes for its direction,
+    and no error of eager's is allowed for.
     """
     pairs = {name: _none_as_zero(one.get(name), other.get(name)) for name in [*one, *(name for name in other if name not in one)]}
     numbers = [(name, right, left) for name, (left, right) in pairs.items() if _holds_numbers(left) and _holds_numbers(right)]
     apart = errors_of_all(numbers)
     sizes = _kinds({name: left for name, _, left in numbers}, apart)
+    stray = _finite_on_one_side(numbers)
     limit = max(rule.tolerance, ROUNDINGS * rule.epsilon)
+
+    def far(name: str) -> bool:
+        return apart[name].error > limit * apart[name].size + rule.epsilon * sizes[kind_of(name)][1]
+
     for name, (left, right) in pairs.items():
         if name not in apart:
             if not identical({name: left}, {name: right}):
                 return name
-        elif left.shape != right.shape or apart[name].error > limit * apart[name].size + rule.epsilon * sizes[kind_of(name)][1]:
+        elif left.shape != right.shape or name in stray or far(name):
             return name
     return None
+
+
+def _finite_on_one_side(numbers: Sequence[tuple[str, torch.Tensor, torch.Tensor]]) -> set[str]:
+    """Names of the pairs with an element that only one of them has a number for."""
+    found = {name: (one.isfinite() != other.isfinite()).any() for name, one, other in numbers if one.shape == other.shape}
+    return {name for name, [differs] in zip(found, read(list(found.values())), strict=True) if differs}
 
 
 def _holds_numbers(value: Any) -> bool:
