@@ -36,6 +36,11 @@ def normal(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def roundings(size, seed):
+    """Uniform, with a root mean square of 1."""
+    return math.sqrt(3) * (2 * torch.rand(size, generator=torch.Generator().manual_seed(seed)) - 1)
+
+
 class TestTensors:
     def test_equal_tensors_use_nothing_of_their_limit(self):
         assert compare(normal(50), normal(50)).ratio == 0.0
@@ -50,8 +55,9 @@ class TestTensors:
     @settings(max_examples=40)
     @given(st.integers(0, 10_000), st.integers(1, 3000))
     def test_rounding_no_worse_than_eager_passes(self, seed, size):
+        """As roundings are, within a bound: a single element in a normal law's tail may as well be a fault."""
         truth = normal(size, seed=seed).double()
-        eager, compiled = (truth + 0.01 * rms(truth) * normal(size, seed=seed + other) for other in (1, 2))
+        eager, compiled = (truth + 0.01 * rms(truth) * roundings(size, seed=seed + other) for other in (1, 2))
         assert compare(eager, compiled, truth, kind_error=0.01).passes
 
     def test_rounding_much_worse_than_eager_fails(self):

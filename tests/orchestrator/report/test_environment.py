@@ -37,8 +37,10 @@ def test_all_that_is_read_while_measuring_is_left_out():
             if field.name in ("clock_mhz", "temperature_c", "power_w", "power_cap_ns")
         }
     )
-    read = hardware.HostMachine().summary().keys() | hardware._summary([reading, reading], 1.0).keys()
+    machine = hardware.HostMachine()
+    machine.mark()
+    read = machine.summary().keys() | hardware._summary([reading, reading], 1.0).keys()
     read |= Ownership(Channel(None), CudaQueue(torch.device("cuda"))).summary().keys()
     assert read <= OBSERVED
-    assert OBSERVED - read == {"load_average", "quality_reason"}
+    assert OBSERVED - read == {"load_average", "quality_reason", "room_waited_s"}
     assert "load_average" in environment.machine(torch.device("cpu"))
