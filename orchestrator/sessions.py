@@ -34,8 +34,8 @@ class Site:
 
     @property
     def per_node(self) -> int:
-        """Devices of a node, at the most."""
-        return max((int(node.num_gpus) for node in self.nodes), default=1) if self.device == "cuda" else 1
+        """Devices of a node, at the most; one, too, where no node has any, which is refused when the plan is checked."""
+        return max([1, *(int(node.num_gpus) for node in self.nodes)]) if self.device == "cuda" else 1
 
     def session(self, started: float, code_version: str, tasks: int, expected: Outlook) -> Session:
         """What is recorded of a driver's work here."""

@@ -87,6 +87,15 @@ def test_a_cluster_without_a_node_is_refused(tmp_path):
 # --- failures of the store --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("alive", [(NODE,), (dataclasses.replace(NODE, num_cpus=0.0),)])
+def test_a_plan_for_gpus_is_refused_where_there_is_none(tmp_path, alive):
+    """With models that have to be estimated for the GPUs of a node, which are none."""
+    (tmp_path / "gpu.yaml").write_text(TOYS.replace("device: cpu", "device: cuda").replace("toy: [pass.1, pass.2]", "timm: [lcnet_050]"))
+    cluster = Changing([{NODE.name: probe()}], alive)
+    with pytest.raises(PreflightError, match="1 GPUs where the largest node has 0"):
+        runs.run(RunRequest(tmp_path / "gpu.yaml", str(tmp_path / "out"), "r"), Console(file=io.StringIO()), connect=lambda _: cluster)
+
+
 class Toys(FakeCluster):
     """A node that answers."""
 
