@@ -207,17 +207,14 @@ def differing(one: Results, other: Results, rule: Rule) -> str | None:
     numbers = [(name, right, left) for name, (left, right) in pairs.items() if _holds_numbers(left) and _holds_numbers(right)]
     apart = errors_of_all(numbers)
     sizes = _kinds({name: left for name, _, left in numbers}, apart)
-    stray = _finite_on_one_side(numbers)
     limit = max(rule.tolerance, ROUNDINGS * rule.epsilon)
-
-    def far(name: str) -> bool:
-        return apart[name].error > limit * apart[name].size + rule.epsilon * sizes[kind_of(name)][1]
-
+    far = {name for name, it in apart.items() if it.error > limit * it.size + rule.epsilon * sizes[kind_of(name)][1]}
+    far |= _finite_on_one_side(numbers)
     for name, (left, right) in pairs.items():
         if name not in apart:
             if not identical({name: left}, {name: right}):
                 return name
-        elif left.shape != right.shape or name in stray or far(name):
+        elif left.shape != right.shape or name in far:
             return name
     return None
 

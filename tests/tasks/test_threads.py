@@ -8,7 +8,8 @@ import torch
 from tasks import execute, threads
 from tasks.channel import Channel
 from tasks.spec import ResourceSpec, Status
-from tests.tasks.execute.harness import task, tidy  # noqa: F401 - a fixture
+from tests.tasks.execute.conftest import tidy  # noqa: F401 - a fixture
+from tests.tasks.execute.harness import task
 
 
 def test_as_many_as_before_when_the_block_has_ended_or_failed():

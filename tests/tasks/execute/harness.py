@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-
-import pytest
-import torch
 
 from tasks import compilation, execute
 from tasks.channel import Channel
@@ -36,20 +32,6 @@ class Listener(Channel):
         self.heard += [f"{name} {what}" for name, what in message.items() if name in ("lease", "device")]
 
 
-@pytest.fixture(autouse=True)
-def tidy(monkeypatch):
-    """Blocks of two iterations, no garbage collected before each, and no state of the compiler left behind."""
-    monkeypatch.setattr("tasks.measure.quiet_collector", contextlib.nullcontext)
-    monkeypatch.setattr("tasks.measure.SHORT_BLOCK_NS", 1)
-    monkeypatch.setattr("tasks.warmup.WINDOW_NS", 1)
-    monkeypatch.setattr(execute, "WARM_CPU_S", 0.0)
-    threads = torch.get_num_threads()
-    yield
-    torch._dynamo.reset()
-    torch._dynamo.config.suppress_errors = torch._dynamo.config.fail_on_recompile_limit_hit = False
-    torch.set_num_threads(threads)
-
-
 def task(name, **changes):
     """A quick task on the model of tests.tasks.models with that name."""
     spec = TaskSpec(
@@ -67,12 +49,6 @@ def task(name, **changes):
 
 def run(name, channel=None, **changes):
     return execute.execute(task(name, **changes), channel or Channel(None))
-
-
-@pytest.fixture
-def uncompiled(monkeypatch):
-    """Where compiling is not the point: the compiled step is the eager one."""
-    monkeypatch.setattr(compilation, "compile_step", lambda step, spec, **more: step)
 
 
 def faulty(monkeypatch, fault):
