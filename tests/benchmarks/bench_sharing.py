@@ -30,6 +30,7 @@ from orchestrator.sessions import device_hours, took
 from orchestrator.statistics.differences import FALSE_DISCOVERY_RATE
 from orchestrator.statistics.intervals import standard_errors
 from orchestrator.store import RunStore, Store
+from tasks.spec import Status
 
 MARGIN = 0.01
 MAX_MEAN = 0.005
@@ -107,16 +108,20 @@ class Pair:
 
     def tell_throughput(self) -> None:
         rates = []
-        for run, store in zip(self.runs, self.stores, strict=True):
-            rate = throughput(store.record, len(run.rows), [row.ended for row in run.rows if row.ended])
+        ran = [[row for row in run.rows if row.status != Status.SKIPPED] for run in self.runs]
+        for run, store, rows_of in zip(self.runs, self.stores, ran, strict=True):
+            rate = throughput(store.record, len(rows_of), [row.ended for row in rows_of if row.ended])
             sessions = "; ".join(filter(None, map(took, store.record.sessions))) or "no session has ended"
             speed = f", {rate:.1f} per device hour, {3600 / rate:.1f} s each" if rate else ""
-            print(f"{run.run_id}: {len(run.rows)} rows{speed}; {sessions}")
+            print(f"{run.run_id}: {len(rows_of)} rows{speed}; {sessions}")
             rates.append(rate)
         if rates[0] and rates[1]:
             faster = rates[1] / rates[0]
             print(f"throughput, shared over strict: {faster:.2f}")
-            weight = heavier((row.task_id for row in self.runs[0].rows), seconds_by_task(self.stores[1]))
+            seconds = seconds_by_task(self.stores[1])
+            weight = heavier(
+                (row.task_id for row in ran[0]), {row.task_id: seconds[row.task_id] for row in ran[1] if row.task_id in seconds}
+            )
             if weight is not None:
                 tasks = f"the tasks of {self.runs[0].run_id} are {weight:.2f} times as heavy as all of {self.runs[1].run_id}"
                 print(f"  {tasks}: like for like {faster / weight:.2f}")

@@ -134,6 +134,21 @@ def test_pairs_of_runs_are_judged_together(tmp_path, monkeypatch, capsys):
     assert "no task was timed in both" in capsys.readouterr().err
 
 
+def test_tasks_that_were_left_out_are_no_throughput(tmp_path, monkeypatch, capsys):
+    left_out = {row.task_id for row in RUN.rows[:2]}
+    for name in ("strict", "shared"):
+        rows = tuple(
+            dataclasses.replace(row, status="skipped", **dict.fromkeys(ENDS)) if row.task_id in left_out else row for row in RUN.rows
+        )
+        store_run(str(tmp_path), dataclasses.replace(RUN, run_id=name, rows=rows))
+    monkeypatch.setattr(sys, "argv", ["bench_sharing", "strict", "shared", "--results", str(tmp_path)])
+
+    bench_sharing.main()
+
+    run = sum(row.status != "skipped" for row in RUN.rows if row.task_id not in left_out)
+    assert f"strict: {run} rows" in capsys.readouterr().out
+
+
 def test_a_driver_that_was_killed_held_its_device_until_its_last_row(tmp_path, monkeypatch, capsys):
     for name, held_s in (("strict", 7200.0), ("shared", 3600.0)):
         rows = tuple(dataclasses.replace(row, ended=held_s) for row in RUN.rows)
