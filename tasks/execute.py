@@ -11,14 +11,14 @@ import math
 import os
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
 
-from tasks import accuracy, bundle, compilation, environment, failure, hardware, heap, judgement, measure, quiet_core, step, threads
+from tasks import accuracy, bundle, compilation, environment, failure, hardware, heap, judgement, measure, step, threads
 from tasks.channel import Channel
 from tasks.comparison import Rule, leaves
 from tasks.compilation import stance
@@ -313,9 +313,8 @@ class _Execution:
         began_s = self.channel.running_s()
         # The allocator keeps what these steps took: it is not asked for while timing.
         eager_mib, compiled_mib = self.headroom.fitted(partial(self._peaks, sides, eager_s), self.headroom.wait)
-        core = quiet_core.for_launching(device.type == "cuda")
-        with measure.quiet_collector(), self.own.warming(), core.kept() if core else nullcontext():
-            machine = hardware.machine_for(device, self.measurement.gpu_uuid, lambda: self.own.busy, core)
+        with measure.quiet_collector(), self.own.warming():
+            machine = hardware.machine_for(device, self.measurement.gpu_uuid, lambda: self.own.busy)
             left_s = self.task.deadlines.time_s - (self.channel.running_s() - began_s)
             timing = self._measure(sides, machine, WARM_CUDA_S if device.type == "cuda" else WARM_CPU_S, left_s)
         self.samples, self.blocks = timing.samples, timing.blocks

@@ -21,7 +21,6 @@ import torch
 from tasks import host_speed
 from tasks.cuda_queue import event, spin
 from tasks.nvml import Gpu, GpuReading, Nvml
-from tasks.quiet_core import QuietCore
 from tasks.spec import Scalar
 from tasks.stepper import Border
 
@@ -47,14 +46,10 @@ class HostReading:
 
 
 class HostMachine:
-    """The CPU as the device: nothing to wait for, no clock to read, no pair to discard.
+    """The CPU as the device: nothing to wait for, no clock to read, no pair to discard."""
 
-    With ``core`` each visit begins on a quick processor.
-    """
-
-    def __init__(self, proc: Path = Path("/proc"), core: QuietCore | None = None) -> None:
+    def __init__(self, proc: Path = Path("/proc")) -> None:
         self._proc = proc
-        self._core = core
         self._probes_ns: list[int] = []
         self._first = self._last = self._border = read_host(proc)
 
@@ -75,7 +70,7 @@ class HostMachine:
         return None
 
     def mark(self) -> None:
-        self._probes_ns.append(self._core.seek() if self._core else host_speed.probe_ns())
+        self._probes_ns.append(host_speed.probe_ns())
         self._last = self._border = read_host(self._proc)
 
     def border(self) -> Border:
@@ -113,26 +108,20 @@ class HostMachine:
         return shares | {"page_faults_per_s": None if faults is None else round(faults)} | self._speeds()
 
     def _speeds(self) -> dict[str, Scalar]:
-        """What ``host_speed``'s work took as visits began, and how often another processor was taken then."""
+        """What ``host_speed``'s work took as visits began."""
         if not self._probes_ns:
             return {}
         middle, most = statistics.median(self._probes_ns), max(self._probes_ns)
-        speed: dict[str, Scalar] = {"host_probe_us": round(middle / 1e3, 1), "host_probe_us_max": round(most / 1e3, 1)}
-        return speed | ({"host_core_moves": self._core.moves} if self._core else {})
+        return {"host_probe_us": round(middle / 1e3, 1), "host_probe_us_max": round(most / 1e3, 1)}
 
 
 class CudaMachine(HostMachine):
     """A CUDA device. ``gpu`` is None where there is no NVML; ``busy`` tells why somebody else was at work on it when pairs began, if so."""
 
     def __init__(
-        self,
-        device: torch.device,
-        gpu: Gpu | None,
-        proc: Path = Path("/proc"),
-        busy: Callable[[], str | None] = lambda: None,
-        core: QuietCore | None = None,
+        self, device: torch.device, gpu: Gpu | None, proc: Path = Path("/proc"), busy: Callable[[], str | None] = lambda: None
     ) -> None:
-        super().__init__(proc, core)
+        super().__init__(proc)
         self._device = device
         self._busy = busy
         self._gpu = gpu
@@ -271,14 +260,11 @@ def _summary(readings: list[GpuReading], elapsed_s: float) -> dict[str, Scalar]:
     return found
 
 
-def machine_for(device: torch.device, gpu_uuid: str | None, busy: Callable[[], str | None], core: QuietCore | None = None) -> HostMachine:
-    """The machine that steps on ``device`` run on; ``busy`` tells why somebody else was at work on it when pairs began, if so.
-
-    ``core`` keeps what launches on a quick processor.
-    """
+def machine_for(device: torch.device, gpu_uuid: str | None, busy: Callable[[], str | None]) -> HostMachine:
+    """The machine that steps on ``device`` run on; ``busy`` tells why somebody else was at work on it when pairs began, if so."""
     if device.type != "cuda":
-        return HostMachine(core=core)
-    return CudaMachine(device, Nvml.open(gpu_uuid, os.getpid()) if gpu_uuid else None, busy=busy, core=core)
+        return HostMachine()
+    return CudaMachine(device, Nvml.open(gpu_uuid, os.getpid()) if gpu_uuid else None, busy=busy)
 
 
 def read_host(proc: Path) -> HostReading:

@@ -69,9 +69,9 @@ def _badness(measurement: Measurement) -> tuple[int, float]:
 
 
 def _machine(parts: Sequence[dict[str, Scalar]]) -> dict[str, Scalar]:
-    """What the first process says; of what varies (``_min``, ``_max``, shares, rates) the extremes, and of waits and moves the sum."""
+    """What the first process says; of what varies (``_min``, ``_max``, shares, rates) the extremes of all, and of waits the sum."""
     merged = dict(parts[0])
-    extremes = {"_min": min, "_max": max, "_share": max, "_per_s": max, "_waited_s": sum, "_moves": sum}
+    extremes = {"_min": min, "_max": max, "_share": max, "_per_s": max, "_waited_s": sum}
     for name in merged:
         pick = next((pick for end, pick in extremes.items() if name.endswith(end)), None)
         if pick is not None:

@@ -25,7 +25,6 @@ OBSERVED = frozenset(
         "room_waited_s",
         "host_probe_us",
         "host_probe_us_max",
-        "host_core_moves",
     }
     | {"sm_clock_mhz_min", "sm_clock_mhz_max", "gpu_temperature_c_max", "gpu_power_w_max"}
 )
