@@ -75,10 +75,17 @@ def weighed(differences: Sequence[float], errors: Sequence[float], scatter: floa
     return Agreement(values.size, mean, mean - half, mean + half)
 
 
-def throughput(record: RunRecord, tasks: int, rows_ended: Sequence[float] = ()) -> float | None:
-    """Tasks per hour of a device, over all the sessions of a run; ``rows_ended`` as for ``device_hours``."""
-    held_h = device_hours(record, rows_ended)
-    return tasks / held_h if held_h else None
+def throughput(record: RunRecord, spans: Sequence[tuple[float, float]]) -> float | None:
+    """Tasks per hour of a device, over all the sessions of a run; ``spans`` are from when to when its rows ran.
+
+    Of a strict run that was broken off only the spans count: tasks that were under way then had the other devices without a row.
+    """
+    broken_off = any(session.ended is None for session in record.sessions)
+    if broken_off and all(session.sharing == 1 for session in record.sessions):
+        held_h: float | None = sum(ended - started for started, ended in spans) / 3600
+    else:
+        held_h = device_hours(record, [ended for _, ended in spans])
+    return len(spans) / held_h if held_h else None
 
 
 def seconds_by_task(store: RunStore) -> dict[str, float]:
@@ -103,14 +110,14 @@ class Pair:
     @classmethod
     def load(cls, results: str, strict: str, shared: str) -> Pair:
         first, second = (Store(results).resolve(name) for name in (strict, shared))
-        columns = (*compare.COLUMNS, "compiled_device_ms", "ended")
+        columns = (*compare.COLUMNS, "compiled_device_ms", "started", "ended")
         return cls((first, second), (rows.load(first, columns), rows.load(second, columns)))
 
     def tell_throughput(self) -> None:
         rates = []
         ran = [[row for row in run.rows if row.status != Status.SKIPPED] for run in self.runs]
         for run, store, rows_of in zip(self.runs, self.stores, ran, strict=True):
-            rate = throughput(store.record, len(rows_of), [row.ended for row in rows_of if row.ended])
+            rate = throughput(store.record, [(row.started or 0.0, row.ended or 0.0) for row in rows_of])
             sessions = "; ".join(filter(None, map(took, store.record.sessions))) or "no session has ended"
             speed = f", {rate:.1f} per device hour, {3600 / rate:.1f} s each" if rate else ""
             print(f"{run.run_id}: {len(rows_of)} rows{speed}; {sessions}")

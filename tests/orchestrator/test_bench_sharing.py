@@ -65,8 +65,20 @@ def test_what_scatters_beyond_its_errors_is_no_better_known_than_it_scatters():
 def test_throughput_counts_the_time_that_devices_were_held():
     record = dataclasses.replace(a_record(), sessions=(Session(0.0, 1800.0, devices=1), Session(3600.0, 5400.0, devices=1)))
 
-    assert throughput(record, 40) == 40.0
-    assert throughput(a_record(), 40) is None
+    assert throughput(record, [(0.0, 60.0)] * 40) == 40.0
+    assert throughput(a_record(), [(0.0, 60.0)] * 40) is None
+
+
+def test_of_a_strict_run_that_was_broken_off_the_rows_own_time_counts():
+    """Four devices, three rows of an hour each, and the fourth device had been at work for the same hour when the driver was killed."""
+    spans = [(0.0, 3600.0)] * 3
+    killed = dataclasses.replace(a_record(), sessions=(Session(0.0, None, devices=4),))
+    ended = dataclasses.replace(a_record(), sessions=(Session(0.0, 3600.0, devices=4),))
+    beside_neighbours = dataclasses.replace(a_record(), sessions=(Session(0.0, None, devices=1, sharing=16),))
+
+    assert throughput(killed, spans) == 1.0
+    assert throughput(ended, spans) == 0.75
+    assert throughput(beside_neighbours, spans) == 3.0
 
 
 def test_a_part_of_the_tasks_is_weighed_by_what_they_took_beside_neighbours():
@@ -154,7 +166,9 @@ def test_a_driver_that_was_killed_held_its_device_until_its_last_row(tmp_path, m
         rows = tuple(dataclasses.replace(row, ended=held_s) for row in RUN.rows)
         store_run(str(tmp_path), dataclasses.replace(RUN, run_id=name, rows=rows))
         path = tmp_path / name / "run.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"sessions": [dataclasses.asdict(Session(0.0, None, devices=1))]}))
+        path.write_text(
+            json.dumps(json.loads(path.read_text()) | {"sessions": [dataclasses.asdict(Session(0.0, None, devices=1, sharing=16))]})
+        )
     monkeypatch.setattr(sys, "argv", ["bench_sharing", "strict", "shared", "--results", str(tmp_path)])
 
     bench_sharing.main()
