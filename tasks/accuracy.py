@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -101,19 +101,21 @@ def check(
     time_s: float = math.inf,
     random: Randomness = Randomness.NONE,
     turn: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+    relief: Callable[[], bool] = lambda: False,
 ) -> Verdict:
     """Run the four arms and judge. The state is restored before each, and once more at the end.
 
     ``time_s`` is what a reference on the host's processors may take. ``random``: where random numbers move next to nothing, the second
     eager arm draws others, because the compiled one will; what they move then counts as eager's error, and whether the model is
-    deterministic is not known. Where they decide, a reference that draws others is none. ``turn`` surrounds the taking of most memory.
+    deterministic is not known. Where they decide, a reference that draws others is none. ``turn`` surrounds the taking of most memory;
+    ``relief`` is asked whether there is more of it now, once, before a reference is computed on the host's processors.
 
     Raises:
         torch.OutOfMemoryError: not even eager and compiled alone fit.
     """
     failed: dict[Reference, str] = {}
     candidates = references.candidates(workload, has_own_memory=_has_own_memory(device), state_on_host=state.on_host)
-    for reference in candidates:
+    for reference in _in_order(candidates, failed, relief):
         if any(fails_alike(other, reference) for other, why in failed.items() if why != OUT_OF_MEMORY):
             continue
         its_turn = contextlib.nullcontext if failed else turn  # who did not find enough room in it waits no more
@@ -131,6 +133,16 @@ def check(
             return replace(verdict, blind=reference.dtype is None and OUT_OF_MEMORY in failed.values())
         free_memory(device)
     raise AssertionError("the last reference is none, which cannot fail")
+
+
+def _in_order(candidates: Sequence[Reference], failed: Mapping[Reference, str], relief: Callable[[], bool]) -> Iterator[Reference]:
+    """``candidates``; ahead of the host's processors, which take minutes, what only lacked memory comes once more if there is more now."""
+    for reference in candidates:
+        if reference.on_cpu:
+            lacked = [other for other, why in failed.items() if why == OUT_OF_MEMORY and other.chunks == 1]
+            if lacked and relief():
+                yield lacked[-1]
+        yield reference
 
 
 @dataclass(slots=True)

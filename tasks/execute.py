@@ -254,7 +254,7 @@ class _Execution:
         if random is Randomness.NEGLIGIBLE:
             self.remarks.append("random numbers move its results by next to nothing: each arm drew its own")
         arguments: dict[str, Any] = {"iterations": iterations, "rule": rule, "device": device, "time_s": time_s, "random": random}
-        arguments["turn"] = partial(self.headroom.turn, WIDER * self._float32_mib())
+        arguments |= {"turn": partial(self.headroom.turn, WIDER * self._float32_mib()), "relief": self.headroom.wait}
         if self._share_of_threads() < torch.get_num_threads():
             compiled = threads.with_all(compiled)
         with compilation.autotune_under(self.own.tuning), self._beside_neighbours():  # a recompile autotunes, too

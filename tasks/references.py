@@ -7,7 +7,7 @@ and only the last two give up digits. Every reference that was passed over is na
 2. the same, with the results of all arms held on the host;
 3. the same, with the saved state on the host as well;
 4. the same, in chunks of the batch, where eager in chunks gives what eager gives;
-5. the same, on the host's processors, if the time and the host's memory allow;
+5. the same, on the host's processors, if the time and the host's memory allow, and neighbours give no memory back for another try of 3;
 6. float32 without TF32, where the task runs under autocast;
 7. none: eager is the reference; first with everything on the device, then on the host.
 """

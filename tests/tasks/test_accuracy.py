@@ -348,6 +348,27 @@ class TestFallBacks:
             assert verdict.reference.partition(" (")[0] == reference
             assert verdict.reference.count(OUT) == failures
 
+    @pytest.mark.parametrize(
+        ("failures", "found", "asked", "reference", "lacks"),
+        [
+            (2, True, 0, "float64, results and saved state on the host", 2),
+            (3, True, 1, "float64, results and saved state on the host", 3),
+            (3, False, 1, "float64 on the CPU, results and saved state on the host", 3),
+            (4, True, 1, "float64 on the CPU, results and saved state on the host", 3),
+        ],
+    )
+    def test_the_device_is_tried_once_more_before_the_hosts_processors(self, failures, found, asked, reference, lacks):
+        FitsAtLast.failures = failures
+        waited = []
+        verdict = checked(workload(FitsAtLast()), relief=lambda: waited.append(True) or found)
+        assert (verdict.accuracy, len(waited)) == (Accuracy.PASS, asked)
+        assert verdict.reference.partition(" (")[0] == reference
+        assert verdict.reference.count(OUT) == lacks, "what failed twice is named once"
+
+    def test_a_model_without_kernels_for_it_does_not_wait_for_memory(self):
+        verdict = checked(workload(NoDouble(8, 4)), relief=lambda: pytest.fail("asked for memory"))
+        assert verdict.reference.startswith("none (float64: NotImplementedError")
+
     def test_eager_alone_goes_to_the_host_as_well(self, monkeypatch):
         work, tried = workload(FitsAtLast()), []
 

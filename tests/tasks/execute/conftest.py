@@ -6,6 +6,7 @@ import contextlib
 
 import pytest
 import torch
+import torch._dynamo.utils
 
 from tasks import compilation, execute
 
@@ -20,6 +21,7 @@ def tidy(monkeypatch):
     threads = torch.get_num_threads()
     yield
     torch._dynamo.reset()
+    torch._dynamo.utils.clear_compilation_metrics()
     torch._dynamo.config.suppress_errors = torch._dynamo.config.fail_on_recompile_limit_hit = False
     torch.set_num_threads(threads)
 

@@ -163,6 +163,24 @@ class TestOutOfMemory:
         assert run("mlp", precision=PrecisionSpec(dtype)).status is Status.PASS
         assert factor * 1000.0 in wanted
 
+    def test_a_reference_waits_for_neighbours_before_it_goes_to_the_hosts_processors(self, monkeypatch, uncompiled):
+        """All ways to do with less memory, the chunks' too, lacked it while neighbours were near their peaks."""
+        tries, waits, original = [], [], execute.accuracy.step.in_precision
+
+        def in_precision(workload, dtype, place):
+            tries.append(dtype)
+            if not waits:
+                raise torch.OutOfMemoryError("no room")
+            return original(workload, dtype, place)
+
+        monkeypatch.setattr(execute.accuracy, "_has_own_memory", lambda device: True)
+        monkeypatch.setattr(execute.accuracy.step, "in_precision", in_precision)
+        monkeypatch.setattr(headroom.Room, "wait_for", lambda room, wanted_bytes: waits.append(True) or True)
+        found = run("mlp").measurement
+        assert (found.accuracy, len(waits)) == ("pass", 1)
+        assert found.reference.partition(" (")[0] == "float64, results and saved state on the host"
+        assert found.accuracy_reason == "phase verify lacked memory until neighbours had given some back"
+
     @pytest.mark.parametrize(("crowded", "status"), [(True, Status.OOM), (False, Status.FAIL_ACCURACY)])
     def test_a_failure_that_a_reference_might_have_excused_is_none_beside_neighbours(self, monkeypatch, uncompiled, crowded, status):
         faulty(monkeypatch, lambda loss, module: module[0].weight.grad.mul_(1.5) is None or loss)
