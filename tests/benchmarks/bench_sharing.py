@@ -5,7 +5,7 @@
 Takes stored runs of the same tasks, or of some of them, in pairs: each pair from one machine. Prints for each pair tasks per hour of both
 and what they had been forecast to take; and for all pairs together the mean differences of the logarithms of speedups and of what the
 compiled steps take, with 90 % intervals, whether those lie inside the margin (an equivalence test), and which tasks differ after Benjamini
-and Hochberg. Exits 0 if both agree, else 1.
+and Hochberg, each by all pairs that have it. Exits 0 if both agree, else 1.
 
 A task's difference counts by how well it is known. What compiled steps take is the device's own time where rows have it: that is what the
 choice of kernels moves, and the host's speed, which drifts between two runs, does not.
@@ -58,11 +58,21 @@ def agreement(differences: Sequence[float]) -> Agreement:
 def by_precision(differences: Sequence[float], errors: Sequence[float]) -> Agreement:
     """Each difference by its standard error and by what they scatter beyond those: DerSimonian and Laird, Controlled Clinical Trials 7
     (1986) 177, with the interval of Hartung and Knapp, Statistics in Medicine 20 (2001) 3875."""
+    return weighed(differences, errors, scatter_beyond(differences, errors))
+
+
+def scatter_beyond(differences: Sequence[float], errors: Sequence[float]) -> float:
+    """The variance that is common to all, beside their own errors: DerSimonian and Laird's, by the method of moments."""
     values, weights = np.asarray(differences), 1 / np.asarray(errors) ** 2
     fixed = float(np.average(values, weights=weights))
     excess = float(np.sum(weights * (values - fixed) ** 2)) - (values.size - 1)
-    scatter = excess / float(weights.sum() - (weights**2).sum() / weights.sum()) if values.size > 1 else 0.0
-    return weighed(differences, errors, max(0.0, scatter))
+    return max(0.0, excess / float(weights.sum() - (weights**2).sum() / weights.sum())) if values.size > 1 else 0.0
+
+
+def mean_and_error(differences: Sequence[float], errors: Sequence[float]) -> tuple[float, float]:
+    """The mean by errors and common scatter, and its standard error by these."""
+    weights = 1 / (np.asarray(errors) ** 2 + scatter_beyond(differences, errors))
+    return float(np.average(differences, weights=weights)), 1 / math.sqrt(float(weights.sum()))
 
 
 def weighed(differences: Sequence[float], errors: Sequence[float], scatter: float) -> Agreement:
@@ -171,15 +181,47 @@ def main() -> int:
     print(f"  ln(speedup) with equal weights: mean {plain.mean:+.4f}, 90 % interval {plain.low:+.4f} to {plain.high:+.4f}")
     differ = differing(changes)
     print(f"{len(differ)} tasks differ after Benjamini and Hochberg at {FALSE_DISCOVERY_RATE:g}")
-    for change, q in differ:
-        print(f"  {change.task_id}: {change.ratio:.3f} times the speedup, q {q:.3g}")
+    for task in differ:
+        print(
+            f"  {task.task_id}: {math.exp(task.change):.3f} times the speedup in {task.pairs} pair{'s'[: task.pairs > 1]}, q {task.q:.3g}"
+        )
     return 0 if all(one.holds for one in agreements.values()) and not differ else 1
 
 
-def differing(changes: Sequence[Change]) -> list[tuple[Change, float]]:
-    """The changes that are none by chance, over all pairs, with their q."""
-    qs = stats.false_discovery_control([change.judgement.p for change in changes], method="bh")
-    return [(change, float(q)) for change, q in zip(changes, qs, strict=True) if q <= FALSE_DISCOVERY_RATE]
+@dataclass(frozen=True, slots=True)
+class TaskDifference:
+    """What sharing does to ``ln(speedup)`` of a task, by all ``pairs`` that have it; ``q`` after Benjamini and Hochberg over all tasks."""
+
+    task_id: str
+    pairs: int
+    change: float
+    q: float
+
+
+def differing(changes: Sequence[Change]) -> list[TaskDifference]:
+    """Tasks that differ, and not by chance. What pairs say of the same task is one finding: what they do not agree on is not the mode's."""
+    by_task: dict[str, list[Change]] = {}
+    for change in changes:
+        by_task.setdefault(change.task_id, []).append(change)
+    found = [(task_id, len(of_task), *_together(of_task)) for task_id, of_task in by_task.items()]
+    qs = stats.false_discovery_control([p for *_, p in found], method="bh")
+    tasks = [TaskDifference(task_id, pairs, mean, float(q)) for (task_id, pairs, mean, _), q in zip(found, qs, strict=True)]
+    return [task for task in tasks if task.q <= FALSE_DISCOVERY_RATE]
+
+
+def _together(changes: Sequence[Change]) -> tuple[float, float]:
+    """The mean of a task's changes by ``by_precision``'s weights, and its p by the normal law."""
+    values = [change.judgement.change for change in changes]
+    if len(changes) == 1:
+        return values[0], changes[0].judgement.p
+    mean, error = mean_and_error(values, [_normal_error(change) for change in changes])
+    return mean, 2 * float(special.ndtr(-abs(mean) / error))
+
+
+def _normal_error(change: Change) -> float:
+    """The standard error with which the normal law has a change's p, which comes of one with longer tails."""
+    quantile = -float(special.ndtri(max(change.judgement.p, 1e-300) / 2))
+    return max(change.judgement.error, abs(change.judgement.change) / quantile) if quantile > 0 else change.judgement.error
 
 
 if __name__ == "__main__":

@@ -12,11 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.compare import Change
 from orchestrator.record import Session
 from orchestrator.report.synthetic import store_run, synthetic_run, true_logs
+from orchestrator.statistics.differences import Judgement, Verdict
 from orchestrator.store import Store
 from tests.benchmarks import bench_sharing
-from tests.benchmarks.bench_sharing import agreement, by_precision, heavier, throughput
+from tests.benchmarks.bench_sharing import agreement, by_precision, differing, heavier, mean_and_error, throughput
 from tests.orchestrator.stored import a_record
 
 ENDS = ("speedup", "speedup_low", "speedup_high")
@@ -174,3 +176,37 @@ def test_a_driver_that_was_killed_held_its_device_until_its_last_row(tmp_path, m
     bench_sharing.main()
 
     assert "throughput, shared over strict: 2.00" in capsys.readouterr().out
+
+
+class TestDiffering:
+    def changes(self, *of_task: tuple[str, float, float]) -> list[Change]:
+        """Of tasks' names, differences and p values, each with a standard error of 0.02."""
+        return [
+            Change(name, None, None, Judgement(change, 0.02, None, p, p, Verdict.UNCLEAR), None, None, None, None)
+            for name, change, p in of_task
+        ]
+
+    def names(self, *of_task: tuple[str, float, float]) -> set[str]:
+        return {task.task_id for task in differing(self.changes(*of_task))}
+
+    def test_a_single_pair_is_judged_by_its_own_p(self):
+        assert self.names(("moved", 0.2, 1e-6), ("same", 0.01, 0.6)) == {"moved"}
+
+    def test_what_pairs_do_not_agree_on_is_not_the_modes(self):
+        assert self.names(("either way", 0.4, 1e-8), ("either way", -0.2, 1e-5), ("same", 0.01, 0.6)) == set()
+
+    def test_what_they_agree_on_is_found_where_neither_alone_would_do(self):
+        once = [("moved", 0.05, 0.04), ("same", 0.01, 0.6), ("too", -0.01, 0.6)]
+        assert self.names(*once) == set()
+        assert self.names(*once, ("moved", 0.052, 0.04), ("moved", 0.048, 0.04)) == {"moved"}
+
+    def test_long_tails_are_not_forgotten_when_pairs_are_put_together(self):
+        """Ten of its errors away, and all the same p is 0.2: few pairs, which told little of their own scatter."""
+        assert self.names(("moved", 0.2, 0.2), ("moved", 0.2, 0.2)) == set()
+
+    @given(st.lists(st.tuples(st.floats(-0.2, 0.2), st.floats(0.005, 0.1)), min_size=2, max_size=6))
+    def test_the_mean_lies_between_and_is_no_worse_known_than_one_of_them(self, pairs):
+        values, errors = zip(*pairs, strict=True)
+        mean, error = mean_and_error(values, errors)
+        assert min(values) - 1e-12 <= mean <= max(values) + 1e-12
+        assert error <= math.sqrt(max(errors) ** 2 + bench_sharing.scatter_beyond(values, errors))
