@@ -71,7 +71,10 @@ def with_backend(path, source):
 
 
 class TestScript:
-    @pytest.mark.parametrize(("dtype", "mode", "optimizer"), [("float32", "training", "adam"), ("amp", "inference", "none")])
+    @pytest.mark.parametrize(
+        ("dtype", "mode", "optimizer"),
+        [("float32", "training", "adam"), pytest.param("amp", "inference", "none", marks=pytest.mark.slow)],
+    )
     def test_a_step_that_is_right_agrees(self, tmp_path, dtype, mode, optimizer):
         task = a_task(precision=PrecisionSpec(dtype), mode=mode, optimizer=optimizer)
         assert script_of(tmp_path, task, an_outcome(task)).returncode == ExitCode.PASSED
@@ -94,7 +97,7 @@ class TestScript:
         assert ratios == sorted(ratios, reverse=True)
         assert ratios[0] > 1
 
-    @pytest.mark.parametrize("optimizer", ["none", "sgd"])
+    @pytest.mark.parametrize("optimizer", [pytest.param("none", marks=pytest.mark.slow), "sgd"])
     def test_what_roundings_of_the_weights_do_is_no_fault(self, tmp_path, optimizer):
         task = a_task("fitted", "tests.tasks.rounding", optimizer=optimizer)
         script_of(tmp_path, task, an_outcome(task))

@@ -410,7 +410,7 @@ def a_copy(history, folder):
 NEW = [(TASKS[4], passed(TASKS[4], seed=4)), (TASKS[5], failed(TASKS[5]))]
 
 
-@pytest.mark.parametrize("action", ["append", "compact"])
+@pytest.mark.parametrize("action", ["append", pytest.param("compact", marks=pytest.mark.slow)])
 def test_a_kill_between_any_two_steps_leaves_the_old_state_or_the_new(history, tmp_path, action):
     act = (lambda run: run.append(NEW)) if action == "append" else (lambda run: run.compact())
     whole = a_copy(history, tmp_path / "whole")

@@ -57,6 +57,7 @@ def test_an_error_that_nobody_reads_keeps_its_status(results):
         assert sweep("report", "nowhere", "--results", results, stdout=gone, stderr=gone).returncode == ExitCode.USAGE
 
 
+@pytest.mark.slow
 def test_a_run_whose_progress_nobody_reads_goes_on_to_its_end(tmp_path):
     (tmp_path / "toys.yaml").write_text(TOYS)
     with closed_pipe() as gone:

@@ -219,6 +219,7 @@ def test_the_first_ctrl_c_drains_and_the_resume_does_the_rest(ray, manifest, tmp
     assert {model: row for model, row in rows(tmp_path).items() if model in kept} == kept
 
 
+@pytest.mark.slow
 def test_the_second_ctrl_c_stops_at_once_and_leaves_no_process(manifest, tmp_path, mark):
     driver = start(mark, manifest("hang", "hang.2"), tmp_path)
     wait_for(lambda: workers(mark))

@@ -45,6 +45,7 @@ def address():
     cluster.shutdown()
 
 
+@pytest.mark.slow
 def test_who_runs_out_of_memory_beside_neighbours_gets_more_room_and_then_the_device(address, tmp_path):
     path = tmp_path / "sharing.yaml"
     path.write_text(MANIFEST)

@@ -52,7 +52,7 @@ ONE_PER_FAMILY = [
     "huggingface/GoogleFnet",
     "huggingface/T5Small",
     "timm/lcnet_050",
-    "timm/swin_base_patch4_window7_224",
+    "timm/visformer_small",
     "torchbench/hf_DistilBert",
     "torchbench/resnet18",
     "torchbench/timm_vision_transformer_large",

@@ -18,7 +18,13 @@ def built(mode, name="mobilenet_v2_quantized_qat"):
     return load(ModelSpec("torchbench", name, batch_size=2), mode, CPU, 1)
 
 
-@pytest.mark.parametrize(("name", "parameters"), [("mobilenet_v2_quantized_qat", 3_504_872), ("resnet50_quantized_qat", 25_557_032)])
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("mobilenet_v2_quantized_qat", 3_504_872),
+        pytest.param("resnet50_quantized_qat", 25_557_032, marks=pytest.mark.slow),
+    ],
+)
 def test_training_keeps_the_parameters_and_rounds_what_flows(name, parameters):
     benchmark = built("training", name)
     outputs = benchmark.module(*benchmark.args)
