@@ -508,7 +508,7 @@ def test_kill_9_at_any_moment_loses_no_row_that_was_reported(tmp_path):
     a_run(store, [a_task(0)]).close()
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", WRITERS, str(tmp_path)], **pipes) as writers:
-        for killed in range(1, 11):
+        for killed in range(1, 7):
             print("go", file=writers.stdin, flush=True)
             _, pid = writers.stdout.readline().split()
             time.sleep(dice.uniform(0.0, 0.2))

@@ -416,8 +416,8 @@ def kill_and_prepare(node_directory, kills, pause_s):
     return done
 
 
-def test_thirty_kills_of_whoever_is_forked(prepared_node):
-    assert sum(kill_and_prepare(prepared_node, 30, 0.2).values()) == 30
+def test_twelve_kills_of_whoever_is_forked(prepared_node):
+    assert sum(kill_and_prepare(prepared_node, 12, 0.2).values()) == 12
 
 
 @pytest.mark.chaos
