@@ -33,7 +33,7 @@ COMPILE_S = {"huggingface": 50.0, "timm": 100.0, "torchbench": 60.0, "toy": 0.5}
 OTHER_COMPILE_S = 60.0
 CPU_COMPILE_S = 25.0
 """What a cold compile for the CPU takes besides: the headers of its kernels are compiled first, and each kernel by a C++ compiler. With it
-the smoke manifest, two tasks at once on two cores, is forecast to take 354 s; runs of one day took 308 to 401, as fast as the host was."""
+the smoke manifest, two tasks at once on two cores, is forecast to take 354 s; runs took 308 to 401, as fast as the host was."""
 AMP_FACTOR = 1.12
 """By how much longer a step compiles in AMP than in float32: the median of the models that have rows in both."""
 INFERENCE_SHARE = 0.4
