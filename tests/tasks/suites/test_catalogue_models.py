@@ -48,14 +48,12 @@ NEED_REAL_DATA = {
 NEED_OPERATORS = ("torchbench/timm_efficientdet", "torchbench/vision_maskrcnn")  # whose detection operators have no kernel without data
 ONE_PER_FAMILY = [
     "huggingface/BertForMaskedLM",
-    "huggingface/BlenderbotForCausalLM",
     "huggingface/GoogleFnet",
     "huggingface/T5Small",
     "timm/lcnet_050",
     "timm/visformer_small",
     "torchbench/hf_DistilBert",
     "torchbench/resnet18",
-    "torchbench/timm_vision_transformer_large",
 ]
 
 
