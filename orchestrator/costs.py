@@ -23,17 +23,16 @@ if TYPE_CHECKING:
 RUNS_LOOKED_AT = 20
 """How many runs back ``recorded`` looks."""
 
-START_S = {"cuda": 6.5, "cpu": 8.0}
-"""Besides compiling and timing: to start, build, take eager steps and check."""
+START_S = {"cuda": 6.5, "cpu": 33.0}
+"""Besides timing and what ``COMPILES`` has: to start, build, take eager steps and check; on the CPU also what a cold compile takes before
+its first kernel, whose headers a C++ compiler reads, some 25 s. With it the smoke manifest, two tasks at once on two cores, is forecast to
+take 354 s; runs took 308 to 401, as fast as the host was."""
 
 COMPILES = Path(__file__).with_name("compile_seconds.json")
 """Cold compile seconds of a training step by model and dtype, seen beside neighbours on sixteen virtual processors: those of the reference
 sweep's rows, by the query in docs/performance.md."""
 COMPILE_S = {"huggingface": 50.0, "timm": 100.0, "torchbench": 60.0, "toy": 0.5}
 OTHER_COMPILE_S = 60.0
-CPU_COMPILE_S = 25.0
-"""What a cold compile for the CPU takes besides: the headers of its kernels are compiled first, and each kernel by a C++ compiler. With it
-the smoke manifest, two tasks at once on two cores, is forecast to take 354 s; runs took 308 to 401, as fast as the host was."""
 AMP_FACTOR = 1.12
 """By how much longer a step compiles in AMP than in float32: the median of the models that have rows in both."""
 INFERENCE_SHARE = 0.4
@@ -116,8 +115,7 @@ def estimated(spec: TaskSpec, gpus_per_node: int = 1) -> Cost:
     device = spec.resources.device
     timing_s = min(spec.measure.max_time_s, USUAL_TIMING_S[device]) + min(spec.measure.warmup_max_s, BESIDE_TIMING_S[device])
     held_s = TUNING_S + min(spec.measure.warmup_max_s, WARMING_S) if device == "cuda" else 0.0
-    compile_s = _mode_share(spec) * _compile_s(spec) + (CPU_COMPILE_S if device == "cpu" else 0.0)
-    shared_s, device_s = START_S[device] - DEVICE_S[device] + compile_s, DEVICE_S[device]
+    shared_s, device_s = START_S[device] - DEVICE_S[device] + _mode_share(spec) * _compile_s(spec), DEVICE_S[device]
     crowd = 1 + CROWDING * math.log2(gpus_per_node) if device == "cuda" else 1.0
     return Cost(crowd * shared_s, timing_s, estimated_mib(spec), crowd * device_s, held_s)
 

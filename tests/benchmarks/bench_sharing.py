@@ -29,6 +29,7 @@ from orchestrator.report.rows import Run
 from orchestrator.sessions import device_hours, took
 from orchestrator.statistics.differences import FALSE_DISCOVERY_RATE
 from orchestrator.statistics.intervals import standard_errors
+from orchestrator.statistics.means import FloatArray
 from orchestrator.store import RunStore, Store
 from tasks.spec import Status
 
@@ -63,21 +64,25 @@ def by_precision(differences: Sequence[float], errors: Sequence[float]) -> Agree
 
 def scatter_beyond(differences: Sequence[float], errors: Sequence[float]) -> float:
     """The variance that is common to all, beside their own errors: DerSimonian and Laird's, by the method of moments."""
-    values, weights = np.asarray(differences), 1 / np.asarray(errors) ** 2
+    values, weights = np.asarray(differences), _weights(errors, 0.0)
     fixed = float(np.average(values, weights=weights))
     excess = float(np.sum(weights * (values - fixed) ** 2)) - (values.size - 1)
     return max(0.0, excess / float(weights.sum() - (weights**2).sum() / weights.sum())) if values.size > 1 else 0.0
 
 
+def _weights(errors: Sequence[float], scatter: float) -> FloatArray:
+    return 1 / (np.asarray(errors, dtype=np.float64) ** 2 + scatter)
+
+
 def mean_and_error(differences: Sequence[float], errors: Sequence[float]) -> tuple[float, float]:
     """The mean by errors and common scatter, and its standard error by these."""
-    weights = 1 / (np.asarray(errors) ** 2 + scatter_beyond(differences, errors))
+    weights = _weights(errors, scatter_beyond(differences, errors))
     return float(np.average(differences, weights=weights)), 1 / math.sqrt(float(weights.sum()))
 
 
 def weighed(differences: Sequence[float], errors: Sequence[float], scatter: float) -> Agreement:
     """The mean by standard errors and the variance ``scatter`` that is common to all; its interval from how they lie around it."""
-    values, weights = np.asarray(differences, dtype=np.float64), 1 / (np.asarray(errors) ** 2 + scatter)
+    values, weights = np.asarray(differences, dtype=np.float64), _weights(errors, scatter)
     mean, half = float(np.average(values, weights=weights)), math.inf
     if values.size > 1:
         spread = float(np.average((values - mean) ** 2, weights=weights)) / (values.size - 1)
@@ -127,7 +132,7 @@ class Pair:
         rates = []
         ran = [[row for row in run.rows if row.status != Status.SKIPPED] for run in self.runs]
         for run, store, rows_of in zip(self.runs, self.stores, ran, strict=True):
-            rate = throughput(store.record, [(row.started or 0.0, row.ended or 0.0) for row in rows_of])
+            rate = throughput(store.record, [(row.started, row.ended) for row in rows_of if row.started and row.ended])
             sessions = "; ".join(filter(None, map(took, store.record.sessions))) or "no session has ended"
             speed = f", {rate:.1f} per device hour, {3600 / rate:.1f} s each" if rate else ""
             print(f"{run.run_id}: {len(rows_of)} rows{speed}; {sessions}")
